@@ -1,0 +1,41 @@
+# `make demo` and `make test` each set up .venv themselves: no other step is needed before them.
+# A stamp file says what .venv holds, so that nothing is installed again until pyproject.toml changes.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+INSTALL := $(RUN) pip install --quiet --disable-pip-version-check --editable
+
+.PHONY: help demo test clean
+
+help:
+	@echo "make demo    set up .venv and run the quickstart (about two minutes after the set-up)"
+	@echo "make test    set up .venv, then check style and types and run the tests"
+	@echo "make clean   remove .venv, caches and the output of the examples"
+
+demo: $(VENV)/.has-examples
+	$(VENV)/bin/python examples/quickstart.py
+
+test: $(VENV)/.has-dev
+	$(RUN) ruff check
+	$(RUN) ruff format --check
+	$(RUN) mypy
+	$(RUN) pytest $(PYTEST_ARGS)
+
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.has-examples: pyproject.toml | $(VENV)/.created
+	@echo "Installing into $(VENV): a few minutes the first time, for PyTorch is large"
+	@$(INSTALL) '.[examples]'
+	@touch $@
+
+# The tools of development include the examples', hence the second stamp.
+$(VENV)/.has-dev: pyproject.toml | $(VENV)/.created
+	@echo "Installing into $(VENV): a few minutes the first time, for PyTorch is large"
+	@$(INSTALL) '.[dev]'
+	@touch $@ $(VENV)/.has-examples
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache examples/output

@@ -1,0 +1,298 @@
+"""The Lightning callback that adds the penalty to a training and logs ⟨z²⟩."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_psp.histograms import sample, write_histograms
+from lightning_psp.nonlinearities import find_nonlinearities
+from lightning_psp.penalty import Reduction, check_reduction
+from lightning_psp.potentials import check_module
+from lightning_psp.schedules import Schedule, make_schedule
+from lightning_psp.selection import LayerSelection, matches
+from lightning_psp.statistics import LayerMeans, mean_over_layers
+from lightning_psp.trainer_state import first_learning_rate, loss_scale, means_over_processes, training_progress
+from lightning_psp.watch import Watch
+
+
+class PSPCallback(Callback):
+    r"""Penalises the post-synaptic potentials of a network during training, and logs ⟨z²⟩.
+
+    The optimiser sees the gradient of the user's loss plus :math:`\lambda R`, where R is made from the potentials z,
+    the tensors that enter the network's nonlinearities (Tartaglione et al., 2019, Eq. 7; the reductions are those of
+    :func:`~lightning_psp.psp_penalty`). In one backward pass R covers the potentials that lie between trained
+    parameters and the loss and were not penalised before. The user's loss, as logged and as returned, does not change.
+
+    Logged per step: ``psp/lam``, ``psp/penalty`` (λR), ``psp/z2``. Per epoch: ``psp/z2_train``, ``psp/z2_val``,
+    ``psp/z2_test`` (⟨z²⟩, the mean over layers) and, with `log_layers`, ``psp_z2_train/<layer>`` and so on. All can
+    be monitored by other callbacks.
+
+    Args:
+        lam: strength λ of the penalty, 0 or more; 0 only watches.
+        schedule: λ over training: a :class:`~lightning_psp.schedules.Schedule`, or one of ``"constant"``,
+            ``"warmup"``, ``"linear"``, ``"cosine"``, ``"learning_rate"``.
+        layer_lam: glob pattern on layer names to factor on λ for these layers; factors of several matching patterns
+            multiply.
+        include: glob patterns on layer names: the layers to penalise and to watch.
+        exclude: glob patterns on layer names: the layers to leave alone.
+        output: whether the output layer (the logits) is among the layers.
+        reduction: ``"mean"``, ``"sum"`` or ``"squared_mean"``.
+        activations: further module classes or torch functions whose input is a potential, or their dotted names.
+        log_layers: whether ⟨z²⟩ is logged for each layer.
+        histograms: whether the distributions of weights and potentials are written to TensorBoard each epoch.
+
+    Raises:
+        ValueError: if an argument is outside what is allowed, or (in the first step) if a pattern matches no layer or
+            the model has no potentials.
+        TypeError: if an argument is of the wrong type.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[PSPCallback(lam=1e-3)], logger=False, accelerator="cpu")
+    """
+
+    def __init__(
+        self,
+        lam: float = 1e-3,
+        *,
+        schedule: Schedule | str | None = None,
+        layer_lam: Mapping[str, float] | None = None,
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+        output: bool = True,
+        reduction: Reduction = "mean",
+        activations: Sequence[str | type[nn.Module] | Callable[..., Any]] = (),
+        log_layers: bool = True,
+        histograms: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_factor("lam", lam)
+        check_reduction(reduction)
+        for argument, value in (("log_layers", log_layers), ("histograms", histograms)):
+            if not isinstance(value, bool):
+                raise TypeError(f"Expected argument `{argument}` to be a bool but got {value!r}.")
+        if layer_lam is not None and not isinstance(layer_lam, Mapping):
+            raise TypeError(f"Expected argument `layer_lam` to map glob patterns to factors but got {layer_lam!r}.")
+        for pattern, factor in (layer_lam or {}).items():
+            _check_factor(f"layer_lam[{pattern!r}]", factor)
+        self.lam = float(lam)
+        self.schedule = make_schedule(schedule)
+        self.layer_lam = dict(layer_lam or {})
+        self.selection = LayerSelection(include, exclude, output)
+        self.reduction: Reduction = reduction
+        self.activations = activations
+        self.log_layers = log_layers
+        self.histograms = histograms
+        self._nonlinearities = find_nonlinearities(activations)
+        self._train_means = LayerMeans()
+        self._evaluation_means = LayerMeans()
+        self._first_learning_rate: float | None = None
+        self._samples: dict[str, Tensor] = {}
+        self._said: set[str] = set()
+        self._watch: Watch | None = None
+
+    # --- beginning and end -----------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Makes sure that this is the trainer's only callback of its kind."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if sum(isinstance(callback, PSPCallback) for callback in callbacks) > 1:
+            raise ValueError(
+                "Expected one `PSPCallback` in the Trainer but got several, which would penalise the same potentials"
+                " more than once. Use the argument `layer_lam` of one callback for different strengths."
+            )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts watching the trainer's steps."""
+        self._said = set()
+        self._attach(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts a new mean, and watching where the trainer does not fit."""
+        self._start_evaluation(trainer, pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts a new mean, and watching."""
+        self._start_evaluation(trainer, pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leaves nothing behind."""
+        self._detach()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leaves nothing behind."""
+        self._detach()
+
+    def _attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._detach()
+        check_module(pl_module)
+        self._watch = Watch(
+            trainer,
+            pl_module,
+            nonlinearities=self._nonlinearities,
+            selection=self.selection,
+            reduction=self.reduction,
+            layer_factor=self._layer_factor,
+            next_lam=lambda: self._next_lam(trainer),
+            on_unseen_backward=lambda: self._say(
+                "backward",
+                "`training_step` calls `loss.backward()`, which no callback hears of: the penalty on potentials is"
+                " missing from this backward pass. Call `self.manual_backward(loss)` instead.",
+            ),
+        )
+
+    def _detach(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is not attached to the trainer of the original."""
+        return {**self.__dict__, "_watch": None}
+
+    # --- training --------------------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts a new mean."""
+        self._train_means.reset()
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Prepares the penalty's gradient."""
+        if self._watch is None or self._watch.lam == 0.0:
+            return
+        if pl_module.automatic_optimization:
+            self._check_layers(self._watch)
+        if self._watch.arm(loss, loss_scale(trainer, pl_module)) is None:
+            self._say(
+                "nothing",
+                "A backward pass reached no potential between trained parameters and its loss: no penalty was added"
+                " to it.",
+            )
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ends a backward pass."""
+        if self._watch is not None:
+            self._watch.disarm()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Logs the step and lets go of its potentials."""
+        watch = self._watch
+        if watch is None:
+            return
+        sums = watch.sums()
+        if sums:
+            self._check_layers(watch)
+            self._train_means.update(sums)
+            values: dict[str, float | Tensor] = {"psp/lam": watch.lam, "psp/z2": mean_over_layers(sums)}
+            if watch.penalty is not None:
+                values["psp/penalty"] = watch.penalty
+            sync = trainer.world_size > 1
+            pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1, sync_dist=sync)
+        watch.release()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs the means over the epoch."""
+        self._log_means(trainer, pl_module, self._train_means, "train")
+        watch = self._watch
+        if watch is not None and self.lam > 0:
+            left_out = [
+                layer for layer in watch.layers if self.selection.selects(layer) and layer not in watch.penalised_layers
+            ]
+            if left_out:
+                self._say(
+                    "left out",
+                    "Layers without a penalty, because they lie on no path from trained parameters to a loss:"
+                    f" {', '.join(left_out)}.",
+                    is_warning=False,
+                )
+
+    def _next_lam(self, trainer: Trainer) -> float:
+        if self._first_learning_rate is None:
+            self._first_learning_rate = first_learning_rate(trainer)
+        return self.lam * self.schedule.factor(training_progress(trainer, self._first_learning_rate))
+
+    def _layer_factor(self, layer: str) -> float:
+        return math.prod(factor for pattern, factor in self.layer_lam.items() if matches(layer, (pattern,)))
+
+    def _check_layers(self, watch: Watch) -> None:
+        if "layers" not in self._said:
+            self.selection.check(watch.layers, self.layer_lam)
+            self._said.add("layers")
+
+    # --- evaluation ------------------------------------------------------------------------------------------------
+
+    def _start_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._watch is None:
+            self._attach(trainer, pl_module)
+        self._evaluation_means.reset()
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Adds the batch to the mean."""
+        self._end_evaluation_batch()
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Adds the batch to the mean."""
+        self._end_evaluation_batch()
+
+    def _end_evaluation_batch(self) -> None:
+        if self._watch is not None:
+            self._evaluation_means.update(self._watch.sums())
+            self._watch.release()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs the means over the validation data."""
+        if not trainer.sanity_checking:
+            self._log_means(trainer, pl_module, self._evaluation_means, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs the means over the test data."""
+        self._log_means(trainer, pl_module, self._evaluation_means, "test")
+
+    # --- reporting -------------------------------------------------------------------------------------------------
+
+    def _log_means(self, trainer: Trainer, pl_module: LightningModule, means: LayerMeans, stage: str) -> None:
+        layers = means_over_processes(trainer, means)
+        if not layers:
+            return
+        values = {f"psp/z2_{stage}": sum(layers.values()) / len(layers)}
+        if self.log_layers:
+            values.update({f"psp_z2_{stage}/{layer}": mean for layer, mean in layers.items()})
+        pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1)
+        broken = [layer for layer, mean in layers.items() if not math.isfinite(mean)]
+        if broken:
+            self._say(
+                f"broken {broken}", f"The potentials of these layers hold NaN or infinity ({stage}): {', '.join(broken)}."
+            )
+
+    def _say(self, subject: str, message: str, is_warning: bool = True) -> None:
+        """Says something once a fit."""
+        if subject not in self._said:
+            self._said.add(subject)
+            (rank_zero_warn if is_warning else rank_zero_info)(message)
+
+    # --- checkpoints -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training needs: the first learning rate and the sums of an epoch that has begun."""
+        sums = {layer: list(entry) for layer, entry in self._train_means.sums().items()}
+        return {"first_learning_rate": self._first_learning_rate, "train_sums": sums}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up a training where a checkpoint left it."""
+        self._first_learning_rate = state_dict["first_learning_rate"]
+        self._train_means.load({layer: (total, count) for layer, (total, count) in state_dict["train_sums"].items()})
+
+
+def _check_factor(argument: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"Expected argument `{argument}` to be a number but got {value!r}.")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"Expected argument `{argument}` to be a finite number of at least 0 but got {value!r}.")

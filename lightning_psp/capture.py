@@ -1,0 +1,409 @@
+"""Watching a forward pass: every call of a nonlinearity, the potential that enters it, and its layer's name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+from torch.nn import functional
+from torch.nn.modules import activation as activation_modules
+from torch.nn.modules import module as module_hooks
+from torch.nn.modules.loss import _Loss
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+from torchmetrics import Metric, MetricCollection
+
+from lightning_psp.nonlinearities import Activation, Nonlinearities, TorchFunction
+from lightning_psp.provenance import NetworkCall, Provenance, tensors_in
+from lightning_psp.selection import LayerSelection
+
+Kept = TypeVar("Kept")
+Handler = Callable[[TorchFunction, tuple[Any, ...], dict[str, Any]], Any]
+
+_ACTIVATION_MODULES = tuple(
+    getattr(activation_modules, name) for name in activation_modules.__all__ if name != "MultiheadAttention"
+)
+_SOFTMAX = (functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)
+
+
+class Potential(Generic[Kept]):
+    """One passage of a layer's potentials through its nonlinearity.
+
+    Args:
+        layer: name of the layer.
+        unit_dim: the dimension of the neurons.
+        is_output: whether it is the output layer's.
+    """
+
+    __slots__ = ("is_output", "kept", "layer", "results", "unit_dim")
+
+    def __init__(self, layer: str, unit_dim: int, is_output: bool) -> None:
+        self.layer = layer
+        self.unit_dim = unit_dim
+        self.is_output = is_output
+        self.kept: Kept | None = None
+        self.results: list[tuple[Node | None, int]] = []  # edges to what the nonlinearity gave
+
+    def add_result(self, result: Any) -> None:
+        """Notes what a nonlinearity made of the potential."""
+        if isinstance(result, Tensor):
+            self.results.append((result.grad_fn, result.output_nr))
+
+
+class _Frame(NamedTuple):
+    """A module whose forward is running; path is None for a module outside the network."""
+
+    module: nn.Module
+    path: str | None
+    starts_call: bool
+    potential: Potential[Any] | None
+
+
+class Capture(TorchFunctionMode, Generic[Kept]):
+    """While entered, sees the potentials of a network; leaves nothing on its modules.
+
+    Args:
+        root: the network; layers are named relative to it.
+        nonlinearities: the functions and module classes to react to.
+        selection: the layers for which `keep` is called.
+        keep: called with each potential, before its nonlinearity runs, as `keep(z, potential, in_place)`;
+            what it returns is stored in the potential.
+        root_is_network: whether a call of `root` is a call of the network, its return value the network's output.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        nonlinearities: Nonlinearities,
+        selection: LayerSelection,
+        keep: Callable[[Tensor, Potential[Kept], bool], Kept],
+        root_is_network: bool,
+    ) -> None:
+        super().__init__()
+        self.potentials: list[Potential[Kept]] = []
+        self.on_backward: Callable[[Tensor], None] | None = None  # called before a backward pass inside the watch
+        self.on_outputs: Callable[[], None] | None = None  # called when the output layer of a call is known
+        self.redirected = False  # whether the first call of root stands for a step of training, not for the network
+        self._root = root
+        self._nonlinearities = nonlinearities
+        self._selection = selection
+        self._keep = keep
+        self._root_is_network = root_is_network
+        self._provenance = Provenance()
+        self._paths: dict[nn.Module, str] = {}
+        self._frames: list[_Frame] = []
+        self._hooks: list[RemovableHandle] = []
+        self._skip_without_grad = False
+        self._inside_activation = 0
+        self._handlers = self._make_handlers()
+        self._start()
+
+    def _make_handlers(self) -> dict[TorchFunction, Handler]:
+        known = self._nonlinearities
+        handlers: dict[TorchFunction, Handler] = {Tensor.backward: self._backward}
+        handlers.update(dict.fromkeys(known.views, self._view))
+        handlers.update(dict.fromkeys(known.parts, self._part))
+        handlers.update(dict.fromkeys(_SOFTMAX, self._softmax))
+        handlers.update(dict.fromkeys(known.fused, self._fused))
+        handlers.update(dict.fromkeys(known.output, self._loss))
+        handlers[functional.binary_cross_entropy] = self._binary_cross_entropy
+        handlers.update(dict.fromkeys(known.hidden, self._activation))
+        return handlers
+
+    # --- scope -------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self.potentials = []
+        self._provenance.clear()
+        self._frames = []
+        self._inside_activation = 0
+        self._step_call = NetworkCall()
+        self._call: NetworkCall | None = None
+        self._has_loss = False
+        self._outputs_resolved = False
+        self._outputs: list[tuple[str, NetworkCall, list[Tensor]]] = []
+        self._last_softmax: tuple[Tensor, Tensor] | None = None
+
+    def __enter__(self) -> Capture[Kept]:
+        """Starts a new watch."""
+        self._start()
+        self._find_paths()
+        self._skip_without_grad = torch.is_grad_enabled()
+        self._hooks = [
+            module_hooks.register_module_forward_pre_hook(self._enter_module),
+            module_hooks.register_module_forward_hook(self._leave_module, always_call=True),
+        ]
+        try:
+            super().__enter__()
+        except BaseException:
+            self._remove_hooks()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends the watch; the potentials seen stay in `potentials`."""
+        try:
+            super().__exit__(kind, error, trace)
+        finally:
+            self._remove_hooks()
+            self._frames = []
+        if error is None:
+            self.resolve_outputs()
+            if self.on_outputs is not None:
+                self.on_outputs()
+        self._provenance.clear()
+        self._outputs = []
+        self._last_softmax = None
+
+    def _remove_hooks(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def _find_paths(self) -> None:
+        self._paths = {module: path for path, module in self._root.named_modules()}
+
+    def __torch_function__(
+        self, func: TorchFunction, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Called by torch in place of every torch function."""
+        handler = self._handlers.get(func)
+        if handler is None:
+            return func(*args, **kwargs) if kwargs else func(*args)
+        return handler(func, args, kwargs or {})
+
+    # --- modules -----------------------------------------------------------------------------------------------
+
+    def _enter_module(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        path = self._paths.get(module)
+        if path is None and (module._parameters or module._modules):
+            self._find_paths()  # a module that was added since
+            path = self._paths.get(module)
+        if path == "" and self.redirected:
+            self.redirected = False
+            path = None
+        starts_call = path is not None and self._call is None
+        if starts_call:
+            self._call = NetworkCall()
+        potential = None
+        if self._nonlinearities.module_classes and isinstance(module, self._nonlinearities.module_classes):
+            potential = self._enter_activation_module(module, path, inputs)
+        self._frames.append(_Frame(module, path, starts_call, potential))
+
+    def _enter_activation_module(
+        self, module: nn.Module, path: str | None, inputs: tuple[Any, ...]
+    ) -> Potential[Kept] | None:
+        name = path or type(module).__name__.lower()
+        if not inputs:
+            raise TypeError(f"Expected the input of activation {name!r} to be passed by position.")
+        potential = None
+        if not self._inside_activation and self._is_potential(inputs[0]):
+            in_place = bool(getattr(module, "inplace", False))
+            potential = self._add(inputs[0], name, in_place, is_output=False)
+        self._inside_activation += 1
+        return potential
+
+    def _leave_module(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if not self._frames or self._frames[-1].module is not module:
+            return  # entered before the watch began
+        frame = self._frames.pop()
+        if self._nonlinearities.module_classes and isinstance(module, self._nonlinearities.module_classes):
+            self._inside_activation -= 1
+            if frame.potential is not None and isinstance(output, Tensor):
+                frame.potential.add_result(output)
+                self._provenance.renew(output).potential = frame.potential
+        if frame.path is None:
+            return
+        self._provenance.record_module(module, frame.path, self._call, inputs, output)
+        if frame.starts_call:
+            assert self._call is not None
+            self._note_network_output(module, frame.path, self._call, output)
+            self._call = None
+            if self._root_is_network and frame.path == "":
+                self.resolve_outputs()
+                self._outputs_resolved = True
+                if self.on_outputs is not None:
+                    self.on_outputs()
+
+    # --- the network's output ----------------------------------------------------------------------------------
+
+    def _note_network_output(self, module: nn.Module, path: str, call: NetworkCall, output: Any) -> None:
+        if isinstance(module, (_Loss, Metric, MetricCollection)):
+            return
+        tensors = [tensor for tensor in tensors_in(output) if tensor.ndim > 0]
+        if not tensors:
+            return
+        if self._last_softmax is not None:
+            entering, probabilities = self._last_softmax
+            tensors = [entering if tensor is probabilities else tensor for tensor in tensors]
+            self._last_softmax = None
+        # The outputs of one network, the last that was called: what came before it was its input.
+        self._outputs = [entry for entry in self._outputs if entry[0] == path]
+        self._outputs.append((path, call, tensors))
+
+    def resolve_outputs(self) -> None:
+        """Takes the network's return value for the output layer where no loss with a softmax or sigmoid did so."""
+        outputs, self._outputs = self._outputs, []
+        if self._has_loss:
+            self._has_loss = not self._root_is_network  # the next call of the network is another one
+            return
+        for path, call, tensors in outputs:
+            for tensor in tensors:
+                origin = self._provenance.of(tensor)
+                earlier = [origin.potential] if origin.potential is not None else origin.values.potentials
+                if earlier:
+                    for potential in earlier:
+                        potential.is_output = True
+                elif self._is_potential(tensor):
+                    if origin.path is None:
+                        origin.path, origin.call = path, call
+                    self._add(tensor, "output", in_place=False, is_output=True).add_result(tensor)
+
+    # --- functions ---------------------------------------------------------------------------------------------
+
+    def _activation(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        z = args[0] if args else kwargs.get("input")
+        if self._inside_activation or not isinstance(z, Tensor) or not self._is_potential(z):
+            return func(*args, **kwargs)
+        activation = self._nonlinearities.hidden[func]
+        in_place = activation.overwrites(args, kwargs)
+        values = self._provenance.of(z).values
+        output = next((potential for potential in values.potentials if potential.is_output), None)
+        if output is not None:  # the logits once more
+            result = func(*args, **kwargs)
+            output.add_result(result)
+            return result
+        if in_place and z.requires_grad and z._is_view():
+            return self._overwrite_view(func, z, activation, args, kwargs)
+        potential = self._add(z, self._host(activation.label), in_place, is_output=False)
+        result = func(*args, **kwargs)
+        potential.add_result(result)
+        if isinstance(result, Tensor):
+            self._provenance.renew(result).potential = potential
+        return result
+
+    def _overwrite_view(
+        self, func: TorchFunction, z: Tensor, activation: Activation, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        # Overwriting a view rebuilds the graph of its base without a node for the view: the nonlinearity works on a
+        # copy that has one, and the view receives the result.
+        copied = z.clone()
+        origin = self._provenance.of(z)
+        duplicate = self._provenance.of(copied)
+        duplicate.path, duplicate.call, duplicate.unit_dim = origin.path, origin.call, origin.unit_dim
+        potential = self._add(copied, self._host(activation.label), True, is_output=False)
+        result = func(copied, *args[1:], **{key: value for key, value in kwargs.items() if key != "input"})
+        potential.add_result(result)
+        z.copy_(result)
+        self._provenance.renew(z).potential = potential
+        return z
+
+    def _loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
+        z = args[0] if args else kwargs.get("input")
+        if self._inside_activation or not isinstance(z, Tensor) or not self._is_potential(z):
+            return result
+        if self._outputs_resolved and self._call is None:
+            return result  # the network's return value is the output layer already
+        self._has_loss = True
+        values = self._provenance.of(z).values
+        if not values.potentials:
+            self._add(z, self._host(self._nonlinearities.output[func]), in_place=False, is_output=True)
+        for potential in values.potentials:
+            potential.is_output = True
+            potential.add_result(result)
+        if isinstance(result, Tensor) and result.ndim > 0:
+            self._provenance.renew(result).potential = values.potentials[0]
+        return result
+
+    def _binary_cross_entropy(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        origin = self._provenance.find(args[0] if args else kwargs.get("input"))
+        if origin is not None and origin.potential is not None:
+            origin.potential.is_output = True
+            self._has_loss = True
+        return func(*args, **kwargs)
+
+    def _softmax(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
+        z = args[0] if args else kwargs.get("input")
+        if isinstance(z, Tensor) and self._is_potential(z):
+            # Only the last one can be the network's output; the tensors of all others are let go.
+            self._last_softmax = (z, result)
+        return result
+
+    def _view(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
+        if args:
+            self._provenance.record_view(args[0], result, same_values=True)
+        return result
+
+    def _part(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
+        if args:
+            self._provenance.record_view(args[0], result, same_values=False)
+        return result
+
+    def _fused(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        layer = self._host(self._nonlinearities.fused[func])
+        if torch.is_grad_enabled() or not self._skip_without_grad:
+            frame_path = next((frame.path for frame in reversed(self._frames) if frame.path), layer)
+            if self._selection.selects(frame_path):
+                raise NotImplementedError(
+                    f"The potentials of {frame_path!r} are computed inside the fused function"
+                    f" `{self._nonlinearities.fused[func]}` and cannot be seen. Leave it out with"
+                    f" exclude=({frame_path!r},), or write it with separate linear maps and nonlinearities."
+                )
+        return func(*args, **kwargs)
+
+    def _backward(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.on_backward is not None:
+            self.on_backward(args[0])
+        return func(*args, **kwargs)
+
+    # --- potentials --------------------------------------------------------------------------------------------
+
+    def _is_potential(self, z: Any) -> bool:
+        return (
+            isinstance(z, Tensor)
+            and z.ndim > 0
+            and z.is_floating_point()
+            and z.layout is torch.strided
+            and not z.is_nested
+            and z.numel() > 0
+            and not isinstance(z, nn.Parameter)
+            and (torch.is_grad_enabled() or not self._skip_without_grad)
+            and self._is_of_this_network()
+        )
+
+    def _is_of_this_network(self) -> bool:
+        """False inside the call of another network than `root`."""
+        if not self._frames or self._call is not None or not self._root_is_network:
+            return True
+        outermost = self._frames[0].module
+        return not outermost._parameters and not outermost._modules
+
+    def _host(self, label: str) -> str:
+        """The name of a layer whose potential is no module's output."""
+        for frame in reversed(self._frames):
+            if frame.path is not None:
+                if frame.path and isinstance(frame.module, _ACTIVATION_MODULES):
+                    return frame.path
+                return f"{frame.path}.{label}" if frame.path else label
+        return label
+
+    def _add(self, z: Tensor, host: str, in_place: bool, is_output: bool) -> Potential[Kept]:
+        origin = self._provenance.of(z)
+        name = host if origin.path is None else origin.path or "output"
+        call = self._call or origin.call or self._step_call
+        potential: Potential[Kept] = Potential(call.number(name), origin.unit_dim, is_output)
+        if self._selection.selects(potential.layer, is_output):
+            potential.kept = self._keep(z, potential, in_place)
+        origin.values.potentials.append(potential)
+        self.potentials.append(potential)
+        return potential

@@ -1,0 +1,88 @@
+"""Which part of the autograd graph a loss reaches."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+Edge: TypeAlias = tuple[Node | None, int]
+
+
+@dataclass(frozen=True)
+class ReachedGraph:
+    """The edges along which a backward pass from a loss sends gradient.
+
+    Args:
+        edges: pairs of a node and the number of its output.
+        nodes_of_parameters: the nodes below which a trained parameter lies, or None where that holds for all.
+    """
+
+    edges: frozenset[Edge] | set[Edge]
+    nodes_of_parameters: set[Node] | None
+
+    def holds(self, edge: Edge) -> bool:
+        """Whether gradient of the loss arrives there and goes on to a trained parameter."""
+        if edge not in self.edges:
+            return False
+        return self.nodes_of_parameters is None or edge[0] in self.nodes_of_parameters
+
+
+def reach(loss: Tensor) -> ReachedGraph:
+    """Walks the graph of a loss.
+
+    Args:
+        loss: the tensor whose `backward` is about to be called.
+
+    Raises:
+        NotImplementedError: if a reentrant activation checkpoint lies on the way, inside which no potential can be
+            seen from here.
+    """
+    root = loss.grad_fn
+    if root is None:
+        return ReachedGraph(frozenset(), None)
+    edges: set[Edge] = {(root, loss.output_nr)}
+    seen = {root}
+    pending = [root]
+    trained: list[Node] = []
+    has_other_leaves = False
+    while pending:
+        node = pending.pop()
+        following = node.next_functions
+        if not following:
+            if isinstance(getattr(node, "variable", None), nn.Parameter):
+                trained.append(node)
+            else:
+                has_other_leaves = True
+            continue
+        if type(node).__name__ == "CheckpointFunctionBackward":
+            raise NotImplementedError(
+                "The loss depends on a reentrant activation checkpoint, which hides the potentials inside it. Call"
+                " `torch.utils.checkpoint.checkpoint(..., use_reentrant=False)` instead."
+            )
+        edges.update(following)
+        for reached, _ in following:
+            if reached is not None and reached not in seen:
+                seen.add(reached)
+                pending.append(reached)
+    return ReachedGraph(edges, _above(trained, seen) if has_other_leaves else None)
+
+
+def _above(leaves: list[Node], nodes: set[Node]) -> set[Node]:
+    """The nodes from which one of the leaves can be reached."""
+    users: dict[Node, list[Node]] = defaultdict(list)
+    for node in nodes:
+        for following, _ in node.next_functions:
+            if following is not None:
+                users[following].append(node)
+    above = set(leaves)
+    pending = list(leaves)
+    while pending:
+        for user in users[pending.pop()]:
+            if user not in above:
+                above.add(user)
+                pending.append(user)
+    return above

@@ -1,0 +1,162 @@
+"""Which functions are nonlinearities, and what each of them means for finding potentials.
+
+A forward pass is watched as a sequence of calls of torch functions. This module says which of these
+functions take a potential as their first argument, under which name a reader knows them, and which
+of them overwrite it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import resolve_name
+
+TorchFunction = Callable[..., Any]
+
+# Every pointwise nonlinearity of torch, and the gated linear unit. Softmax is none of them (attention
+# weights are no neurons), and neither is clamp (it guards losses and builds hard sigmoids).
+_HIDDEN = (
+    "celu elu expit gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu log_sigmoid"
+    " logsigmoid mish prelu relu relu6 rrelu selu sigmoid silu softplus softshrink softsign tanh"
+    " tanhshrink threshold"
+).split()
+
+# Functions through which logits enter a loss, or leave the network for one.
+_OUTPUT = (
+    "cross_entropy binary_cross_entropy_with_logits log_softmax multilabel_soft_margin_loss"
+    " soft_margin_loss"
+).split()
+
+# The same values under another shape or type: the result is still the output of the same module.
+_VIEW = (
+    "bfloat16 contiguous double flatten float half movedim permute ravel reshape reshape_as squeeze"
+    " swapaxes swapdims t to transpose type type_as unflatten unsqueeze view view_as"
+).split()
+
+# A part of the values: recognised by the same module's name, but a potential of its own.
+_PART = "__getitem__ chunk narrow select split tensor_split unbind".split()
+
+# Potentials inside these kernels are out of reach of a watcher of function calls.
+_FUSED = (
+    "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell linear_cross_entropy"
+).split()
+
+_NAMESPACES: tuple[Any, ...] = (functional, torch, Tensor, torch.special, torch._C._nn)
+_LABELS = {"expit": "sigmoid", "log_sigmoid": "logsigmoid"}
+
+
+@dataclass(frozen=True)
+class Activation:
+    """How a nonlinearity is called: its name for the reader, and whether it overwrites its input."""
+
+    label: str
+    always_in_place: bool
+    in_place_position: int | None
+
+    def overwrites(self, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+        """Whether this call replaces the potential by the nonlinearity's result."""
+        if self.always_in_place:
+            return True
+        position = self.in_place_position
+        if position is None:
+            return False
+        return bool(args[position]) if len(args) > position else bool(kwargs.get("inplace", False))
+
+
+@dataclass(frozen=True)
+class Nonlinearities:
+    """The functions and module classes that a search for potentials reacts to."""
+
+    hidden: dict[TorchFunction, Activation]
+    output: dict[TorchFunction, str]
+    views: frozenset[TorchFunction]
+    parts: frozenset[TorchFunction]
+    fused: dict[TorchFunction, str]
+    module_classes: tuple[type[nn.Module], ...]
+
+
+def find_nonlinearities(activations: Iterable[str | TorchFunction | type[nn.Module]] = ()) -> Nonlinearities:
+    """Collects torch's own nonlinearities and those that the user names.
+
+    Args:
+        activations: further module classes or torch functions whose input is a potential, or the
+            dotted name of one.
+
+    Raises:
+        TypeError: if an entry is neither a module class nor a function that torch lets a caller watch.
+        ValueError: if a dotted name cannot be imported.
+    """
+    hidden = {function: activation for name in _HIDDEN for function, activation in _variants(name)}
+    classes: list[type[nn.Module]] = []
+    for entry in activations:
+        found = _import(entry) if isinstance(entry, str) else entry
+        if isinstance(found, type) and issubclass(found, nn.Module):
+            classes.append(found)
+        elif callable(found) and resolve_name(found) is not None:
+            name = str(getattr(found, "__name__", "")).strip("_")
+            hidden[found] = _describe(found, name)
+            hidden.update(_variants(name))
+        else:
+            raise TypeError(
+                f"Expected argument `activations` to hold subclasses of `torch.nn.Module` and functions of"
+                f" torch (such as `torch.sin`), or their dotted names, but got {entry!r}. A function"
+                " of your own is watched if you call it from the `forward` of a module class and name the class."
+            )
+    return Nonlinearities(
+        hidden=hidden,
+        output={f: name for name in _OUTPUT for f in _named(name)},
+        views=frozenset(f for name in _VIEW for f in _named(name)),
+        parts=frozenset(f for name in _PART for f in _named(name)),
+        fused={f: name for name in _FUSED for f in _named(name)},
+        module_classes=tuple(classes),
+    )
+
+
+def _variants(name: str) -> Iterator[tuple[TorchFunction, Activation]]:
+    for spelling in (name, f"{name}_"):
+        for function in _named(spelling):
+            yield function, _describe(function, spelling)
+
+
+def _describe(function: TorchFunction, name: str) -> Activation:
+    label = name.rstrip("_")
+    try:
+        parameters = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # C functions have no signature, and no `inplace` argument
+        parameters = []
+    position = parameters.index("inplace") if "inplace" in parameters else None
+    return Activation(_LABELS.get(label, label), name.endswith("_"), position)
+
+
+def _named(name: str) -> Iterator[TorchFunction]:
+    for namespace in _NAMESPACES:
+        function = getattr(namespace, name, None)
+        if function is not None:
+            yield function
+
+
+def _import(dotted: str) -> Any:
+    # The longest importable prefix is the module; what follows are attributes of it.
+    parts = dotted.split(".")
+    for split in range(len(parts) - 1, 0, -1):
+        try:
+            found: Any = import_module(".".join(parts[:split]))
+        except ImportError:
+            continue
+        try:
+            for attribute in parts[split:]:
+                found = getattr(found, attribute)
+        except AttributeError:
+            continue
+        return found
+    raise ValueError(
+        f"Expected argument `activations` to name module classes or functions by their dotted name,"
+        f" such as 'torch.sin', but nothing can be imported as {dotted!r}."
+    )

@@ -1,0 +1,110 @@
+"""Recording the potentials of a network with their graph attached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lightning_psp.capture import Capture, Potential
+from lightning_psp.nonlinearities import find_nonlinearities
+from lightning_psp.selection import LayerSelection
+
+
+class Potentials(dict[str, Tensor]):
+    """Layer name to potentials, in order of call.
+
+    `unit_dims` holds the dimension of each layer's neurons.
+    """
+
+    def __init__(self) -> None:
+        """Starts without any layer."""
+        super().__init__()
+        self.unit_dims: dict[str, int] = {}
+
+
+@contextmanager
+def record_potentials(
+    module: nn.Module,
+    *,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    output: bool = True,
+    activations: Sequence[str | type[nn.Module] | Callable[..., object]] = (),
+) -> Iterator[Potentials]:
+    """Records the potentials of a network while the block runs.
+
+    A potential is the tensor that enters a nonlinearity: a module, a function or a method, in place or not. The
+    network's return value (or the tensor that enters its own loss) is the output layer. Each call of a nonlinearity
+    within one call of the network is a layer of its own; the passes of several calls of the network are concatenated
+    along the batch. Calls under `torch.no_grad()` inside a block that was entered with gradient are left out.
+
+    Args:
+        module: the network. Layers are named relative to it.
+        include: glob patterns on layer names.
+        exclude: glob patterns on layer names.
+        output: whether the output layer is recorded.
+        activations: further module classes or torch functions whose input is a potential, or their dotted names.
+
+    Yields:
+        A dict from layer name to potentials ``[batch, …]`` with their graph, filled whenever a call of the network
+        ends and when the block ends.
+
+    Raises:
+        ValueError: at the end of the block, if no layer was found or a pattern matches none; if the passes of a layer
+            cannot be concatenated.
+        NotImplementedError: if a recurrent layer with fused gates is called.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> network = nn.Sequential(nn.Linear(4, 3), nn.ReLU(inplace=True), nn.Linear(3, 2))
+        >>> with record_potentials(network) as potentials:
+        ...     logits = network(torch.randn(5, 4))
+        >>> {layer: tuple(z.shape) for layer, z in potentials.items()}
+        {'0': (5, 3), '2': (5, 2)}
+    """
+    check_module(module)
+    selection = LayerSelection(include, exclude, output)
+    recorded = Potentials()
+
+    def keep(z: Tensor, potential: Potential[Tensor], in_place: bool) -> Tensor:
+        return z.clone() if in_place else z
+
+    capture = Capture(module, find_nonlinearities(activations), selection, keep, root_is_network=True)
+    capture.on_outputs = lambda: _collect(capture, selection, recorded)
+    with capture:
+        yield recorded
+    selection.check(dict.fromkeys(potential.layer for potential in capture.potentials))
+
+
+def check_module(module: nn.Module) -> None:
+    """Raises an error if a module is not one whose functions can be watched."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"Expected argument `module` to be a `torch.nn.Module` but got {type(module).__name__}.")
+    for path, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise NotImplementedError(
+                f"Module {path!r} is compiled by TorchScript, which hides its potentials. Use the module before"
+                " `torch.jit.script` or `torch.jit.trace`."
+            )
+
+
+def _collect(capture: Capture[Tensor], selection: LayerSelection, recorded: Potentials) -> None:
+    passes: dict[str, list[Tensor]] = {}
+    for potential in capture.potentials:
+        if potential.kept is not None and selection.selects(potential.layer, potential.is_output):
+            passes.setdefault(potential.layer, []).append(potential.kept)
+            recorded.unit_dims[potential.layer] = potential.unit_dim
+    recorded.clear()
+    for layer, tensors in passes.items():
+        try:
+            recorded[layer] = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+        except RuntimeError as error:
+            raise ValueError(
+                f"The passes of layer {layer!r} cannot be concatenated along the batch: their shapes are"
+                f" {', '.join(str([*tensor.shape]) for tensor in tensors)}. Record each call of the network in a"
+                " block of its own."
+            ) from error

@@ -1,0 +1,195 @@
+"""λ over training: factors between the λ that the user gives and the one that a step uses."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """Where a training stands.
+
+    Args:
+        step: optimiser steps taken so far.
+        fraction: share of the training that is done, from 0 to 1; None where its end is not known.
+        learning_rate: learning rate of the first parameter group of the first optimiser.
+        first_learning_rate: the same at the start of training.
+    """
+
+    step: int
+    fraction: float | None
+    learning_rate: float
+    first_learning_rate: float
+
+
+class Schedule(ABC):
+    """A factor on λ that depends on the progress of training."""
+
+    @abstractmethod
+    def factor(self, progress: TrainingProgress) -> float:
+        """The factor on λ in the step that follows."""
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """λ stays as it is: the setting of the first paper's experiments.
+
+    Example:
+        >>> Constant().factor(TrainingProgress(10, 0.5, 0.1, 0.1))
+        1.0
+    """
+
+    def factor(self, progress: TrainingProgress) -> float:
+        """The factor on λ in the step that follows."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class WarmUp(Schedule):
+    """λ rises linearly from 0 to its full value, then stays.
+
+    Args:
+        steps: optimiser steps until the full value; by default a tenth of the training.
+
+    Example:
+        >>> WarmUp(steps=100).factor(TrainingProgress(25, 0.5, 0.1, 0.1))
+        0.25
+    """
+
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the number of steps."""
+        if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 1):
+            raise ValueError(f"Expected argument `steps` to be a positive integer or None but got {self.steps!r}.")
+
+    def factor(self, progress: TrainingProgress) -> float:
+        """The factor on λ in the step that follows."""
+        if self.steps is not None:
+            return min(1.0, progress.step / self.steps)
+        return min(1.0, 10.0 * _fraction(progress, "WarmUp without `steps`"))
+
+
+@dataclass(frozen=True)
+class Linear(Schedule):
+    """λ goes in a straight line from its full value to `end` times that value.
+
+    Args:
+        end: factor at the end of training, 0 or more.
+
+    Example:
+        >>> Linear(end=0.0).factor(TrainingProgress(10, 0.25, 0.1, 0.1))
+        0.75
+    """
+
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Checks the end value."""
+        _check_end(self.end)
+
+    def factor(self, progress: TrainingProgress) -> float:
+        """The factor on λ in the step that follows."""
+        return 1.0 + (self.end - 1.0) * _fraction(progress, "Linear")
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """λ goes along half a cosine from its full value to `end` times that value.
+
+    Args:
+        end: factor at the end of training, 0 or more.
+
+    Example:
+        >>> Cosine().factor(TrainingProgress(0, 0.0, 0.1, 0.1))
+        1.0
+    """
+
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Checks the end value."""
+        _check_end(self.end)
+
+    def factor(self, progress: TrainingProgress) -> float:
+        """The factor on λ in the step that follows."""
+        weight = 0.5 * (1.0 + math.cos(math.pi * _fraction(progress, "Cosine")))
+        return self.end + (1.0 - self.end) * weight
+
+
+@dataclass(frozen=True)
+class ProportionalToLearningRate(Schedule):
+    """λ follows the learning rate of the first optimiser's first parameter group.
+
+    Args:
+        reference: learning rate at which λ has its full value; by default the learning rate at the
+            start of training (the `initial_lr` that a scheduler notes in the parameter group, where
+            there is one).
+
+    Example:
+        >>> ProportionalToLearningRate().factor(TrainingProgress(10, 0.5, 0.05, 0.1))
+        0.5
+    """
+
+    reference: float | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the reference."""
+        if self.reference is not None and not self.reference > 0:
+            raise ValueError(f"Expected argument `reference` to be a positive number or None but got {self.reference!r}.")
+
+    def factor(self, progress: TrainingProgress) -> float:
+        """The factor on λ in the step that follows."""
+        reference = progress.first_learning_rate if self.reference is None else self.reference
+        if reference == 0:
+            raise ValueError(
+                "The learning rate is 0 at the start of training: give `ProportionalToLearningRate` a `reference`,"
+                " the learning rate at which λ has its full value."
+            )
+        return progress.learning_rate / reference
+
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    "constant": Constant,
+    "warmup": WarmUp,
+    "linear": Linear,
+    "cosine": Cosine,
+    "learning_rate": ProportionalToLearningRate,
+}
+
+
+def make_schedule(schedule: Schedule | str | None) -> Schedule:
+    """The schedule that the argument `schedule` of a callback stands for.
+
+    Args:
+        schedule: a schedule, the name of one, or None for a constant λ.
+
+    Raises:
+        ValueError: if the name is not known.
+        TypeError: if it is none of these.
+    """
+    if schedule is None:
+        return Constant()
+    if isinstance(schedule, Schedule):
+        return schedule
+    if isinstance(schedule, str):
+        if schedule not in SCHEDULES:
+            raise ValueError(f"Expected argument `schedule` to be one of {', '.join(SCHEDULES)} but got {schedule!r}.")
+        return SCHEDULES[schedule]()
+    raise TypeError(f"Expected argument `schedule` to be a `Schedule`, the name of one, or None but got {schedule!r}.")
+
+
+def _fraction(progress: TrainingProgress, schedule: str) -> float:
+    if progress.fraction is None:
+        raise ValueError(
+            f"The schedule {schedule} needs to know where training ends: set `max_epochs` (with a sized data loader)"
+            " or `max_steps` in the Trainer."
+        )
+    return progress.fraction
+
+
+def _check_end(end: float) -> None:
+    if not 0 <= end < math.inf:
+        raise ValueError(f"Expected argument `end` to be a number of at least 0 but got {end!r}.")

@@ -1,0 +1,122 @@
+"""Fast, accurate sums of squares of potentials, and their means over an epoch."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from lightning_psp.penalty import accumulation_dtype
+
+# For each layer the sum of z² and the number of values.
+LayerSums: TypeAlias = dict[str, tuple[Tensor, int]]
+
+# A single float32 sum of squares drifts by 1e-5 at ten million values and more beyond; rows of this
+# length are summed first, which keeps the relative error near 1e-7 at the same speed.
+_ROW = 4096
+_SINGLE_SUM_LIMIT = 2**18
+
+
+@torch.no_grad()
+def square_sum(potential: Tensor) -> Tensor:
+    """Sum of the squares of all values, in one read and without a temporary of their size where layout allows it.
+
+    Args:
+        potential: real tensor of any shape; half precision is accumulated in float32.
+
+    Returns:
+        A scalar in float32, or in float64 for a float64 input.
+
+    Example:
+        >>> square_sum(torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
+        tensor(14.)
+    """
+    dtype = accumulation_dtype(potential.dtype)
+    flat = _flatten(potential)
+    if flat is None:
+        return potential.to(dtype).square().sum()
+    if flat.device.type != "cpu":
+        return torch.linalg.vector_norm(flat, dtype=dtype).square()
+    flat = flat.to(dtype)
+    if flat.numel() <= _SINGLE_SUM_LIMIT:
+        return torch.dot(flat, flat)
+    in_rows = flat.numel() // _ROW * _ROW
+    rows, rest = flat[:in_rows].view(-1, _ROW), flat[in_rows:]
+    return torch.linalg.vector_norm(rows, dim=1).square().sum() + torch.dot(rest, rest)
+
+
+def _flatten(potential: Tensor) -> Tensor | None:
+    """A vector view of the values in memory order, or None where they do not lie side by side."""
+    by_stride = sorted(range(potential.ndim), key=potential.stride, reverse=True)
+    in_order = potential.detach().permute(by_stride)
+    return in_order.view(-1) if in_order.is_contiguous() else None
+
+
+class LayerMeans:
+    """⟨z²⟩ of every layer over many batches, each value weighing the same.
+
+    Sums stay on the device of the potentials until they are read, so that updating does not wait for it.
+
+    Example:
+        >>> means = LayerMeans()
+        >>> means.update({"fc": (torch.tensor(8.0), 4)})
+        >>> means.update({"fc": (torch.tensor(1.0), 2)})
+        >>> means.compute()
+        {'fc': 1.5}
+    """
+
+    def __init__(self) -> None:
+        """Starts without any layer."""
+        self._sums: dict[tuple[str, ...], Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._restored: dict[str, float] = {}
+
+    def update(self, layers: LayerSums) -> None:
+        """Adds a batch: for each layer the sum of z² and the number of values."""
+        if not layers:
+            return
+        for layer, (_, elements) in layers.items():
+            self._counts[layer] = self._counts.get(layer, 0) + elements
+        names = tuple(layers)
+        first = next(iter(layers.values()))[0]
+        # mps has no float64
+        dtype = torch.float32 if first.device.type == "mps" else torch.float64
+        batch = torch.stack([total.to(first.device) for total, _ in layers.values()]).to(dtype)
+        self._sums[names] = self._sums[names] + batch if names in self._sums else batch
+
+    def sums(self) -> dict[str, tuple[float, int]]:
+        """For each layer the sum of z² and the number of values so far."""
+        sums = dict(self._restored)
+        for names, totals in self._sums.items():
+            for layer, total in zip(names, totals.tolist(), strict=True):
+                sums[layer] = sums.get(layer, 0.0) + total
+        return {layer: (total, self._counts[layer]) for layer, total in sums.items()}
+
+    def load(self, sums: dict[str, tuple[float, int]]) -> None:
+        """Takes up sums given by :meth:`sums` in place of its own."""
+        self.reset()
+        for layer, (total, elements) in sums.items():
+            self._restored[layer] = total
+            self._counts[layer] = elements
+
+    def compute(self) -> dict[str, float]:
+        """For each layer the mean of z² so far."""
+        return {layer: total / elements for layer, (total, elements) in self.sums().items()}
+
+    def reset(self) -> None:
+        """Forgets every layer."""
+        self._sums.clear()
+        self._counts.clear()
+        self._restored.clear()
+
+
+def mean_over_layers(sums: LayerSums) -> Tensor:
+    """⟨z²⟩ of a network: the mean over layers, each layer weighing the same.
+
+    Example:
+        >>> mean_over_layers({"conv": (torch.tensor(8.0), 4), "fc": (torch.tensor(8.0), 2)})
+        tensor(3.)
+    """
+    means = [total / elements for total, elements in sums.values()]
+    return torch.stack([mean.to(means[0].device) for mean in means]).mean()

@@ -1,0 +1,63 @@
+"""What the penalty needs to know of a trainer: how far it is, and how it scales the loss."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_psp.schedules import TrainingProgress
+from lightning_psp.statistics import LayerMeans
+
+
+def loss_scale(trainer: Trainer, module: LightningModule) -> float:
+    """The factor by which the trainer multiplied the user's loss before the backward pass.
+
+    Loss scaling for half precision multiplies it; automatic optimisation divides it by the number of accumulated
+    batches, manual optimisation does not.
+    """
+    scale = 1.0 / trainer.accumulate_grad_batches if module.automatic_optimization else 1.0
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return scale * float(scaler.get_scale()) if scaler is not None else scale
+
+
+def learning_rate(trainer: Trainer) -> float:
+    """Learning rate of the first parameter group of the first optimiser; 0 without an optimiser."""
+    return float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else 0.0
+
+
+def first_learning_rate(trainer: Trainer) -> float:
+    """The same before any scheduler changed it."""
+    if not trainer.optimizers:
+        return 0.0
+    group = trainer.optimizers[0].param_groups[0]
+    return float(group.get("initial_lr", group["lr"]))
+
+
+def training_progress(trainer: Trainer, first_rate: float) -> TrainingProgress:
+    """How far the training is that `trainer` runs."""
+    shares = []
+    if trainer.max_steps > 0:
+        shares.append(trainer.global_step / trainer.max_steps)
+    batches = trainer.num_training_batches
+    if trainer.max_epochs is not None and trainer.max_epochs > 0 and math.isfinite(batches):
+        epochs = trainer.current_epoch + trainer.fit_loop.batch_idx / batches
+        shares.append(epochs / trainer.max_epochs)
+    # Training ends at whichever limit comes first.
+    fraction = min(1.0, max(shares)) if shares else None
+    return TrainingProgress(trainer.global_step, fraction, learning_rate(trainer), first_rate)
+
+
+def means_over_processes(trainer: Trainer, means: LayerMeans) -> dict[str, float]:
+    """For each layer the mean of z² over the batches of all processes."""
+    sums = means.sums()
+    if trainer.world_size > 1:
+        gathered: list[dict[str, tuple[float, int]]] = [{} for _ in range(trainer.world_size)]
+        torch.distributed.all_gather_object(gathered, sums)
+        sums = {}
+        for process in gathered:
+            for layer, (total, elements) in process.items():
+                other_total, other_elements = sums.get(layer, (0.0, 0))
+                sums[layer] = (other_total + total, other_elements + elements)
+    return {layer: total / elements for layer, (total, elements) in sums.items()}

@@ -1,0 +1,152 @@
+"""Watching the steps that a trainer runs, and penalising the potentials seen in a training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+
+from lightning_psp.capture import Capture, Potential
+from lightning_psp.injection import Injector, Penalised, Tap
+from lightning_psp.nonlinearities import Nonlinearities
+from lightning_psp.penalty import Reduction
+from lightning_psp.selection import LayerSelection
+from lightning_psp.statistics import LayerSums
+
+_STEPS = ("training_step", "validation_step", "test_step")
+
+
+class Watch:
+    """Sees the potentials of every step of a trainer from its making until `close`.
+
+    The steps are wrapped on the trainer's strategy; the user's modules are left as they are. A step's potentials are
+    kept until `release`, at the latest until the next step starts.
+
+    Args:
+        trainer: the trainer whose steps are watched.
+        module: the user's module; layers are named relative to it.
+        nonlinearities: the functions and module classes to react to.
+        selection: the layers to penalise and to measure.
+        reduction: reduction of the penalty.
+        layer_factor: gives a layer's factor on λ.
+        next_lam: gives λ of the training step that is about to start.
+        on_unseen_backward: called when a training step runs a backward pass that was not announced by `arm`.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        *,
+        nonlinearities: Nonlinearities,
+        selection: LayerSelection,
+        reduction: Reduction,
+        layer_factor: Callable[[str], float],
+        next_lam: Callable[[], float],
+        on_unseen_backward: Callable[[], None],
+    ) -> None:
+        self.lam = 0.0
+        self.penalty: Tensor | None = None  # λR of the step so far
+        self.layers: dict[str, None] = {}  # every layer seen in a training step, chosen or not, in order of call
+        self.penalised_layers: set[str] = set()
+        self._trainer = trainer
+        self._selection = selection
+        self._reduction = reduction
+        self._layer_factor = layer_factor
+        self._next_lam = next_lam
+        self._on_unseen_backward = on_unseen_backward
+        self._injector = Injector(reduction, layer_factor)
+        self._is_training = False
+        self._capture: Capture[Tap] = Capture(module, nonlinearities, selection, self._keep, root_is_network=False)
+        self._capture.on_backward = self._check_backward
+        self._strategy = trainer.strategy
+        for name in _STEPS:
+            run = self._run_training_step if name == "training_step" else self._run_evaluation_step
+            setattr(self._strategy, name, partial(run, getattr(self._strategy, name)))
+
+    def close(self) -> None:
+        """Gives the strategy its own steps back and lets go of everything."""
+        for name in _STEPS:
+            self._strategy.__dict__.pop(name, None)
+        self.release()
+
+    def release(self) -> None:
+        """Lets go of everything kept of the last step."""
+        self._injector.disarm()
+        for potential in self._capture.potentials:
+            if potential.kept is not None:
+                potential.kept.release()
+        self._capture.potentials = []
+        self.penalty = None
+
+    def sums(self) -> LayerSums:
+        """For each layer of the last step the sum of z² over its passes and the number of values."""
+        sums: LayerSums = {}
+        for tap in self._taps():
+            total, elements = sums.get(tap.layer, (0.0, 0))
+            sums[tap.layer] = (total + tap.square_sum, elements + tap.elements)
+        return sums
+
+    def arm(self, loss: Tensor, scale: float) -> Penalised | None:
+        """Prepares a backward pass of the training step.
+
+        Args:
+            loss: the tensor whose `backward` is about to be called.
+            scale: the factor by which the user's loss was multiplied to give it.
+
+        Returns:
+            The penalty, or None where no potential lies between trained parameters and this loss.
+        """
+        self._capture.resolve_outputs()
+        self._injector.disarm()
+        penalised = self._injector.arm(loss, self._taps(), self.lam, scale)
+        if penalised is not None:
+            self.penalised_layers.update(penalised.layers)
+            self.penalty = penalised.value if self.penalty is None else self.penalty + penalised.value
+        return penalised
+
+    def disarm(self) -> None:
+        """Ends a backward pass."""
+        self._injector.disarm()
+
+    def _taps(self) -> list[Tap]:
+        return [
+            potential.kept
+            for potential in self._capture.potentials
+            if potential.kept is not None and self._selection.selects(potential.layer, potential.is_output)
+        ]
+
+    def _keep(self, z: Tensor, potential: Potential[Tap], in_place: bool) -> Tap:
+        is_penalised = self._is_training and self.lam * self._layer_factor(potential.layer) != 0.0
+        return Tap(z, potential, in_place, self._reduction if is_penalised else None)
+
+    def _run_training_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.lam = self._next_lam()
+        output = self._run(step, args, kwargs, is_training=True)
+        self.layers.update(dict.fromkeys(potential.layer for potential in self._capture.potentials))
+        return output
+
+    def _run_evaluation_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._trainer.sanity_checking:
+            return step(*args, **kwargs)
+        return self._run(step, args, kwargs, is_training=False)
+
+    def _run(self, step: Callable[..., Any], args: Any, kwargs: Any, is_training: bool) -> Any:
+        self.release()
+        self._is_training = is_training
+        # A strategy that wraps the module runs a step through the module's own `forward`.
+        self._capture.redirected = self._strategy.model is not self._strategy.lightning_module
+        try:
+            with self._capture:
+                return step(*args, **kwargs)
+        except BaseException:
+            self.release()
+            raise
+
+    def _check_backward(self, loss: Tensor) -> None:
+        if self._is_training and self.lam != 0.0 and not self._injector.is_armed:
+            self._on_unseen_backward()

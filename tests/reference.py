@@ -1,0 +1,261 @@
+"""The penalty and its gradient written out by hand, as the tests' independent yardstick.
+
+A copy of the network is run with every nonlinearity of PyTorch's Python namespaces replaced by
+an explicit one: it copies its input, notes the copy as a potential, applies the function to the
+copy out of place and, where the call was in place, writes the result back. So a potential is
+what entered the nonlinearity, whatever is done to that memory later, and it lies on the loss's
+path exactly if the nonlinearity's result does. Gradients come from ``torch.autograd.grad``.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
+from torch import Tensor, nn
+
+Reduction = Literal["mean", "sum", "squared_mean"]
+# Where the output layer's potential is found: in the network's output, in what enters the
+# `log_softmax` in its forward, or among the nonlinearities' inputs already (a sigmoid output).
+OutputLayer = Literal["output", "log_softmax", "activation"]
+LossFunction = Callable[[nn.Module, Any], Tensor]
+
+FUNCTIONAL = """
+    celu celu_ elu elu_ gelu glu hardshrink hardsigmoid hardswish hardtanh hardtanh_ leaky_relu
+    leaky_relu_ logsigmoid mish prelu relu relu6 relu_ rrelu rrelu_ selu selu_ sigmoid silu softplus
+    softshrink softsign tanh tanhshrink threshold threshold_
+"""
+TORCH = """
+    celu celu_ hardshrink prelu relu relu_ rrelu rrelu_ selu selu_ sigmoid sigmoid_ tanh tanh_
+    threshold threshold_
+"""
+TENSOR = "hardshrink prelu relu relu_ sigmoid sigmoid_ tanh tanh_"
+NONLINEARITIES = {
+    F: FUNCTIONAL.split(),
+    torch: TORCH.split(),
+    torch.special: ["expit"],
+    torch.Tensor: TENSOR.split(),
+}
+LOG_SOFTMAX = {F: ["log_softmax"], torch: ["log_softmax"], torch.Tensor: ["log_softmax"]}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One training step's loss and penalty, and the gradients of each by parameter name."""
+
+    potentials: list[Tensor]  # one a layer, in order of call, the passes along the batch
+    live: int  # layers that the loss depends on, and that depend on a trained parameter
+    loss: Tensor
+    penalty: Tensor
+    loss_gradients: dict[str, Tensor]
+    penalty_gradients: dict[str, Tensor]
+
+    def gradients(self, lam: float) -> dict[str, Tensor]:
+        """The gradient of loss + lam * penalty."""
+        return {k: g + lam * self.penalty_gradients[k] for k, g in self.loss_gradients.items()}
+
+    def balanced_lam(self) -> float:
+        """The lam at which the penalty's gradient is as long as the loss's."""
+        return (norm(self.loss_gradients) / norm(self.penalty_gradients)).item()
+
+
+def norm(gradients: dict[str, Tensor]) -> Tensor:
+    return torch.stack([g.double().square().sum() for g in gradients.values()]).sum().sqrt()
+
+
+def reference_potentials(
+    network: nn.Module, inputs: Tensor, output_layer: OutputLayer = "output"
+) -> list[Tensor]:
+    """The potentials of one call of the network, in order of call, the output layer's last."""
+    network = copy.deepcopy(network)
+    with _recorded(network, output_layer) as calls:
+        network(inputs)
+    return calls[0]
+
+
+def reference_gradients(
+    network: nn.Module,
+    loss_function: LossFunction,
+    batch: Any,
+    lam: float,
+    reduction: Reduction = "mean",
+    output_layer: OutputLayer = "output",
+) -> dict[str, Tensor]:
+    """The gradient of the loss plus lam times the penalty, by name of the trained parameter."""
+    return reference_step(network, loss_function, batch, reduction, output_layer).gradients(lam)
+
+
+def reference_step(
+    network: nn.Module,
+    loss_function: LossFunction,
+    batch: Any,
+    reduction: Reduction = "mean",
+    output_layer: OutputLayer = "output",
+) -> Reference:
+    network = copy.deepcopy(network)
+    with _recorded(network, output_layer) as calls:
+        loss = loss_function(network, batch)
+
+    layers = list(zip(*calls, strict=True))
+    candidates = [z for passes in layers for z in passes if z.requires_grad]
+    arriving = torch.autograd.grad(loss, candidates, retain_graph=True, allow_unused=True)
+    reached = {id(z) for z, g in zip(candidates, arriving, strict=True) if g is not None}
+    live = [[z for z in passes if id(z) in reached] for passes in layers]
+    live = [torch.cat(passes) for passes in live if passes]
+
+    penalty = reference_penalty(live, reduction)
+    trained = {k: p for k, p in network.named_parameters() if p.requires_grad}
+    return Reference(
+        potentials=[torch.cat(passes) for passes in layers],
+        live=len(live),
+        loss=loss.detach(),
+        penalty=penalty.detach(),
+        loss_gradients=_gradients(loss, trained),
+        penalty_gradients=_gradients(penalty, trained),
+    )
+
+
+def reference_penalty(potentials: list[Tensor], reduction: Reduction = "mean") -> Tensor:
+    layers = [z if z.dtype == torch.float64 else z.float() for z in potentials]
+    if reduction == "mean":
+        return torch.stack([(z**2).mean() for z in layers]).mean()
+    if reduction == "squared_mean":
+        return torch.stack([(z.mean(0) ** 2).mean() for z in layers]).sum()
+    observations = [z.numel() // _units(z) for z in layers]
+    return (
+        0.5
+        * torch.stack([(z**2).sum() / n for z, n in zip(layers, observations, strict=True)]).sum()
+    )
+
+
+def _gradients(value: Tensor, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    found = torch.autograd.grad(
+        value, list(parameters.values()), retain_graph=True, allow_unused=True
+    )
+    return {
+        k: torch.zeros_like(p) if g is None else g
+        for (k, p), g in zip(parameters.items(), found, strict=True)
+    }
+
+
+def _units(z: Tensor) -> int:
+    """Filters of a convolution, features of a linear map: the rest of a sample is positions."""
+    if z.dim() == 1:
+        return 1
+    if z.dim() == 2:
+        return z.shape[1]
+    return z.shape[_unit_axis(z)]
+
+
+def _unit_axis(z: Tensor) -> int:
+    """Found from the operation that made z, the nearest in the graph behind it."""
+    queue = [z.grad_fn]
+    for node in queue:
+        if node is None:
+            continue
+        name = node.name().removeprefix("Native")
+        if name.startswith(("Convolution", "BatchNorm", "GroupNorm")):
+            return 1
+        if name.startswith(("Addmm", "Mm", "Bmm", "LayerNorm")):
+            return -1
+        if name.startswith(("Permute", "Transpose")):
+            raise AssertionError("the axis of the units has been moved: unclear to the reference")
+        queue.extend(before for before, _ in node.next_functions)
+    raise AssertionError("no layer found behind the potential")
+
+
+@contextmanager
+def _recorded(network: nn.Module, output_layer: OutputLayer) -> Iterator[list[list[Tensor]]]:
+    """Yields a list that gets one list of potentials for each call of the network with gradient.
+
+    The network is changed for good: give a copy. Calls outside of the network's forward, such
+    as a sigmoid for an accuracy, are none of its layers.
+    """
+    calls: list[list[Tensor]] = []
+    potentials: list[Tensor] = []
+    log_softmax_inputs: list[Tensor] = []
+    explicit = _Explicit()
+    nonlinearities = explicit.replacements(NONLINEARITIES, potentials)
+    log_softmaxes = explicit.replacements(LOG_SOFTMAX, log_softmax_inputs)
+    # `nn.TransformerEncoderLayer` and others keep the function itself, out of a patch's reach
+    by_original = {id(getattr(owner, name)): new for owner, name, new in nonlinearities}
+    for module in network.modules():
+        for name, value in list(vars(module).items()):
+            if id(value) in by_original:
+                setattr(module, name, by_original[id(value)])
+    forward = network.forward
+
+    def recorded_forward(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        potentials.clear()
+        log_softmax_inputs.clear()
+        with ExitStack() as stack:
+            for owner, name, new in nonlinearities + log_softmaxes:
+                stack.enter_context(patch.object(owner, name, new))
+            stack.enter_context(patch.object(torch.utils.checkpoint, "checkpoint", _called))
+            output = forward(*args, **kwargs)
+        if output_layer == "output":
+            potentials.extend(output if isinstance(output, tuple) else [output])
+        elif output_layer == "log_softmax":
+            potentials.append(log_softmax_inputs[-1])
+        calls.append(list(potentials))
+        return output
+
+    network.forward = recorded_forward
+    yield calls
+
+
+def _called(function: Callable, *args: Any, use_reentrant: bool) -> Any:
+    """Activation checkpointing without the checkpointing."""
+    return function(*args)
+
+
+class _Explicit:
+    """Makes the explicit nonlinearities; those that PyTorch calls within one are left alone."""
+
+    def __init__(self) -> None:
+        self.inside = False
+
+    def replacements(
+        self, names: dict[Any, list[str]], noted: list[Tensor]
+    ) -> list[tuple[Any, str, Callable]]:
+        return [
+            (owner, name, self._explicit(owner, name, noted))
+            for owner in names
+            for name in names[owner]
+        ]
+
+    def _explicit(self, owner: Any, name: str, noted: list[Tensor]) -> Callable:
+        original = getattr(owner, name)
+        plain = getattr(owner, name.removesuffix("_"))
+        signature = inspect.signature(original) if inspect.isfunction(original) else None
+
+        def nonlinearity(*args: Any, **kwargs: Any) -> Tensor:
+            if self.inside:
+                return original(*args, **kwargs)
+            in_place = name.endswith("_")
+            if signature is not None and "inplace" in signature.parameters:
+                arguments = signature.bind(*args, **kwargs).arguments
+                in_place = arguments.pop("inplace", False)
+                args, kwargs = (), dict(arguments)
+            if args:
+                x, *args = args
+            else:
+                x = kwargs.pop("input")
+            z = x.clone()
+            noted.append(z)
+            self.inside = True
+            try:
+                result = plain(z, *args, **kwargs)
+            finally:
+                self.inside = False
+            return x.copy_(result) if in_place else result
+
+        return nonlinearity
