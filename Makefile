@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
-INSTALL := $(RUN) pip install --quiet --disable-pip-version-check --editable
+INSTALL := $(RUN) pip install -qq --disable-pip-version-check --editable
 
 .PHONY: help demo test clean
 

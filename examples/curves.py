@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 # Okabe and Ito's palette, which colour-blind readers tell apart; the dashes do so in grey print.
 STYLES: list[dict[str, str]] = [
@@ -30,30 +30,28 @@ def plot_curves(techniques: Sequence[Curves], path: Path) -> None:
     """Draw error and ⟨z²⟩ side by side and save the picture.
 
     Args:
-        techniques: The curves to draw, three at most.
+        techniques: The curves of three techniques, the one to point out last.
         path: File to write; its folder is made where it is missing.
     """
     # A Figure of its own, without pyplot, needs no display and leaves no global state.
     figure = Figure(figsize=(10, 4.4), dpi=150, layout="constrained")
     error_axes, z2_axes = figure.subplots(1, 2)
-    for technique, style in zip(techniques, STYLES, strict=False):
+    for technique, style in zip(techniques, STYLES, strict=True):
         _draw_band(error_axes, technique.error, technique.label, style)
         _draw_band(z2_axes, technique.z2, technique.label, style)
 
     error_axes.set_title("Error on unseen digits", fontweight="bold")
-    error_axes.set_ylabel("wrongly classified (% of validation set)")
-    error_axes.set_ylim(0, _error_limit(techniques))
-
+    error_axes.set_ylabel("wrongly classified (%, log scale)")
     z2_axes.set_title("Size of the potentials", fontweight="bold")
-    z2_axes.set_ylabel("mean squared potential ⟨z²⟩ (validation set, log scale)")
-    z2_axes.set_yscale("log")
-    z2_axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    z2_axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    z2_axes.yaxis.set_minor_formatter(NullFormatter())
+    z2_axes.set_ylabel("mean squared potential ⟨z²⟩ (log scale)")
 
     for axes in (error_axes, z2_axes):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("epoch")
-        axes.set_xlim(1, len(techniques[0].error[0]))
+        axes.set_xlim(0, len(techniques[0].error[0]))
         axes.grid(color="#E5E5E5", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -68,17 +66,15 @@ def plot_curves(techniques: Sequence[Curves], path: Path) -> None:
         fontsize=11,
         handlelength=3,
     )
-    seeds = len(techniques[0].error)
-    if seeds > 1:
-        caption = f"Lines: mean of {seeds} trainings. Bands: lowest to highest of them."
-        figure.supxlabel(caption, fontsize=9, color="#555555")
+    caption = "Both measured on the validation set after each epoch."
+    if (seeds := len(techniques[0].error)) > 1:
+        caption += f" Lines: mean of {seeds} trainings; bands: lowest to highest of them."
+    figure.supxlabel(caption, fontsize=9, color="#555555")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
-def _draw_band(
-    axes: Axes, seeds: Sequence[Sequence[float]], label: str, style: dict[str, str]
-) -> None:
+def _draw_band(axes: Axes, seeds: Sequence[Sequence[float]], label: str, style: dict[str, str]) -> None:
     """Draw the mean over the seeds, with a band from the lowest of them to the highest."""
     values = np.asarray(seeds)
     epochs = np.arange(1, values.shape[1] + 1)
@@ -91,8 +87,3 @@ def _draw_band(
         alpha=0.15,
         linewidth=0,
     )
-
-
-def _error_limit(techniques: Sequence[Curves]) -> float:
-    """Upper end of the error axis: the first epochs, near chance, would flatten all the rest."""
-    return max(3 * float(np.mean(technique.error, axis=0)[-1]) for technique in techniques)

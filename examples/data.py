@@ -25,12 +25,8 @@ class Digits(LightningDataModule):
         images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16  # pixels 0 … 16
         labels = torch.tensor(digits.target, dtype=torch.long)
 
-        rest, test = train_test_split(
-            range(len(labels)), test_size=500, stratify=labels, random_state=split_seed
-        )
-        train, validation = train_test_split(
-            rest, test_size=500, stratify=labels[rest], random_state=split_seed
-        )
+        rest, test = train_test_split(range(len(labels)), test_size=500, stratify=labels, random_state=split_seed)
+        train, validation = train_test_split(rest, test_size=500, stratify=labels[rest], random_state=split_seed)
         self.train_set = TensorDataset(images[train], labels[train])
         self.validation_set = TensorDataset(images[validation], labels[validation])
         self.test_set = TensorDataset(images[test], labels[test])

@@ -54,6 +54,4 @@ class DigitsLeNet(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Plain SGD, as in the first paper."""
-        return torch.optim.SGD(
-            self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
-        )
+        return torch.optim.SGD(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)

@@ -69,9 +69,7 @@ def train(technique: Technique, seed: int, epochs: int, data: Digits, logs: Path
     """Train and test one network; with one ``seed``, all techniques start from the same weights."""
     seed_everything(seed, verbose=False)
     model = DigitsLeNet(weight_decay=technique.weight_decay)
-    logger = TensorBoardLogger(
-        logs, name=technique.folder, version=f"seed_{seed}", default_hp_metric=False
-    )
+    logger = TensorBoardLogger(logs, name=technique.folder, version=f"seed_{seed}", default_hp_metric=False)
     # Curves of an earlier call in the same folder would be drawn over this one's.
     shutil.rmtree(logger.log_dir, ignore_errors=True)
 
@@ -102,8 +100,10 @@ def silence_lightning() -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     # Lightning calls what newer versions of torch deprecate.
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.* is deprecated")
-    # The digits are tensors in memory: worker processes would only slow their loading down.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # The digits are tensors in memory, the network is small: worker processes and a GPU would only
+    # slow the trainings down.
+    warnings.filterwarnings("ignore", message=".*does not have many workers")
+    warnings.filterwarnings("ignore", message="GPU available but not used")
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
@@ -122,15 +122,24 @@ def print_table(runs: dict[Technique, list[Run]]) -> None:
         print(f"{technique.label:<28}{error:>18}{z2:>20}")
 
 
+def positive_integer(text: str) -> int:
+    """Read an integer of at least 1 from the command line."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 1 but got {text}")
+    return number
+
+
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description="Compare no regularisation, weight decay and PSP on 8×8 handwritten digits.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--epochs", type=int, default=100, help="epochs of each training")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each technique")
-    parser.add_argument("--lam", type=float, default=0.03, help="strength λ of PSP")
+    parser.add_argument("--epochs", type=positive_integer, default=100, help="epochs of each training")
+    parser.add_argument("--seeds", type=positive_integer, default=3, help="trainings of each technique")
+    # λ and weight decay each had eight values to choose from, by the validation error over ten seeds.
+    parser.add_argument("--lam", type=float, default=0.3, help="strength λ of PSP")
     parser.add_argument("--weight-decay", type=float, default=3e-3, help="strength of ℓ2")
     parser.add_argument(
         "--output",

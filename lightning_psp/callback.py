@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_psp.histograms import sample, write_histograms
+from lightning_psp.histograms import write_histograms
 from lightning_psp.nonlinearities import find_nonlinearities
 from lightning_psp.penalty import Reduction, check_reduction
 from lightning_psp.potentials import check_module
@@ -154,13 +154,18 @@ class PSPCallback(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is not attached to the trainer of the original."""
-        return {**self.__dict__, "_watch": None}
+        return {**self.__dict__, "_watch": None, "_samples": {}}
 
     # --- training --------------------------------------------------------------------------------------------------
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts a new mean."""
         self._train_means.reset()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Has the last batch of an epoch sampled for histograms."""
+        if self._watch is not None:
+            self._watch.takes_samples = self.histograms and trainer.is_last_batch
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Prepares the penalty's gradient."""
@@ -188,21 +193,36 @@ class PSPCallback(Callback):
         if watch is None:
             return
         sums = watch.sums()
-        if sums:
+        # With manual optimisation a step may run a part of the model only.
+        if watch.layers and (pl_module.automatic_optimization or not sums):
             self._check_layers(watch)
+        if sums:
             self._train_means.update(sums)
-            values: dict[str, float | Tensor] = {"psp/lam": watch.lam, "psp/z2": mean_over_layers(sums)}
+            mean = mean_over_layers(sums)
+            values: dict[str, float | Tensor] = {"psp/lam": watch.lam, "psp/z2": mean}
             if watch.penalty is not None:
                 values["psp/penalty"] = watch.penalty
             sync = trainer.world_size > 1
             pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1, sync_dist=sync)
+            # An accelerator is not made to wait in every step.
+            every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+            is_read = mean.device.type == "cpu" or trainer.global_step % every == 0
+            if is_read and not math.isfinite(mean):
+                self._report_broken({layer: float(total) for layer, (total, _) in sums.items()}, "training")
+        self._samples.update(watch.samples)
         watch.release()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the means over the epoch."""
         self._log_means(trainer, pl_module, self._train_means, "train")
+        if self.histograms:
+            write_histograms(trainer, pl_module, self._samples)
+            self._samples = {}
         watch = self._watch
-        if watch is not None and self.lam > 0:
+        if watch is None:
+            return
+        self._check_layers(watch)
+        if self.lam > 0:
             left_out = [
                 layer for layer in watch.layers if self.selection.selects(layer) and layer not in watch.penalised_layers
             ]
@@ -236,16 +256,19 @@ class PSPCallback(Callback):
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Adds the batch to the mean."""
-        self._end_evaluation_batch()
+        self._end_evaluation_batch(trainer)
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Adds the batch to the mean."""
-        self._end_evaluation_batch()
+        self._end_evaluation_batch(trainer)
 
-    def _end_evaluation_batch(self) -> None:
-        if self._watch is not None:
-            self._evaluation_means.update(self._watch.sums())
-            self._watch.release()
+    def _end_evaluation_batch(self, trainer: Trainer) -> None:
+        if self._watch is None or trainer.sanity_checking:
+            return
+        if self._watch.layers:
+            self._check_layers(self._watch)
+        self._evaluation_means.update(self._watch.sums())
+        self._watch.release()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the means over the validation data."""
@@ -266,11 +289,12 @@ class PSPCallback(Callback):
         if self.log_layers:
             values.update({f"psp_z2_{stage}/{layer}": mean for layer, mean in layers.items()})
         pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1)
-        broken = [layer for layer, mean in layers.items() if not math.isfinite(mean)]
-        if broken:
-            self._say(
-                f"broken {broken}", f"The potentials of these layers hold NaN or infinity ({stage}): {', '.join(broken)}."
-            )
+        self._report_broken(layers, stage)
+
+    def _report_broken(self, layers: Mapping[str, float], stage: str) -> None:
+        for layer, value in layers.items():
+            if not math.isfinite(value):
+                self._say(f"broken {layer}", f"The potentials of layer {layer!r} hold NaN or infinity ({stage}).")
 
     def _say(self, subject: str, message: str, is_warning: bool = True) -> None:
         """Says something once a fit."""

@@ -18,16 +18,16 @@ from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric, MetricCollection
 
 from lightning_psp.nonlinearities import Activation, Nonlinearities, TorchFunction
-from lightning_psp.provenance import NetworkCall, Provenance, tensors_in
+from lightning_psp.provenance import Handler, NetworkCall, Origin, Provenance, tensors_in
 from lightning_psp.selection import LayerSelection
 
 Kept = TypeVar("Kept")
-Handler = Callable[[TorchFunction, tuple[Any, ...], dict[str, Any]], Any]
 
-_ACTIVATION_MODULES = tuple(
+_ACTIVATION_MODULES: tuple[type[nn.Module], ...] = tuple(
     getattr(activation_modules, name) for name in activation_modules.__all__ if name != "MultiheadAttention"
 )
 _SOFTMAX = (functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)
+_LOG_SOFTMAX = (functional.log_softmax, torch.log_softmax, Tensor.log_softmax, torch.special.log_softmax)
 
 
 class Potential(Generic[Kept]):
@@ -73,6 +73,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         keep: called with each potential, before its nonlinearity runs, as `keep(z, potential, in_place)`;
             what it returns is stored in the potential.
         root_is_network: whether a call of `root` is a call of the network, its return value the network's output.
+        tracks_units: whether `unit_dim` of the potentials is needed.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         selection: LayerSelection,
         keep: Callable[[Tensor, Potential[Kept], bool], Kept],
         root_is_network: bool,
+        tracks_units: bool,
     ) -> None:
         super().__init__()
         self.potentials: list[Potential[Kept]] = []
@@ -93,7 +95,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self._selection = selection
         self._keep = keep
         self._root_is_network = root_is_network
-        self._provenance = Provenance()
+        self._provenance = Provenance(nonlinearities, tracks_units)
         self._paths: dict[nn.Module, str] = {}
         self._frames: list[_Frame] = []
         self._hooks: list[RemovableHandle] = []
@@ -104,13 +106,12 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def _make_handlers(self) -> dict[TorchFunction, Handler]:
         known = self._nonlinearities
-        handlers: dict[TorchFunction, Handler] = {Tensor.backward: self._backward}
-        handlers.update(dict.fromkeys(known.views, self._view))
-        handlers.update(dict.fromkeys(known.parts, self._part))
+        handlers: dict[TorchFunction, Handler] = {**self._provenance.handlers, Tensor.backward: self._backward}
         handlers.update(dict.fromkeys(_SOFTMAX, self._softmax))
+        handlers.update(dict.fromkeys(_LOG_SOFTMAX, self._log_softmax))
         handlers.update(dict.fromkeys(known.fused, self._fused))
         handlers.update(dict.fromkeys(known.output, self._loss))
-        handlers[functional.binary_cross_entropy] = self._binary_cross_entropy
+        handlers.update(dict.fromkeys(known.probability_losses, self._probability_loss))
         handlers.update(dict.fromkeys(known.hidden, self._activation))
         return handlers
 
@@ -126,7 +127,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self._has_loss = False
         self._outputs_resolved = False
         self._outputs: list[tuple[str, NetworkCall, list[Tensor]]] = []
-        self._last_softmax: tuple[Tensor, Tensor] | None = None
+        self._last_softmax: Origin | None = None
 
     def __enter__(self) -> Capture[Kept]:
         """Starts a new watch."""
@@ -138,7 +139,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             module_hooks.register_module_forward_hook(self._leave_module, always_call=True),
         ]
         try:
-            super().__enter__()
+            super().__enter__()  # type: ignore[no-untyped-call]
         except BaseException:
             self._remove_hooks()
             raise
@@ -149,7 +150,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     ) -> None:
         """Ends the watch; the potentials seen stay in `potentials`."""
         try:
-            super().__exit__(kind, error, trace)
+            super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         finally:
             self._remove_hooks()
             self._frames = []
@@ -220,7 +221,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
                 self._provenance.renew(output).potential = frame.potential
         if frame.path is None:
             return
-        self._provenance.record_module(module, frame.path, self._call, inputs, output)
+        self._provenance.record_module(frame.path, self._call, output)
         if frame.starts_call:
             assert self._call is not None
             self._note_network_output(module, frame.path, self._call, output)
@@ -239,10 +240,10 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         tensors = [tensor for tensor in tensors_in(output) if tensor.ndim > 0]
         if not tensors:
             return
+        origins = [self._provenance.of(tensor) for tensor in tensors]
+        tensors = [o.entering if o.entering is not None else t for o, t in zip(origins, tensors, strict=True)]
         if self._last_softmax is not None:
-            entering, probabilities = self._last_softmax
-            tensors = [entering if tensor is probabilities else tensor for tensor in tensors]
-            self._last_softmax = None
+            self._last_softmax.entering = None
         # The outputs of one network, the last that was called: what came before it was its input.
         self._outputs = [entry for entry in self._outputs if entry[0] == path]
         self._outputs.append((path, call, tensors))
@@ -307,46 +308,52 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     def _loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
         z = args[0] if args else kwargs.get("input")
-        if self._inside_activation or not isinstance(z, Tensor) or not self._is_potential(z):
-            return result
+        if isinstance(z, Tensor):
+            self._enter_loss(z, self._nonlinearities.output[func], result)
+        return result
+
+    def _log_softmax(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # Outside the network it belongs to the loss; inside, its result must reach the output or a loss first.
+        handler = self._softmax if self._call is not None else self._loss
+        return handler(func, args, kwargs)
+
+    def _enter_loss(self, z: Tensor, label: str, result: Any) -> None:
+        """Takes the tensor that enters a loss's own softmax or sigmoid for the output layer."""
+        if self._inside_activation or not self._is_potential(z):
+            return
         if self._outputs_resolved and self._call is None:
-            return result  # the network's return value is the output layer already
+            return  # the network's return value is the output layer already
         self._has_loss = True
         values = self._provenance.of(z).values
         if not values.potentials:
-            self._add(z, self._host(self._nonlinearities.output[func]), in_place=False, is_output=True)
+            self._add(z, self._host(label), in_place=False, is_output=True)
         for potential in values.potentials:
             potential.is_output = True
             potential.add_result(result)
-        if isinstance(result, Tensor) and result.ndim > 0:
-            self._provenance.renew(result).potential = values.potentials[0]
-        return result
 
-    def _binary_cross_entropy(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _probability_loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
         origin = self._provenance.find(args[0] if args else kwargs.get("input"))
-        if origin is not None and origin.potential is not None:
-            origin.potential.is_output = True
-            self._has_loss = True
-        return func(*args, **kwargs)
+        if origin is not None:
+            if origin.potential is not None:
+                origin.potential.is_output = True
+                self._has_loss = True
+            elif origin.entering is not None:
+                self._enter_loss(origin.entering, "log_softmax", result)
+        return result
 
     def _softmax(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
         z = args[0] if args else kwargs.get("input")
         if isinstance(z, Tensor) and self._is_potential(z):
-            # Only the last one can be the network's output; the tensors of all others are let go.
-            self._last_softmax = (z, result)
-        return result
-
-    def _view(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        result = func(*args, **kwargs)
-        if args:
-            self._provenance.record_view(args[0], result, same_values=True)
-        return result
-
-    def _part(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        result = func(*args, **kwargs)
-        if args:
-            self._provenance.record_view(args[0], result, same_values=False)
+            # Whether these are probabilities of the output or weights of attention shows later. Of a softmax only the
+            # last can be the network's output: the tensors of all others are let go.
+            origin = self._provenance.renew(result)
+            origin.entering = z
+            if func in _SOFTMAX:
+                if self._last_softmax is not None:
+                    self._last_softmax.entering = None
+                self._last_softmax = origin
         return result
 
     def _fused(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -26,7 +26,8 @@ class ReachedGraph:
 
     def holds(self, edge: Edge) -> bool:
         """Whether gradient of the loss arrives there and goes on to a trained parameter."""
-        if edge not in self.edges:
+        # A constant has no node.
+        if edge[0] is None or edge not in self.edges:
             return False
         return self.nodes_of_parameters is None or edge[0] in self.nodes_of_parameters
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -25,10 +27,12 @@ def write_histograms(trainer: Trainer, module: LightningModule, potentials: dict
     Weights are the parameters of two or more dimensions, written as `psp_weights/<parameter>`; potentials are written
     as `psp_potentials/<layer>`.
     """
-    experiments = [logger.experiment for logger in trainer.loggers]
+    experiments: list[Any] = [getattr(logger, "experiment", None) for logger in trainer.loggers]
     writers = [experiment for experiment in experiments if hasattr(experiment, "add_histogram")]
     if not writers:
-        rank_zero_warn("PSPCallback(histograms=True) needs a TensorBoardLogger in the Trainer: no histogram is written.")
+        rank_zero_warn(
+            "PSPCallback(histograms=True) needs a TensorBoardLogger in the Trainer: no histogram is written."
+        )
     for writer in writers:
         for name, parameter in module.named_parameters():
             if parameter.ndim > 1:

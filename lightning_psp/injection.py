@@ -41,8 +41,7 @@ class Tap:
         self.value: Tensor | None = None
         self.owns_value = False
         self.batch_sum: Tensor | None = None
-        self._version = z._version
-        self._watched: Tensor | None = None
+        self._version = 0
         self._handle: RemovableHandle | None = None
         with torch.no_grad():
             if reduction is not None and z.grad_fn is not None:
@@ -51,7 +50,7 @@ class Tap:
                 elif in_place:
                     self.value, self.owns_value = z.detach().clone(), True
                 else:
-                    self.value = z.detach()
+                    self.value, self._version = z.detach(), z._version
             self.square_sum = square_sum(z if self.value is None else self.value)
 
     @property
@@ -165,7 +164,7 @@ class Injector:
         for tap in taps:
             if tap.is_penalised or not graph.holds(tap.edge):
                 continue
-            if any(edge in graph.edges for edge in tap.potential.results):
+            if any(edge[0] is not None and edge in graph.edges for edge in tap.potential.results):
                 layers.setdefault(tap.layer, []).append(tap)
         if not layers:
             return None

@@ -29,10 +29,10 @@ _HIDDEN = (
 ).split()
 
 # Functions through which logits enter a loss, or leave the network for one.
-_OUTPUT = (
-    "cross_entropy binary_cross_entropy_with_logits log_softmax multilabel_soft_margin_loss"
-    " soft_margin_loss"
-).split()
+_OUTPUT = "cross_entropy binary_cross_entropy_with_logits multilabel_soft_margin_loss soft_margin_loss".split()
+
+# Losses of what a softmax or sigmoid gave.
+_PROBABILITY_LOSS = "binary_cross_entropy ctc_loss kl_div nll_loss".split()
 
 # The same values under another shape or type: the result is still the output of the same module.
 _VIEW = (
@@ -43,10 +43,22 @@ _VIEW = (
 # A part of the values: recognised by the same module's name, but a potential of its own.
 _PART = "__getitem__ chunk narrow select split tensor_split unbind".split()
 
-# Potentials inside these kernels are out of reach of a watcher of function calls.
-_FUSED = (
-    "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell linear_cross_entropy"
+# Functions whose result has its features in the last dimension, whatever its number of dimensions.
+_FEATURES_LAST = "__matmul__ bilinear embedding layer_norm linear matmul rms_norm".split()
+
+# Functions of one or two tensors that leave the order of dimensions as it was.
+_ELEMENTWISE = (
+    "__add__ __iadd__ __imul__ __isub__ __itruediv__ __mul__ __radd__ __rmul__ __rsub__ __sub__ __truediv__ add add_"
+    " batch_norm clone div div_ dropout group_norm mul mul_ sub sub_"
 ).split()
+
+# Methods that end in an underscore and leave the values as they are.
+_NOT_OVERWRITING = (
+    "requires_grad_ detach_ squeeze_ unsqueeze_ t_ transpose_ swapaxes_ swapdims_ as_strided_ share_memory_ rename_"
+).split()
+
+# Potentials inside these kernels are out of reach of a watcher of function calls.
+_FUSED = ("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell linear_cross_entropy").split()
 
 _NAMESPACES: tuple[Any, ...] = (functional, torch, Tensor, torch.special, torch._C._nn)
 _LABELS = {"expit": "sigmoid", "log_sigmoid": "logsigmoid"}
@@ -76,8 +88,12 @@ class Nonlinearities:
 
     hidden: dict[TorchFunction, Activation]
     output: dict[TorchFunction, str]
+    probability_losses: frozenset[TorchFunction]
     views: frozenset[TorchFunction]
     parts: frozenset[TorchFunction]
+    overwriting: frozenset[TorchFunction]
+    features_last: frozenset[TorchFunction]
+    elementwise: frozenset[TorchFunction]
     fused: dict[TorchFunction, str]
     module_classes: tuple[type[nn.Module], ...]
 
@@ -112,8 +128,12 @@ def find_nonlinearities(activations: Iterable[str | TorchFunction | type[nn.Modu
     return Nonlinearities(
         hidden=hidden,
         output={f: name for name in _OUTPUT for f in _named(name)},
-        views=frozenset(f for name in _VIEW for f in _named(name)),
-        parts=frozenset(f for name in _PART for f in _named(name)),
+        probability_losses=_all_named(_PROBABILITY_LOSS),
+        views=_all_named(_VIEW),
+        parts=_all_named(_PART),
+        overwriting=frozenset(getattr(Tensor, name) for name in dir(Tensor) if _overwrites(name)),
+        features_last=_all_named(_FEATURES_LAST),
+        elementwise=_all_named(_ELEMENTWISE),
         fused={f: name for name in _FUSED for f in _named(name)},
         module_classes=tuple(classes),
     )
@@ -140,6 +160,16 @@ def _named(name: str) -> Iterator[TorchFunction]:
         function = getattr(namespace, name, None)
         if function is not None:
             yield function
+
+
+def _all_named(names: Iterable[str]) -> frozenset[TorchFunction]:
+    return frozenset(function for name in names for function in _named(name))
+
+
+def _overwrites(method: str) -> bool:
+    if method.startswith("__i") and method.endswith("__"):
+        return method not in ("__index__", "__init__", "__init_subclass__", "__int__", "__invert__", "__iter__")
+    return method.endswith("_") and not method.startswith("_") and method not in _NOT_OVERWRITING
 
 
 def _import(dotted: str) -> Any:

@@ -24,7 +24,8 @@ def psp_penalty(potentials: Mapping[str, Tensor], reduction: Reduction = "mean")
     - ``"squared_mean"``: :math:`\sum_l \langle (\langle z_{l,k} \rangle_\text{batch})^2 \rangle_k`, the square of the
       mean over the batch, averaged over units.
 
-    Potentials in half precision are accumulated in float32.
+    Potentials in half precision are accumulated in float32. Where some of the potentials carry a graph, those that do
+    not (the layers of a frozen backbone) are constants: they are left out of R and of L.
 
     Args:
         potentials: layer name to potentials ``[batch, …]``, as :func:`~lightning_psp.record_potentials` gives them.
@@ -53,8 +54,11 @@ def psp_penalty(potentials: Mapping[str, Tensor], reduction: Reduction = "mean")
     if not potentials:
         raise ValueError("Expected argument `potentials` to hold at least one layer but got none.")
     unit_dims: Mapping[str, int] = getattr(potentials, "unit_dims", {})
+    depends_on_parameters = any(potential.requires_grad for potential in potentials.values())
     terms = [
-        _layer_penalty(layer, potential, reduction, unit_dims.get(layer, 1)) for layer, potential in potentials.items()
+        _layer_penalty(layer, potential, reduction, unit_dims.get(layer, 1))
+        for layer, potential in potentials.items()
+        if potential.requires_grad or not depends_on_parameters
     ]
     total = torch.stack([term.to(terms[0].device) for term in terms]).sum()
     return total / len(terms) if reduction == "mean" else total
@@ -78,9 +82,13 @@ def count_units(potential: Tensor, unit_dim: int) -> int:
 
 def _layer_penalty(layer: str, potential: Tensor, reduction: Reduction, unit_dim: int) -> Tensor:
     if not potential.is_floating_point():
-        raise TypeError(f"Expected the potentials of layer {layer!r} to be real floating point but got {potential.dtype}.")
+        raise TypeError(
+            f"Expected the potentials of layer {layer!r} to be real floating point but got {potential.dtype}."
+        )
     if potential.numel() == 0:
-        raise ValueError(f"Expected the potentials of layer {layer!r} to hold values but got shape {[*potential.shape]}.")
+        raise ValueError(
+            f"Expected the potentials of layer {layer!r} to hold values but got shape {[*potential.shape]}."
+        )
     accumulated = potential.to(accumulation_dtype(potential.dtype))
     if reduction == "squared_mean":
         return accumulated.mean(dim=0).square().mean()

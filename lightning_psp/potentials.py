@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lightning_psp.capture import Capture, Potential
+from lightning_psp.graph import reach
 from lightning_psp.nonlinearities import find_nonlinearities
 from lightning_psp.selection import LayerSelection
 
@@ -55,7 +57,9 @@ def record_potentials(
     Raises:
         ValueError: at the end of the block, if no layer was found or a pattern matches none; if the passes of a layer
             cannot be concatenated.
-        NotImplementedError: if a recurrent layer with fused gates is called.
+        RuntimeError: if a potential is overwritten in place after its nonlinearity has read it.
+        NotImplementedError: if a recurrent layer with fused gates is called, or the network is compiled or uses
+            reentrant activation checkpoints.
 
     Example:
         >>> import torch
@@ -70,10 +74,13 @@ def record_potentials(
     selection = LayerSelection(include, exclude, output)
     recorded = Potentials()
 
-    def keep(z: Tensor, potential: Potential[Tensor], in_place: bool) -> Tensor:
-        return z.clone() if in_place else z
+    def keep(z: Tensor, potential: Potential[_Recorded], in_place: bool) -> _Recorded:
+        value = z.clone() if in_place else z
+        return _Recorded(value, None if value.is_inference() else value._version)
 
-    capture = Capture(module, find_nonlinearities(activations), selection, keep, root_is_network=True)
+    capture = Capture(
+        module, find_nonlinearities(activations), selection, keep, root_is_network=True, tracks_units=True
+    )
     capture.on_outputs = lambda: _collect(capture, selection, recorded)
     with capture:
         yield recorded
@@ -90,14 +97,36 @@ def check_module(module: nn.Module) -> None:
                 f"Module {path!r} is compiled by TorchScript, which hides its potentials. Use the module before"
                 " `torch.jit.script` or `torch.jit.trace`."
             )
+        if hasattr(part, "_orig_mod") or part._compiled_call_impl is not None or getattr(part, "_compiler_ctx", None):
+            raise NotImplementedError(
+                f"Module {path!r} is compiled by `torch.compile`, inside which potentials are not seen. Use the module"
+                " as it was before compilation."
+            )
 
 
-def _collect(capture: Capture[Tensor], selection: LayerSelection, recorded: Potentials) -> None:
+class _Recorded(NamedTuple):
+    """A potential and the version of its values when its nonlinearity read them."""
+
+    value: Tensor
+    version: int | None
+
+
+def _collect(capture: Capture[_Recorded], selection: LayerSelection, recorded: Potentials) -> None:
     passes: dict[str, list[Tensor]] = {}
     for potential in capture.potentials:
         if potential.kept is not None and selection.selects(potential.layer, potential.is_output):
-            passes.setdefault(potential.layer, []).append(potential.kept)
+            value, version = potential.kept
+            if version is not None and value._version != version:
+                raise RuntimeError(
+                    f"The potentials of layer {potential.layer!r} were overwritten in place after their nonlinearity"
+                    " had read them. Write the operation that follows out of place (`x = x + y` for `x += y`), or leave"
+                    " the layer out with the argument `exclude`."
+                )
+            passes.setdefault(potential.layer, []).append(value)
             recorded.unit_dims[potential.layer] = potential.unit_dim
+    last = next((tensors[-1] for tensors in reversed(passes.values())), None)
+    if last is not None:
+        reach(last)  # raises an error where a reentrant checkpoint hides potentials
     recorded.clear()
     for layer, tensors in passes.items():
         try:

@@ -1,21 +1,20 @@
-"""Where tensors come from: the module whose output a tensor is, and the network call that made it."""
+"""Where tensors come from: the module whose output a tensor is, and which of its dimensions holds the neurons."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from lightning_psp.nonlinearities import Nonlinearities, TorchFunction
 
 if TYPE_CHECKING:
     from lightning_psp.capture import Potential
 
-# Modules whose units are the last dimension of their output; for all others it is dimension 1.
-_FEATURES_LAST = (nn.Linear, nn.Bilinear, nn.LayerNorm, nn.RMSNorm, nn.Embedding)
-# Modules that leave the order of dimensions as it was.
-_ELEMENTWISE = (nn.Dropout, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Identity)
+Handler = Callable[[TorchFunction, tuple[Any, ...], dict[str, Any]], Any]
 
 
 @dataclass
@@ -37,7 +36,7 @@ class Values:
     __slots__ = ("potentials",)
 
     def __init__(self) -> None:
-        self.potentials: list[Potential] = []
+        self.potentials: list[Potential[Any]] = []
 
 
 class Origin:
@@ -47,7 +46,7 @@ class Origin:
         tensor: the tensor, held weakly.
     """
 
-    __slots__ = ("call", "path", "potential", "reference", "unit_dim", "values")
+    __slots__ = ("call", "entering", "path", "potential", "reference", "unit_dim", "values")
 
     def __init__(self, tensor: Tensor) -> None:
         self.reference = weakref.ref(tensor)
@@ -55,14 +54,26 @@ class Origin:
         self.call: NetworkCall | None = None
         self.unit_dim = 1
         self.values = Values()
-        self.potential: Potential | None = None  # whose nonlinearity gave this tensor
+        self.potential: Potential[Any] | None = None  # whose nonlinearity gave this tensor
+        self.entering: Tensor | None = None  # of which this tensor is the softmax or its logarithm
 
 
 class Provenance:
-    """Origins of the tensors of one forward pass."""
+    """Follows the tensors of one forward pass, by what modules return and by what functions do.
 
-    def __init__(self) -> None:
-        """Starts without any tensor."""
+    Args:
+        nonlinearities: the functions to follow.
+        tracks_units: whether the dimension of the neurons is followed through sums and products.
+    """
+
+    def __init__(self, nonlinearities: Nonlinearities, tracks_units: bool) -> None:
+        self.handlers: dict[TorchFunction, Handler] = {}
+        if tracks_units:
+            self.handlers.update(dict.fromkeys(nonlinearities.elementwise, self._elementwise))
+            self.handlers.update(dict.fromkeys(nonlinearities.features_last, self._features_last))
+        self.handlers.update(dict.fromkeys(nonlinearities.overwriting, self._overwriting))
+        self.handlers.update(dict.fromkeys(nonlinearities.views, self._view))
+        self.handlers.update(dict.fromkeys(nonlinearities.parts, self._part))
         self._origins: dict[int, Origin] = {}
 
     def find(self, tensor: Any) -> Origin | None:
@@ -81,37 +92,71 @@ class Provenance:
         origin = self._origins[id(tensor)] = Origin(tensor)
         return origin
 
-    def record_module(self, module: nn.Module, path: str, call: NetworkCall | None, inputs: Any, output: Any) -> None:
+    def record_module(self, path: str, call: NetworkCall | None, output: Any) -> None:
         """Notes that the tensors in `output` are what the module at `path` returned."""
         for tensor in tensors_in(output):
             origin = self.of(tensor)
-            if origin.path is not None and is_within(origin.path, path):
-                continue  # a module inside this one made it
-            origin.path = path
-            origin.call = call
-            if isinstance(module, _FEATURES_LAST):
-                origin.unit_dim = -1
-            elif isinstance(module, _ELEMENTWISE) and inputs:
-                source = self.find(inputs[0])
-                origin.unit_dim = 1 if source is None else source.unit_dim
-
-    def record_view(self, source: Any, result: Any, same_values: bool) -> None:
-        """Notes that the tensors in `result` are views, casts or parts of `source`."""
-        origin = self.find(source)
-        if origin is None:
-            return
-        for tensor in tensors_in(result):
-            if tensor is source:
-                continue
-            derived = self.renew(tensor)
-            derived.path, derived.call, derived.potential = origin.path, origin.call, origin.potential
-            if same_values:
-                derived.values = origin.values
-                derived.unit_dim = origin.unit_dim if tensor.shape == source.shape else 1
+            if origin.path is None or not is_within(origin.path, path):  # else a module inside this one made it
+                origin.path, origin.call = path, call
 
     def clear(self) -> None:
         """Forgets every tensor."""
         self._origins.clear()
+
+    def _view(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
+        self._derive(args, result, has_same_values=True)
+        return result
+
+    def _part(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
+        self._derive(args, result, has_same_values=False)
+        return result
+
+    def _derive(self, args: tuple[Any, ...], result: Any, has_same_values: bool) -> None:
+        origin = self.find(args[0]) if args else None
+        if origin is None:
+            return
+        for tensor in tensors_in(result):
+            if tensor is args[0]:
+                continue
+            derived = self.renew(tensor)
+            derived.path, derived.call = origin.path, origin.call
+            derived.potential, derived.entering = origin.potential, origin.entering
+            derived.unit_dim = _unit_dim_of_view(args[0], tensor, origin.unit_dim)
+            if has_same_values:
+                derived.values = origin.values
+
+    def _overwriting(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
+        origin = self.find(args[0]) if args else None
+        if origin is not None:
+            # No module returned these values.
+            self.renew(args[0]).unit_dim = origin.unit_dim
+        return result
+
+    def _elementwise(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor) and result.ndim > 2:
+            origins = [self.find(arg) for arg in args if isinstance(arg, Tensor) and arg.ndim == result.ndim]
+            if any(origin is not None and origin.unit_dim != 1 for origin in origins):
+                self.of(result).unit_dim = -1
+        return result
+
+    def _features_last(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor):
+            self.of(result).unit_dim = -1
+        return result
+
+
+def _unit_dim_of_view(source: Tensor, view: Tensor, unit_dim: int) -> int:
+    """The dimension of a view that steps through memory as the units of its source do; 1 where there is none."""
+    if source.ndim < 2 or source.shape == view.shape:
+        return unit_dim
+    step = source.shape[unit_dim], source.stride(unit_dim)
+    found = [dim for dim in range(view.ndim) if (view.shape[dim], view.stride(dim)) == step]
+    return found[-1] if len(found) == 1 else 1
 
 
 def is_within(path: str, ancestor: str) -> bool:

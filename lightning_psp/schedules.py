@@ -138,7 +138,9 @@ class ProportionalToLearningRate(Schedule):
     def __post_init__(self) -> None:
         """Checks the reference."""
         if self.reference is not None and not self.reference > 0:
-            raise ValueError(f"Expected argument `reference` to be a positive number or None but got {self.reference!r}.")
+            raise ValueError(
+                f"Expected argument `reference` to be a positive number or None but got {self.reference!r}."
+            )
 
     def factor(self, progress: TrainingProgress) -> float:
         """The factor on λ in the step that follows."""

@@ -34,8 +34,10 @@ class LayerSelection:
         """Checks the patterns."""
         for argument in ("include", "exclude"):
             patterns = getattr(self, argument)
-            if isinstance(patterns, str) or not isinstance(patterns, Sequence) or not all(
-                isinstance(pattern, str) for pattern in patterns
+            if (
+                isinstance(patterns, str)
+                or not isinstance(patterns, Sequence)
+                or not all(isinstance(pattern, str) for pattern in patterns)
             ):
                 raise TypeError(
                     f"Expected argument `{argument}` to be a sequence of glob patterns, such as ('conv*',),"

@@ -37,13 +37,15 @@ def square_sum(potential: Tensor) -> Tensor:
     if flat is None:
         return potential.to(dtype).square().sum()
     if flat.device.type != "cpu":
-        return torch.linalg.vector_norm(flat, dtype=dtype).square()
+        norm: Tensor = torch.linalg.vector_norm(flat, dtype=dtype)
+        return norm.square()
     flat = flat.to(dtype)
     if flat.numel() <= _SINGLE_SUM_LIMIT:
         return torch.dot(flat, flat)
     in_rows = flat.numel() // _ROW * _ROW
     rows, rest = flat[:in_rows].view(-1, _ROW), flat[in_rows:]
-    return torch.linalg.vector_norm(rows, dim=1).square().sum() + torch.dot(rest, rest)
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return norms.square().sum() + torch.dot(rest, rest)
 
 
 def _flatten(potential: Tensor) -> Tensor | None:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, nn
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
 from lightning_psp.capture import Capture, Potential
+from lightning_psp.histograms import sample
 from lightning_psp.injection import Injector, Penalised, Tap
 from lightning_psp.nonlinearities import Nonlinearities
 from lightning_psp.penalty import Reduction
@@ -51,7 +52,9 @@ class Watch:
     ) -> None:
         self.lam = 0.0
         self.penalty: Tensor | None = None  # λR of the step so far
-        self.layers: dict[str, None] = {}  # every layer seen in a training step, chosen or not, in order of call
+        self.layers: dict[str, None] = {}  # every layer seen, chosen or not, in order of call
+        self.takes_samples = False
+        self.samples: dict[str, Tensor] = {}
         self.penalised_layers: set[str] = set()
         self._trainer = trainer
         self._selection = selection
@@ -61,7 +64,9 @@ class Watch:
         self._on_unseen_backward = on_unseen_backward
         self._injector = Injector(reduction, layer_factor)
         self._is_training = False
-        self._capture: Capture[Tap] = Capture(module, nonlinearities, selection, self._keep, root_is_network=False)
+        self._capture: Capture[Tap] = Capture(
+            module, nonlinearities, selection, self._keep, root_is_network=False, tracks_units=reduction == "sum"
+        )
         self._capture.on_backward = self._check_backward
         self._strategy = trainer.strategy
         for name in _STEPS:
@@ -81,6 +86,7 @@ class Watch:
             if potential.kept is not None:
                 potential.kept.release()
         self._capture.potentials = []
+        self.samples = {}
         self.penalty = None
 
     def sums(self) -> LayerSums:
@@ -102,6 +108,7 @@ class Watch:
             The penalty, or None where no potential lies between trained parameters and this loss.
         """
         self._capture.resolve_outputs()
+        self._note_layers()
         self._injector.disarm()
         penalised = self._injector.arm(loss, self._taps(), self.lam, scale)
         if penalised is not None:
@@ -122,13 +129,13 @@ class Watch:
 
     def _keep(self, z: Tensor, potential: Potential[Tap], in_place: bool) -> Tap:
         is_penalised = self._is_training and self.lam * self._layer_factor(potential.layer) != 0.0
+        if self.takes_samples and self._is_training:
+            self.samples[potential.layer] = sample(z)
         return Tap(z, potential, in_place, self._reduction if is_penalised else None)
 
     def _run_training_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.lam = self._next_lam()
-        output = self._run(step, args, kwargs, is_training=True)
-        self.layers.update(dict.fromkeys(potential.layer for potential in self._capture.potentials))
-        return output
+        return self._run(step, args, kwargs, is_training=True)
 
     def _run_evaluation_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._trainer.sanity_checking:
@@ -142,10 +149,17 @@ class Watch:
         self._capture.redirected = self._strategy.model is not self._strategy.lightning_module
         try:
             with self._capture:
-                return step(*args, **kwargs)
+                output = step(*args, **kwargs)
         except BaseException:
             self.release()
             raise
+        # A network may have other layers in training than in the validation between its epochs.
+        if is_training or self._trainer.state.fn != TrainerFn.FITTING:
+            self._note_layers()
+        return output
+
+    def _note_layers(self) -> None:
+        self.layers.update(dict.fromkeys(potential.layer for potential in self._capture.potentials))
 
     def _check_backward(self, loss: Tensor) -> None:
         if self._is_training and self.lam != 0.0 and not self._injector.is_armed:

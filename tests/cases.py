@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.reference import OutputLayer
+from tests.reference import OutputLayer, Reduction
+
+REDUCTIONS: tuple[Reduction, ...] = ("mean", "sum", "squared_mean")
 
 
 def cross_entropy(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -32,7 +34,9 @@ class Case:
     layers: int | None = None  # where known without the reference
     names: tuple[str, ...] | None = None  # where the design says them
     output_layer: OutputLayer = "output"
+    reductions: tuple[Reduction, ...] = REDUCTIONS
     partly_live: bool = False  # some potentials do not lie on the loss's path
+    refusal: str = ""  # an error with this text will do as well as the gradient
     needs_torchvision: bool = False
 
     def build(self, batches: int = 1) -> tuple[nn.Module, list[Any]]:

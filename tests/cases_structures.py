@@ -38,6 +38,17 @@ def sigmoid_in_loss(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return F.binary_cross_entropy(torch.sigmoid(network(batch[0])), batch[1])
 
 
+def focal_loss(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    logits = network(batch[0])
+    p = torch.sigmoid(logits)
+    entropy = F.binary_cross_entropy_with_logits(logits, batch[1], reduction="none")
+    return (entropy * (p - batch[1]) ** 2).mean()
+
+
+def log_of_probabilities(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return F.nll_loss(network(batch[0]).log(), batch[1])
+
+
 def with_accuracy(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     logits = network(batch[0])
     loss = F.binary_cross_entropy_with_logits(logits, batch[1])
@@ -55,6 +66,18 @@ def accuracy_first(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 def each_token(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return F.cross_entropy(network(batch[0]).transpose(1, 2), batch[1])
+
+
+def token_rows(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return F.cross_entropy(network(batch[0]).flatten(0, 1), batch[1].flatten())
+
+
+def input_with_gradient(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return F.cross_entropy(network(batch[0].clone().requires_grad_()), batch[1])
+
+
+def loss_inside(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return network(*batch)
 
 
 def two_losses(network: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -96,6 +119,10 @@ def binary(*outputs: int) -> tuple[Tensor, Tensor]:
     return torch.randn(5, 6), torch.randint(2, (5, *outputs)).double()
 
 
+def token_batch() -> tuple[Tensor, Tensor]:
+    return torch.randn(4, 5, 6), torch.randint(3, (4, 5))
+
+
 def dense(name: str, between, layers: int, features: int = 8) -> Case:
     return Case(name, lambda: n.Dense(between, features), flat, layers=layers)
 
@@ -119,7 +146,7 @@ STRUCTURE_CASES = [
         digits,
         negative_log_likelihood,
         layers=4,
-        output_layer="log_softmax",
+        output_layer="softmax",
     ),
     Case("reused ReLU", lambda: n.ReusedReLU(False), flat, names=("fc1", "fc2", "fc3")),
     Case("reused ReLU in place", lambda: n.ReusedReLU(True), flat, names=("fc1", "fc2", "fc3")),
@@ -130,10 +157,9 @@ STRUCTURE_CASES = [
     ),
     dense("gated by hand", n.gated_by_hand, 2, features=4),
     dense("half in place", n.half_in_place, 2),
-    dense("reshaped in place", n.reshaped_in_place, 2),
+    dense("view in place", n.viewed_in_place, 2),
     dense("overwritten and used", n.overwritten_and_used, 2),
     dense("two nonlinearities of one tensor", n.two_nonlinearities, 3),
-    dense("overwritten by a second nonlinearity", n.in_place_after, 3),
     dense("SiLU by hand", lambda x: x * x.sigmoid(), 2),
     dense("nonlinearity of a nonlinearity", lambda x: torch.tanh(F.softplus(x)), 3),
     dense("module made in forward", lambda x: nn.ReLU()(x), 2),
@@ -154,7 +180,7 @@ STRUCTURE_CASES = [
     Case(
         "tokens",
         n.Tokens,
-        lambda: (torch.randn(4, 5, 6), torch.randint(3, (4, 5))),
+        token_batch,
         each_token,
         names=("embed", "relu", "head"),
     ),
@@ -170,14 +196,37 @@ STRUCTURE_CASES = [
     Case(
         "detached branch", n.DetachedBranch, flat, names=("left", "right", "fc"), partly_live=True
     ),
-    *(
-        Case(
-            f"checkpoint, {'reentrant' if reentrant else 'non-reentrant'}",
-            partial(n.Checkpointed, reentrant),
-            flat,
-            names=("fc1", "fc2", "fc3"),
-        )
-        for reentrant in (False, True)
+    Case(
+        "checkpoint, non-reentrant",
+        lambda: n.Checkpointed(use_reentrant=False),
+        flat,
+        names=("fc1", "fc2", "fc3"),
+    ),
+    Case("nonlinearity of the input", n.activated_input, flat, layers=3, partly_live=True),
+    Case(
+        "input with gradient",
+        n.activated_input,
+        flat,
+        input_with_gradient,
+        layers=3,
+        partly_live=True,
+    ),
+    Case(
+        "loss inside the network",
+        n.LossInside,
+        flat,
+        loss_inside,
+        names=("fc1", "fc2"),
+        output_layer="softmax",
+    ),
+    # the loss sees rows of tokens, so the batch of "squared_mean" is a matter of opinion
+    Case(
+        "tokens in rows",
+        n.Tokens,
+        token_batch,
+        token_rows,
+        layers=3,
+        reductions=("mean", "sum"),
     ),
     Case("log_softmax in the loss", lambda: n.mlp(3), flat, log_softmax_in_loss, names=MLP),
     Case(
@@ -186,7 +235,7 @@ STRUCTURE_CASES = [
         flat,
         negative_log_likelihood,
         names=MLP,
-        output_layer="log_softmax",
+        output_layer="softmax",
     ),
     Case("loss module, smoothed labels", lambda: n.mlp(3), flat, loss_module, names=MLP),
     Case("regression", lambda: n.mlp(2), regression, mean_squared_error, names=MLP),
@@ -207,6 +256,15 @@ STRUCTURE_CASES = [
         output_layer="activation",
     ),
     Case("sigmoid in the loss", lambda: n.mlp(2), lambda: binary(2), sigmoid_in_loss, names=MLP),
+    Case("focal loss", lambda: n.mlp(2), lambda: binary(2), focal_loss, names=MLP),
+    Case(
+        "softmax output",
+        lambda: n.mlp(3, nn.Softmax(1)),
+        flat,
+        log_of_probabilities,
+        names=MLP,
+        output_layer="softmax",
+    ),
     Case("sigmoid for accuracy", lambda: n.mlp(2), lambda: binary(2), with_accuracy, names=MLP),
     Case("squeezed logits", lambda: n.mlp(1, nn.Flatten(0)), binary, with_accuracy, layers=2),
     Case("softmax for accuracy", lambda: n.mlp(3), flat, accuracy_first, names=MLP),
@@ -252,5 +310,30 @@ STRUCTURE_CASES = [
         lambda: (torch.randn(5, 6), torch.randn(5, 6)),
         teaching_without_gradient,
         names=MLP,
+    ),
+]
+
+# What cannot be penalised exactly has to be refused, never left out in silence
+HARD_CASES = [
+    Case(
+        "overwritten by a second nonlinearity",
+        lambda: n.Dense(n.in_place_after),
+        flat,
+        layers=3,
+        refusal="fc1",
+    ),
+    Case(
+        "overwritten by a sum",
+        lambda: n.Dense(n.sum_in_place_after),
+        flat,
+        layers=2,
+        refusal="fc1",
+    ),
+    Case(
+        "checkpoint, reentrant",
+        lambda: n.Checkpointed(use_reentrant=True),
+        flat,
+        names=("fc1", "fc2", "fc3"),
+        refusal="use_reentrant=False",
     ),
 ]

@@ -4,7 +4,7 @@ from functools import partial
 
 from torch import nn
 
-from tests.cases import Case, classification_batch
+from tests.cases import REDUCTIONS, Case, classification_batch
 
 CLASSES = 10
 
@@ -60,25 +60,28 @@ VGG11_BN_NAMES = (
 )
 
 
-def _case(name: str, size: int = 64, batch: int = 3, network=None, **known) -> Case:
+def _case(
+    name: str, size: int = 64, batch: int = 3, network=None, all_reductions=False, **known
+) -> Case:
     return Case(
         name,
         network or partial(model, name),
         partial(classification_batch, batch, 3, size, size, classes=CLASSES),
+        reductions=REDUCTIONS if all_reductions else ("mean",),
         needs_torchvision=True,
         **known,
     )
 
 
 TORCHVISION_CASES = [
-    _case("resnet18", names=resnet18_names()),
-    _case("mobilenet_v2", layers=36),
+    _case("resnet18", all_reductions=True, names=resnet18_names()),
+    _case("mobilenet_v2", all_reductions=True, layers=36),
     _case("mobilenet_v3_small"),
     _case("densenet121", layers=122),
     _case("vgg11_bn", 32, network=vgg11_bn, names=VGG11_BN_NAMES),
     _case("convnext_tiny", layers=19),
     _case("shufflenet_v2_x0_5"),
-    _case("vit_small", 32, network=small_vision_transformer, layers=3),
+    _case("vit_small", 32, all_reductions=True, network=small_vision_transformer, layers=3),
     _case(
         "googlenet",
         network=partial(model, "googlenet", aux_logits=False, init_weights=False),

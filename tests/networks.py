@@ -116,8 +116,8 @@ def half_in_place(x: Tensor) -> Tensor:
     return x
 
 
-def reshaped_in_place(x: Tensor) -> Tensor:
-    F.relu(x.view(-1, 2, 4), inplace=True)
+def viewed_in_place(x: Tensor) -> Tensor:
+    F.relu(x.view(-1, 8), inplace=True)
     return x
 
 
@@ -133,6 +133,12 @@ def two_nonlinearities(x: Tensor) -> Tensor:
 def in_place_after(x: Tensor) -> Tensor:
     """The first call's input is overwritten by the second, after its own use."""
     return torch.sigmoid(x) + F.relu(x, inplace=True)
+
+
+def sum_in_place_after(x: Tensor) -> Tensor:
+    y = torch.sigmoid(x)
+    x += 1
+    return y * x
 
 
 class CalledForward(nn.Module):
@@ -241,6 +247,17 @@ class Checkpointed(nn.Module):
         return self.fc3(x)
 
 
+class LossInside(nn.Module):
+    """Gives the loss itself, as language models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.fc2(F.relu(self.fc1(x))), labels)
+
+
 class Segmentation(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -262,3 +279,7 @@ class TwoHeads(nn.Module):
 
 def mlp(outputs: int, *last: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, outputs), *last)
+
+
+def activated_input() -> nn.Module:
+    return nn.Sequential(nn.Tanh(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))

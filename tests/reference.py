@@ -9,7 +9,7 @@ path exactly if the nonlinearity's result does. Gradients come from ``torch.auto
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,9 +21,9 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 Reduction = Literal["mean", "sum", "squared_mean"]
-# Where the output layer's potential is found: in the network's output, in what enters the
-# `log_softmax` in its forward, or among the nonlinearities' inputs already (a sigmoid output).
-OutputLayer = Literal["output", "log_softmax", "activation"]
+# Where the output layer's potential is found: in the network's output, in what enters the loss's
+# softmax in its forward, or among the nonlinearities' inputs already (a sigmoid output).
+OutputLayer = Literal["output", "softmax", "activation"]
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
 FUNCTIONAL = """
@@ -42,7 +42,11 @@ NONLINEARITIES = {
     torch.special: ["expit"],
     torch.Tensor: TENSOR.split(),
 }
-LOG_SOFTMAX = {F: ["log_softmax"], torch: ["log_softmax"], torch.Tensor: ["log_softmax"]}
+SOFTMAX_OF_A_LOSS = {
+    F: ["softmax", "log_softmax", "cross_entropy"],
+    torch: ["softmax", "log_softmax"],
+    torch.Tensor: ["softmax", "log_softmax"],
+}
 
 
 @dataclass(frozen=True)
@@ -102,15 +106,15 @@ def reference_step(
     with _recorded(network, output_layer) as calls:
         loss = loss_function(network, batch)
 
+    trained = {k: p for k, p in network.named_parameters() if p.requires_grad}
     layers = list(zip(*calls, strict=True))
-    candidates = [z for passes in layers for z in passes if z.requires_grad]
+    candidates = [z for passes in layers for z in passes if _depends_on(z, trained.values())]
     arriving = torch.autograd.grad(loss, candidates, retain_graph=True, allow_unused=True)
     reached = {id(z) for z, g in zip(candidates, arriving, strict=True) if g is not None}
     live = [[z for z in passes if id(z) in reached] for passes in layers]
     live = [torch.cat(passes) for passes in live if passes]
 
     penalty = reference_penalty(live, reduction)
-    trained = {k: p for k, p in network.named_parameters() if p.requires_grad}
     return Reference(
         potentials=[torch.cat(passes) for passes in layers],
         live=len(live),
@@ -142,6 +146,21 @@ def _gradients(value: Tensor, parameters: dict[str, Tensor]) -> dict[str, Tensor
         k: torch.zeros_like(p) if g is None else g
         for (k, p), g in zip(parameters.items(), found, strict=True)
     }
+
+
+def _depends_on(z: Tensor, parameters: Iterable[Tensor]) -> bool:
+    """Not the same as having a gradient: that may be the input's."""
+    wanted = {id(p) for p in parameters}
+    queue = [z.grad_fn]
+    seen = {None}
+    for node in queue:
+        if node in seen:
+            continue
+        seen.add(node)
+        if id(getattr(node, "variable", None)) in wanted:
+            return True
+        queue.extend(before for before, _ in node.next_functions)
+    return False
 
 
 def _units(z: Tensor) -> int:
@@ -179,10 +198,10 @@ def _recorded(network: nn.Module, output_layer: OutputLayer) -> Iterator[list[li
     """
     calls: list[list[Tensor]] = []
     potentials: list[Tensor] = []
-    log_softmax_inputs: list[Tensor] = []
+    softmax_inputs: list[Tensor] = []
     explicit = _Explicit()
     nonlinearities = explicit.replacements(NONLINEARITIES, potentials)
-    log_softmaxes = explicit.replacements(LOG_SOFTMAX, log_softmax_inputs)
+    softmaxes = explicit.replacements(SOFTMAX_OF_A_LOSS, softmax_inputs)
     # `nn.TransformerEncoderLayer` and others keep the function itself, out of a patch's reach
     by_original = {id(getattr(owner, name)): new for owner, name, new in nonlinearities}
     for module in network.modules():
@@ -195,16 +214,16 @@ def _recorded(network: nn.Module, output_layer: OutputLayer) -> Iterator[list[li
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
         potentials.clear()
-        log_softmax_inputs.clear()
+        softmax_inputs.clear()
         with ExitStack() as stack:
-            for owner, name, new in nonlinearities + log_softmaxes:
+            for owner, name, new in nonlinearities + softmaxes:
                 stack.enter_context(patch.object(owner, name, new))
             stack.enter_context(patch.object(torch.utils.checkpoint, "checkpoint", _called))
             output = forward(*args, **kwargs)
         if output_layer == "output":
             potentials.extend(output if isinstance(output, tuple) else [output])
-        elif output_layer == "log_softmax":
-            potentials.append(log_softmax_inputs[-1])
+        elif output_layer == "softmax":
+            potentials.append(softmax_inputs[-1])
         calls.append(list(potentials))
         return output
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules import activation
 
 from tests.cases import Case, cross_entropy
-from tests.cases_activations import ACTIVATION_CASES
-from tests.cases_structures import STRUCTURE_CASES
+from tests.cases_activations import ACTIVATION_CASES, GLU_FORMS, MODULES
+from tests.cases_structures import HARD_CASES, STRUCTURE_CASES
 from tests.cases_torchvision import TORCHVISION_CASES
 from tests.reference import norm, reference_penalty, reference_potentials, reference_step
 
@@ -55,7 +56,9 @@ def test_sum_is_averaged_over_the_positions_of_a_filter_and_over_tokens():
     )
 
 
-@pytest.mark.parametrize("case", ACTIVATION_CASES + STRUCTURE_CASES + TORCHVISION_CASES, ids=str)
+@pytest.mark.parametrize(
+    "case", ACTIVATION_CASES + STRUCTURE_CASES + HARD_CASES + TORCHVISION_CASES, ids=str
+)
 def test_rewriting_changes_nothing_and_finds_the_known_layers(case: Case):
     if case.needs_torchvision:
         pytest.importorskip("torchvision")
@@ -72,8 +75,10 @@ def test_rewriting_changes_nothing_and_finds_the_known_layers(case: Case):
         if p.requires_grad and p.grad is not None
     }
     assert norm(error) <= 1e-10 * norm(rewritten)
-    if case.names is not None or case.layers is not None:
-        assert len(step.potentials) == (case.layers or len(case.names))
+    known = case.layers or (case.names and len(case.names))
+    assert known in (None, len(step.potentials))
+    if not case.partly_live:
+        assert step.live == len(step.potentials)
 
 
 def test_potentials_of_one_call_are_what_entered_the_nonlinearity():
@@ -83,3 +88,10 @@ def test_potentials_of_one_call_are_what_entered_the_nonlinearity():
     assert (first < 0).any()
     torch.testing.assert_close(first, network[0](x))
     torch.testing.assert_close(last, network(x))
+
+
+def test_table_has_every_activation_of_pytorch():
+    no_layers = {"MultiheadAttention", "Softmin", "Softmax", "Softmax2d", "LogSoftmax"}
+    assert set(activation.__all__) - no_layers == {
+        name for name in (*MODULES, *GLU_FORMS) if name in activation.__all__
+    }

@@ -39,7 +39,14 @@ LAM = 1e-3
 def lenet5() -> nn.Module:
     """20 and 50 filters, 500 hidden units."""
     return nn.Sequential(
-        *(nn.Conv2d(1, 20, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(20, 50, 5), nn.ReLU(), nn.MaxPool2d(2)),
+        *(
+            nn.Conv2d(1, 20, 5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(20, 50, 5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ),
         *(nn.Flatten(), nn.Linear(800, 500), nn.ReLU(), nn.Linear(500, CLASSES)),
     )
 
@@ -55,7 +62,13 @@ def resnet18_small_images() -> nn.Module:
 def small_vit() -> nn.Module:
     """Six blocks of width 192 on 4×4 patches."""
     return VisionTransformer(
-        image_size=32, patch_size=4, num_layers=6, num_heads=3, hidden_dim=192, mlp_dim=768, num_classes=CLASSES
+        image_size=32,
+        patch_size=4,
+        num_layers=6,
+        num_heads=3,
+        hidden_dim=192,
+        mlp_dim=768,
+        num_classes=CLASSES,
     )
 
 
@@ -151,7 +164,10 @@ def fit(options: argparse.Namespace, name: str, callbacks: list[Callback], steps
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(Classifier(network), DataLoader(RandomImages(shape, steps * batch_size), batch_size=batch_size))
+    trainer.fit(
+        Classifier(network),
+        DataLoader(RandomImages(shape, steps * batch_size), batch_size=batch_size),
+    )
 
 
 def time_ratio(options: argparse.Namespace, name: str) -> dict[str, float]:
@@ -175,7 +191,16 @@ def peak_memory(options: argparse.Namespace, name: str) -> dict[str, float]:
     """Peak memory in MiB of processes that train with and without the callback, above the one that has loaded."""
     peaks = {}
     for arm in ("with", "without"):
-        command = [sys.executable, __file__, "--memory-of", arm, "--models", name, "--device", options.device]
+        command = [
+            sys.executable,
+            __file__,
+            "--memory-of",
+            arm,
+            "--models",
+            name,
+            "--device",
+            options.device,
+        ]
         command += ["--precision", options.precision, "--batch-size", str(options.batch_size)]
         command += ["--channels-last"] if options.channels_last else []
         peaks[arm] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
