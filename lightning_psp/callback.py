@@ -73,6 +73,7 @@ class PSPCallback(Callback):
     ) -> None:
         super().__init__()
         _check_factor("lam", lam)
+        find_nonlinearities(activations)
         check_reduction(reduction)
         for argument, value in (("log_layers", log_layers), ("histograms", histograms)):
             if not isinstance(value, bool):
@@ -89,7 +90,6 @@ class PSPCallback(Callback):
         self.activations = activations
         self.log_layers = log_layers
         self.histograms = histograms
-        self._nonlinearities = find_nonlinearities(activations)
         self._train_means = LayerMeans()
         self._evaluation_means = LayerMeans()
         self._first_learning_rate: float | None = None
@@ -135,7 +135,7 @@ class PSPCallback(Callback):
         self._watch = Watch(
             trainer,
             pl_module,
-            nonlinearities=self._nonlinearities,
+            nonlinearities=find_nonlinearities(self.activations),
             selection=self.selection,
             reduction=self.reduction,
             layer_factor=self._layer_factor,
@@ -199,9 +199,8 @@ class PSPCallback(Callback):
         if sums:
             self._train_means.update(sums)
             mean = mean_over_layers(sums)
-            values: dict[str, float | Tensor] = {"psp/lam": watch.lam, "psp/z2": mean}
-            if watch.penalty is not None:
-                values["psp/penalty"] = watch.penalty
+            penalty = 0.0 if watch.penalty is None else watch.penalty
+            values: dict[str, float | Tensor] = {"psp/lam": watch.lam, "psp/penalty": penalty, "psp/z2": mean}
             sync = trainer.world_size > 1
             pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1, sync_dist=sync)
             # An accelerator is not made to wait in every step.

@@ -309,7 +309,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         result = func(*args, **kwargs)
         z = args[0] if args else kwargs.get("input")
         if isinstance(z, Tensor):
-            self._enter_loss(z, self._nonlinearities.output[func], result)
+            self._enter_loss(z, self._nonlinearities.output.get(func, "log_softmax"), result)
         return result
 
     def _log_softmax(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -199,9 +199,7 @@ NO_LAYERS = {
 
 
 def _case(name: str, network: Callable[[], nn.Module], names: tuple[str, ...]) -> Case:
-    return Case(
-        name, network, lambda: classification_batch(5, 6), names=names, reductions=("mean",)
-    )
+    return Case(name, network, lambda: classification_batch(5, 6), names=names, reductions=("mean",))
 
 
 TWO = ("fc1", "fc2")
@@ -211,8 +209,5 @@ ACTIVATION_CASES = [
     *(_case(k, lambda function=v: DensePReLU(function), TWO) for k, v in PRELU_FUNCTIONS.items()),
     *(_case(k, lambda make=v: Dense(make(), features=4), TWO) for k, v in GLU_FORMS.items()),
     *(_case(k, lambda function=v: Dense(function), TWO) for k, v in KEPT_FUNCTIONS.items()),
-    *(
-        _case(f"no layer: {k}", lambda function=v: Dense(function), ("fc2",))
-        for k, v in NO_LAYERS.items()
-    ),
+    *(_case(f"no layer: {k}", lambda function=v: Dense(function), ("fc2",)) for k, v in NO_LAYERS.items()),
 ]

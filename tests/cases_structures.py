@@ -193,9 +193,7 @@ STRUCTURE_CASES = [
     ),
     Case("frozen backbone", n.Frozen, flat, layers=3, partly_live=True),
     Case("dead head", n.DeadHead, flat, layers=4, partly_live=True),
-    Case(
-        "detached branch", n.DetachedBranch, flat, names=("left", "right", "fc"), partly_live=True
-    ),
+    Case("detached branch", n.DetachedBranch, flat, names=("left", "right", "fc"), partly_live=True),
     Case(
         "checkpoint, non-reentrant",
         lambda: n.Checkpointed(use_reentrant=False),

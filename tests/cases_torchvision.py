@@ -60,9 +60,7 @@ VGG11_BN_NAMES = (
 )
 
 
-def _case(
-    name: str, size: int = 64, batch: int = 3, network=None, all_reductions=False, **known
-) -> Case:
+def _case(name: str, size: int = 64, batch: int = 3, network=None, all_reductions=False, **known) -> Case:
     return Case(
         name,
         network or partial(model, name),

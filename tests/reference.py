@@ -73,9 +73,7 @@ def norm(gradients: dict[str, Tensor]) -> Tensor:
     return torch.stack([g.double().square().sum() for g in gradients.values()]).sum().sqrt()
 
 
-def reference_potentials(
-    network: nn.Module, inputs: Tensor, output_layer: OutputLayer = "output"
-) -> list[Tensor]:
+def reference_potentials(network: nn.Module, inputs: Tensor, output_layer: OutputLayer = "output") -> list[Tensor]:
     """The potentials of one call of the network, in order of call, the output layer's last."""
     network = copy.deepcopy(network)
     with _recorded(network, output_layer) as calls:
@@ -132,20 +130,12 @@ def reference_penalty(potentials: list[Tensor], reduction: Reduction = "mean") -
     if reduction == "squared_mean":
         return torch.stack([(z.mean(0) ** 2).mean() for z in layers]).sum()
     observations = [z.numel() // _units(z) for z in layers]
-    return (
-        0.5
-        * torch.stack([(z**2).sum() / n for z, n in zip(layers, observations, strict=True)]).sum()
-    )
+    return 0.5 * torch.stack([(z**2).sum() / n for z, n in zip(layers, observations, strict=True)]).sum()
 
 
 def _gradients(value: Tensor, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-    found = torch.autograd.grad(
-        value, list(parameters.values()), retain_graph=True, allow_unused=True
-    )
-    return {
-        k: torch.zeros_like(p) if g is None else g
-        for (k, p), g in zip(parameters.items(), found, strict=True)
-    }
+    found = torch.autograd.grad(value, list(parameters.values()), retain_graph=True, allow_unused=True)
+    return {k: torch.zeros_like(p) if g is None else g for (k, p), g in zip(parameters.items(), found, strict=True)}
 
 
 def _depends_on(z: Tensor, parameters: Iterable[Tensor]) -> bool:
@@ -242,14 +232,8 @@ class _Explicit:
     def __init__(self) -> None:
         self.inside = False
 
-    def replacements(
-        self, names: dict[Any, list[str]], noted: list[Tensor]
-    ) -> list[tuple[Any, str, Callable]]:
-        return [
-            (owner, name, self._explicit(owner, name, noted))
-            for owner in names
-            for name in names[owner]
-        ]
+    def replacements(self, names: dict[Any, list[str]], noted: list[Tensor]) -> list[tuple[Any, str, Callable]]:
+        return [(owner, name, self._explicit(owner, name, noted)) for owner in names for name in names[owner]]
 
     def _explicit(self, owner: Any, name: str, noted: list[Tensor]) -> Callable:
         original = getattr(owner, name)

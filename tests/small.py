@@ -87,7 +87,9 @@ def traces(trainer: Trainer, module: nn.Module) -> dict[str, Any]:
         "modes": [part.training for part in module.modules()],
         "parameter hooks": [len(parameter._backward_hooks or ()) for parameter in module.parameters()],
         "global hooks": [
-            len(getattr(module_hooks, kind)) for kind in dir(module_hooks) if kind.startswith("_global_") and "hooks" in kind
+            len(getattr(module_hooks, kind))
+            for kind in dir(module_hooks)
+            if kind.startswith("_global_") and "hooks" in kind
         ],
         "function modes": torch._C._len_torch_function_stack(),
         "strategy": sorted(name for name in trainer.strategy.__dict__ if name.endswith("_step")),

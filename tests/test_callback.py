@@ -14,6 +14,17 @@ from torch.nn import functional
 from lightning_psp import PSPCallback
 from tests.small import LAYERS, Classifier, loader, quiet_trainer, traces
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+]
+
+
+@torch.no_grad()
+def mean_squares(module, features):
+    """⟨z²⟩ of each layer of `Classifier`."""
+    return {layer: z.square().mean().item() for layer, z in reference_potentials(module, features).items()}
+
 
 def reference_potentials(module, features):
     """The three potentials of `Classifier`, written out."""
@@ -50,8 +61,7 @@ def test_logged_step_values_are_those_of_the_definition():
     record = Record()
     quiet_trainer(PSPCallback(lam=0.25), record).fit(Classifier(), loader())
     for (features, _), weights, metrics in zip(loader(), record.weights, record.metrics, strict=True):
-        potentials = reference_potentials(reference_module(weights), features)
-        z2 = sum(float(z.square().mean()) for z in potentials.values()) / 3
+        z2 = sum(mean_squares(reference_module(weights), features).values()) / 3
         assert metrics["psp/lam"] == 0.25
         assert metrics["psp/z2"] == pytest.approx(z2, rel=1e-6)
         assert metrics["psp/penalty"] == pytest.approx(0.25 * z2, rel=1e-6)
@@ -70,8 +80,7 @@ def test_epoch_means_weigh_every_value_the_same():
     data.dataset.tensors = tuple(tensor[:10] for tensor in data.dataset.tensors)  # the last batch is smaller
     trainer = quiet_trainer(PSPCallback(lam=0.0))
     trainer.validate(module, data, verbose=False)
-    potentials = reference_potentials(module, data.dataset.tensors[0])
-    means = {layer: float(z.square().mean()) for layer, z in potentials.items()}
+    means = mean_squares(module, data.dataset.tensors[0])
     logged = trainer.callback_metrics
     for layer in LAYERS:
         assert float(logged[f"psp_z2_val/{layer}"]) == pytest.approx(means[layer], rel=1e-6)
@@ -82,7 +91,9 @@ def test_all_epoch_keys_are_there_and_layers_only_on_request():
     trainer = quiet_trainer(PSPCallback())
     trainer.fit(Classifier(), loader(), loader(1))
     expected = {f"psp_z2_{stage}/{layer}" for stage in ("train", "val") for layer in LAYERS}
-    assert expected | {"psp/z2_train", "psp/z2_val", "psp/z2", "psp/lam", "psp/penalty"} <= set(trainer.callback_metrics)
+    assert expected | {"psp/z2_train", "psp/z2_val", "psp/z2", "psp/lam", "psp/penalty"} <= set(
+        trainer.callback_metrics
+    )
     trainer.test(Classifier(), loader(1), verbose=False)
     assert {"psp/z2_test", *(f"psp_z2_test/{layer}" for layer in LAYERS)} <= set(trainer.callback_metrics)
 
@@ -105,7 +116,11 @@ def test_nothing_is_logged_in_the_sanity_check():
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_other_callbacks_can_monitor_the_values(order):
-    callbacks = [PSPCallback(), EarlyStopping("psp/z2_val"), EarlyStopping("psp/z2_train", check_on_train_epoch_end=True)]
+    callbacks = [
+        PSPCallback(),
+        EarlyStopping("psp/z2_val"),
+        EarlyStopping("psp/z2_train", check_on_train_epoch_end=True),
+    ]
     quiet_trainer(*callbacks[::order], max_epochs=2).fit(Classifier(), loader(), loader(1))
 
 
@@ -122,7 +137,7 @@ def test_histograms_of_weights_and_potentials(tmp_path):
     quiet_trainer(PSPCallback(histograms=True), logger=logger, max_epochs=2, log_every_n_steps=1).fit(
         Classifier(), loader()
     )
-    events = event_accumulator.EventAccumulator(logger.log_dir)
+    events = event_accumulator.EventAccumulator(logger.log_dir, size_guidance={"histograms": 0})
     events.Reload()
     tags = events.Tags()["histograms"]
     assert {f"psp_potentials/{layer}" for layer in LAYERS} <= set(tags)
@@ -169,7 +184,9 @@ class CrashInStep(Classifier):
 
 
 class CrashInForward(Classifier):
-    calls = 0
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
 
     def forward(self, features):
         hidden = self.relu(self.second(functional.silu(self.first(features))))
@@ -274,7 +291,7 @@ def test_a_step_without_loss_is_not_counted_into_the_next():
 def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path, schedule):
     def train(max_epochs, checkpoint=None, seed=0):
         torch.manual_seed(seed)
-        module = Classifier()
+        module = Classifier().double()  # a checkpoint is loaded before Lightning changes the type
         saving = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
         trainer = quiet_trainer(
             PSPCallback(lam=0.3, schedule=schedule), saving, max_epochs=max_epochs, enable_checkpointing=True

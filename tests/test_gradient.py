@@ -187,9 +187,7 @@ def test_accumulated_gradients(name, reduction):
     windows = [batches[:2], batches[2:]]
     assert len(module.gradients) == len(windows)
     for window, found in zip(windows, module.gradients, strict=True):
-        parts = [
-            reference_step(follower, case.loss, batch, reduction).gradients(lam) for batch in window
-        ]
+        parts = [reference_step(follower, case.loss, batch, reduction).gradients(lam) for batch in window]
         # Lightning divides the loss by 2 in the incomplete last window too
         expected = {name: sum(part[name] for part in parts) / 2 for name in parts[0]}
         assert_equal_gradients(found, expected, 1e-8)
