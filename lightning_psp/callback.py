@@ -55,6 +55,8 @@ class PSPCallback(Callback):
     Example:
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[PSPCallback(lam=1e-3)], logger=False, accelerator="cpu")
+
+    A Trainer takes one such callback; `layer_lam` gives layers different strengths.
     """
 
     def __init__(
@@ -98,15 +100,6 @@ class PSPCallback(Callback):
         self._watch: Watch | None = None
 
     # --- beginning and end -----------------------------------------------------------------------------------------
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Makes sure that this is the trainer's only callback of its kind."""
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if sum(isinstance(callback, PSPCallback) for callback in callbacks) > 1:
-            raise ValueError(
-                "Expected one `PSPCallback` in the Trainer but got several, which would penalise the same potentials"
-                " more than once. Use the argument `layer_lam` of one callback for different strengths."
-            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts watching the trainer's steps."""
@@ -173,7 +166,8 @@ class PSPCallback(Callback):
             return
         if pl_module.automatic_optimization:
             self._check_layers(self._watch)
-        if self._watch.arm(loss, loss_scale(trainer, pl_module)) is None:
+        penalised = self._watch.arm(loss, loss_scale(trainer, pl_module))
+        if penalised is None and not self._watch.penalised_layers:
             self._say(
                 "nothing",
                 "A backward pass reached no potential between trained parameters and its loss: no penalty was added"

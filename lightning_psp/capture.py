@@ -398,10 +398,11 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     def _host(self, label: str) -> str:
         """The name of a layer whose potential is no module's output."""
         for frame in reversed(self._frames):
-            if frame.path is not None:
-                if frame.path and isinstance(frame.module, _ACTIVATION_MODULES):
-                    return frame.path
-                return f"{frame.path}.{label}" if frame.path else label
+            path = frame.path
+            if path is not None:
+                if path and isinstance(frame.module, _ACTIVATION_MODULES):
+                    return path
+                return f"{path}.{label}" if path else label
         return label
 
     def _add(self, z: Tensor, host: str, in_place: bool, is_output: bool) -> Potential[Kept]:

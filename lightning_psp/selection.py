@@ -67,8 +67,9 @@ class LayerSelection:
         """
         if not layers:
             raise ValueError(
-                "No potential was found: the model calls no nonlinearity that is known here. Name the module"
-                " classes or torch functions that are nonlinearities of this model in the argument `activations`."
+                "No potential was found: the model was not called, or it calls no nonlinearity that is known here. Name"
+                " the module classes or torch functions that are nonlinearities of this model in the argument"
+                " `activations`."
             )
         named = {"include": self.include, "exclude": self.exclude, "layer_lam": tuple(further_patterns)}
         for argument, patterns in named.items():

@@ -1,0 +1,77 @@
+"""The callback in a LightningCLI configuration."""
+
+import pytest
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.cli import LightningCLI
+from torch import nn
+
+from lightning_psp import PSPCallback
+from lightning_psp.schedules import WarmUp
+from tests.small import Classifier, loader
+
+pytest.importorskip("jsonargparse")
+# Lightning calls what this version of jsonargparse deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+CONFIGURATION = """
+seed_everything: 0
+trainer:
+  max_epochs: 1
+  accelerator: cpu
+  precision: 64-true
+  logger: false
+  enable_checkpointing: false
+  enable_progress_bar: false
+  callbacks:
+    - class_path: lightning_psp.PSPCallback
+      init_args:
+        lam: 0.01
+        schedule:
+          class_path: lightning_psp.schedules.WarmUp
+          init_args:
+            steps: 2
+        layer_lam:
+          "fir*": 0.5
+        include: ["*"]
+        exclude: [second]
+        output: false
+        reduction: sum
+        activations: [torch.sin, torch.nn.Softplus]
+        log_layers: false
+        histograms: false
+"""
+
+
+class Data(LightningDataModule):
+    def train_dataloader(self):
+        return loader()
+
+    def val_dataloader(self):
+        return loader(1)
+
+
+def run(tmp_path, configuration):
+    path = tmp_path / "configuration.yaml"
+    path.write_text(configuration)
+    cli = LightningCLI(Classifier, Data, args=["fit", "--config", str(path)], save_config_callback=None)
+    (callback,) = (each for each in cli.trainer.callbacks if isinstance(each, PSPCallback))
+    return cli, callback
+
+
+def test_every_argument_comes_from_yaml(tmp_path):
+    cli, callback = run(tmp_path, CONFIGURATION)
+    assert callback.lam == 0.01
+    assert callback.schedule == WarmUp(steps=2)
+    assert callback.layer_lam == {"fir*": 0.5}
+    assert callback.selection.exclude == ("second",)
+    assert not callback.selection.output
+    assert callback.reduction == "sum"
+    assert len(callback.activations) == 2
+    assert nn.Softplus in callback.activations or "torch.nn.Softplus" in callback.activations
+    assert "psp/z2_val" in cli.trainer.callback_metrics
+
+
+def test_a_schedule_by_name(tmp_path):
+    start, end = CONFIGURATION.index("        schedule:"), CONFIGURATION.index("        layer_lam:")
+    _, callback = run(tmp_path, CONFIGURATION[:start] + "        schedule: cosine\n" + CONFIGURATION[end:])
+    assert type(callback.schedule).__name__ == "Cosine"
