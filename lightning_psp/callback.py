@@ -17,7 +17,13 @@ from lightning_psp.potentials import check_module
 from lightning_psp.schedules import Schedule, make_schedule
 from lightning_psp.selection import LayerSelection, matches
 from lightning_psp.statistics import LayerMeans, mean_over_layers
-from lightning_psp.trainer_state import first_learning_rate, loss_scale, means_over_processes, training_progress
+from lightning_psp.trainer_state import (
+    first_learning_rate,
+    log_step,
+    loss_scale,
+    means_over_processes,
+    training_progress,
+)
 from lightning_psp.watch import Watch
 
 
@@ -166,8 +172,8 @@ class PSPCallback(Callback):
             return
         if pl_module.automatic_optimization:
             self._check_layers(self._watch)
-        penalised = self._watch.arm(loss, loss_scale(trainer, pl_module))
-        if penalised is None and not self._watch.penalised_layers:
+        self._watch.arm(loss, loss_scale(trainer, pl_module))
+        if not self._watch.penalised_layers:
             self._say(
                 "nothing",
                 "A backward pass reached no potential between trained parameters and its loss: no penalty was added"
@@ -193,10 +199,8 @@ class PSPCallback(Callback):
         if sums:
             self._train_means.update(sums)
             mean = mean_over_layers(sums)
-            penalty = 0.0 if watch.penalty is None else watch.penalty
-            values: dict[str, float | Tensor] = {"psp/lam": watch.lam, "psp/penalty": penalty, "psp/z2": mean}
-            sync = trainer.world_size > 1
-            pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1, sync_dist=sync)
+            values = {"psp/lam": watch.lam, "psp/penalty": watch.penalty(), "psp/z2": mean}
+            log_step(trainer, pl_module, values)
             # An accelerator is not made to wait in every step.
             every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
             is_read = mean.device.type == "cpu" or trainer.global_step % every == 0

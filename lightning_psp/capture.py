@@ -397,13 +397,11 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def _host(self, label: str) -> str:
         """The name of a layer whose potential is no module's output."""
-        for frame in reversed(self._frames):
-            path = frame.path
-            if path is not None:
-                if path and isinstance(frame.module, _ACTIVATION_MODULES):
-                    return path
-                return f"{path}.{label}" if path else label
-        return label
+        known = [frame for frame in self._frames if frame.path is not None]
+        path = (known[-1].path or "") if known else ""
+        if path and isinstance(known[-1].module, _ACTIVATION_MODULES):
+            return path
+        return f"{path}.{label}" if path else label
 
     def _add(self, z: Tensor, host: str, in_place: bool, is_output: bool) -> Potential[Kept]:
         origin = self._provenance.of(z)

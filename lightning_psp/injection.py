@@ -8,7 +8,6 @@ no product and no further accumulation over activations.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,8 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_psp.capture import Potential
 from lightning_psp.graph import reach
+from lightning_psp.kernels import add_potential, square_sum
 from lightning_psp.penalty import Reduction, accumulation_dtype, count_units
-from lightning_psp.statistics import square_sum
 
 
 class Tap:
@@ -38,29 +37,41 @@ class Tap:
         self.observations = self.elements // count_units(z, potential.unit_dim)
         self.edge: tuple[Node | None, int] = (z.grad_fn, z.output_nr)
         self.is_penalised = False
-        self.value: Tensor | None = None
-        self.owns_value = False
         self.batch_sum: Tensor | None = None
+        self._square_sum: Tensor | None = None
+        self._value: Tensor | None = None
+        self._owns_value = False
         self._version = 0
+        self._dtype = z.dtype
         self._handle: RemovableHandle | None = None
         with torch.no_grad():
-            if reduction is not None and z.grad_fn is not None:
-                if reduction == "squared_mean":
-                    self.batch_sum = z.sum(dim=0, dtype=accumulation_dtype(z.dtype))
-                elif in_place:
-                    self.value, self.owns_value = z.detach().clone(), True
-                else:
-                    self.value, self._version = z.detach(), z._version
-            self.square_sum = square_sum(z if self.value is None else self.value)
+            if reduction is None or z.grad_fn is None:
+                self._square_sum = square_sum(z)
+            elif reduction == "squared_mean":
+                self._square_sum = square_sum(z)
+                self.batch_sum = z.sum(dim=0, dtype=accumulation_dtype(z.dtype))
+            elif in_place:
+                self._value, self._owns_value = z.detach().clone(), True
+            else:
+                self._value, self._version = z.detach(), z._version
 
     @property
     def layer(self) -> str:
         """Name of the layer."""
         return self.potential.layer
 
+    @property
+    def square_sum(self) -> Tensor:
+        """Sum of the squares of the potential."""
+        if self._square_sum is None:
+            self.check_unchanged()
+            assert self._value is not None
+            self._square_sum = square_sum(self._value)
+        return self._square_sum
+
     def check_unchanged(self) -> None:
         """Raises a RuntimeError if the potential was overwritten after its nonlinearity had read it."""
-        if self.value is not None and not self.owns_value and self.value._version != self._version:
+        if self._value is not None and not self._owns_value and self._value._version != self._version:
             raise RuntimeError(
                 f"The potentials of layer {self.layer!r} were overwritten in place after their nonlinearity had read"
                 " them, so that their penalty cannot be computed. Write the operation that follows out of place"
@@ -80,23 +91,43 @@ class Tap:
         self.is_penalised = True
 
         def add_penalty(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-            value, out = (self.value, self.value if self.owns_value else None)
-            self.value = None
-            step = value if direction is None else direction
-            assert step is not None
             if torch.is_grad_enabled():
                 raise NotImplementedError(
                     "backward(create_graph=True) cannot differentiate the penalty on potentials a second time. Leave"
                     " the callback out and add `lam * psp_penalty(potentials)` of `record_potentials` to the loss."
                 )
-            gradient = gradients[output_nr]
-            if gradient is None:
-                gradient = torch.zeros_like(step)
             changed = list(gradients)
-            changed[output_nr] = _add_scaled(gradient, step, alpha, arriving(), out)
+            if direction is None:
+                changed[output_nr] = self._add_value(gradients[output_nr], alpha, arriving())
+            else:
+                changed[output_nr] = self._add_direction(gradients[output_nr], direction, alpha, arriving())
             return tuple(changed)
 
         self._handle = node.register_prehook(add_penalty)
+
+    def _add_value(self, gradient: Tensor | None, alpha: float, arrived: float | Tensor) -> Tensor:
+        value = self._value
+        assert value is not None
+        self._value = None  # its memory is free as soon as the gradient has passed
+        if gradient is None:
+            gradient = torch.zeros_like(value)
+        if isinstance(arrived, Tensor):
+            # A tensor on an accelerator is not read, for the step would have to wait for it.
+            self._square_sum = square_sum(value)
+            return torch.addcmul(gradient, value, arrived.to(gradient), value=alpha)
+        out = value if self._owns_value else None
+        result, self._square_sum = add_potential(gradient, value, alpha * arrived, out)
+        return result
+
+    def _add_direction(
+        self, gradient: Tensor | None, direction: Tensor, alpha: float, arrived: float | Tensor
+    ) -> Tensor:
+        step = direction.to(self._dtype).expand(self.batch_size, *direction.shape)
+        if gradient is None:
+            gradient = torch.zeros_like(step)
+        if isinstance(arrived, Tensor):
+            return torch.addcmul(gradient, step, arrived.to(gradient), value=alpha)
+        return torch.add(gradient, step, alpha=alpha * arrived)
 
     def release(self) -> None:
         """Lets go of the graph and of the potential."""
@@ -105,29 +136,51 @@ class Tap:
             self._handle = None
         self.edge = (None, 0)
         self.potential.results.clear()
-        self.value = None
+        self._value = None
         self.batch_sum = None
 
 
-def _add_scaled(gradient: Tensor, step: Tensor, alpha: float, arrived: float | Tensor, out: Tensor | None) -> Tensor:
-    step = step.to(gradient.dtype)
-    if isinstance(arrived, Tensor):
-        # A tensor on an accelerator is not read, for the step would have to wait for it.
-        return torch.addcmul(gradient, step, arrived.to(gradient), value=alpha)
-    return torch.add(gradient, step, alpha=alpha * arrived, out=out)
-
-
-@dataclass(frozen=True)
-class Penalised:
-    """What one backward pass adds.
+class LayerTerm:
+    """The term of λR of one layer in one backward pass.
 
     Args:
-        value: λR, a scalar.
-        layers: names of the layers covered.
+        taps: the layer's passes.
+        reduction: reduction of the penalty.
+        weight: the factor on the layer's term.
     """
 
-    value: Tensor
-    layers: tuple[str, ...]
+    def __init__(self, taps: list[Tap], reduction: Reduction, weight: float) -> None:
+        self._taps = taps
+        self._weight = weight
+        self._batch_mean = _mean_over_batch(taps) if reduction == "squared_mean" else None
+        if self._batch_mean is not None:
+            self._count = self._batch_mean.numel() * sum(tap.batch_size for tap in taps)
+        elif reduction == "mean":
+            self._count = sum(tap.elements for tap in taps)
+        else:
+            self._count = 2 * sum(tap.observations for tap in taps)
+
+    def value(self) -> Tensor:
+        """The term; after the backward pass, which takes the sums of squares on its way."""
+        if self._batch_mean is not None:
+            return self._weight * self._batch_mean.square().mean()
+        return self._weight / self._count * torch.stack([tap.square_sum for tap in self._taps]).sum()
+
+    def arm(self, scale: float, arriving: Callable[[], float | Tensor]) -> None:
+        """Has the gradient of `scale` times the term added in the next backward pass."""
+        for tap in self._taps:
+            tap.arm(2.0 * self._weight / self._count * scale, self._batch_mean, arriving)
+
+
+def _mean_over_batch(taps: list[Tap]) -> Tensor:
+    sums = [tap.batch_sum for tap in taps if tap.batch_sum is not None]
+    if any(other.shape != sums[0].shape for other in sums):
+        raise ValueError(
+            f"The passes of layer {taps[0].layer!r} in this step have different shapes:"
+            f" {', '.join(str([*total.shape]) for total in sums)}. Their mean over the batch, which"
+            " reduction='squared_mean' needs, is not defined; use reduction='mean'."
+        )
+    return torch.stack(sums).sum(dim=0) / sum(tap.batch_size for tap in taps)
 
 
 class Injector:
@@ -146,7 +199,7 @@ class Injector:
         self._loss_handle: RemovableHandle | None = None
         self.is_armed = False
 
-    def arm(self, loss: Tensor, taps: list[Tap], lam: float, scale: float) -> Penalised | None:
+    def arm(self, loss: Tensor, taps: list[Tap], lam: float, scale: float) -> dict[str, LayerTerm]:
         """Prepares the backward pass that is about to start from `loss`.
 
         Args:
@@ -156,7 +209,8 @@ class Injector:
             scale: the factor by which the loss was already multiplied (loss scaling, accumulation).
 
         Returns:
-            The penalty, or None where no potential lies between trained parameters and this loss.
+            The terms of λR: one for each layer with potentials between trained parameters and this loss that were not
+            penalised before.
         """
         self.is_armed = True
         graph = reach(loss)
@@ -165,24 +219,22 @@ class Injector:
             if tap.is_penalised or not graph.holds(tap.edge):
                 continue
             if any(edge[0] is not None and edge in graph.edges for edge in tap.potential.results):
+                tap.check_unchanged()
                 layers.setdefault(tap.layer, []).append(tap)
         if not layers:
-            return None
+            return {}
+        if self._reduction == "mean":
+            lam /= len(layers)
+        terms = {
+            layer: LayerTerm(passes, self._reduction, lam * self._layer_factor(layer))
+            for layer, passes in layers.items()
+        }
         assert loss.grad_fn is not None
         self._loss_handle = loss.grad_fn.register_prehook(self._note_arriving(loss.output_nr))
-        terms: list[Tensor] = []
-        for layer, taps in layers.items():
-            weight = lam * self._layer_factor(layer)
-            if self._reduction == "mean":
-                weight /= len(layers)
-            term, alpha, direction = _layer_terms(taps, self._reduction)
-            terms.append(weight * term)
-            for tap in taps:
-                tap.check_unchanged()
-                tap.arm(weight * alpha * scale, direction, lambda: self._arriving)
-                self._armed.append(tap)
-        value = torch.stack([term.to(terms[0].device) for term in terms]).sum()
-        return Penalised(value, tuple(layers))
+        self._armed = [tap for passes in layers.values() for tap in passes]
+        for term in terms.values():
+            term.arm(scale, lambda: self._arriving)
+        return terms
 
     def _note_arriving(self, output_nr: int) -> Callable[[tuple[Tensor | None, ...]], None]:
         def note(gradients: tuple[Tensor | None, ...]) -> None:
@@ -203,24 +255,3 @@ class Injector:
         if self._loss_handle is not None:
             self._loss_handle.remove()
             self._loss_handle = None
-
-
-def _layer_terms(taps: list[Tap], reduction: Reduction) -> tuple[Tensor, float, Tensor | None]:
-    """The value of a layer's term of R, and its gradient as a factor and a direction (None: the potential)."""
-    if reduction == "squared_mean":
-        batch = sum(tap.batch_size for tap in taps)
-        sums = [tap.batch_sum for tap in taps if tap.batch_sum is not None]
-        if any(other.shape != sums[0].shape for other in sums):
-            raise ValueError(
-                f"The passes of layer {taps[0].layer!r} in this step have different shapes:"
-                f" {', '.join(str([*total.shape]) for total in sums)}. Their mean over the batch, which"
-                " reduction='squared_mean' needs, is not defined; use reduction='mean'."
-            )
-        mean = torch.stack(sums).sum(dim=0) / batch
-        return mean.square().mean(), 2.0 / (mean.numel() * batch), mean
-    total = torch.stack([tap.square_sum for tap in taps]).sum()
-    if reduction == "mean":
-        elements = sum(tap.elements for tap in taps)
-        return total / elements, 2.0 / elements, None
-    observations = sum(tap.observations for tap in taps)
-    return total / (2.0 * observations), 1.0 / observations, None

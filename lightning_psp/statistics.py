@@ -1,4 +1,4 @@
-"""Fast, accurate sums of squares of potentials, and their means over an epoch."""
+"""Means of z² over layers, batches and epochs."""
 
 from __future__ import annotations
 
@@ -7,52 +7,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from lightning_psp.penalty import accumulation_dtype
-
 # For each layer the sum of z² and the number of values.
 LayerSums: TypeAlias = dict[str, tuple[Tensor, int]]
-
-# A single float32 sum of squares drifts by 1e-5 at ten million values and more beyond; rows of this
-# length are summed first, which keeps the relative error near 1e-7 at the same speed.
-_ROW = 4096
-_SINGLE_SUM_LIMIT = 2**18
-
-
-@torch.no_grad()
-def square_sum(potential: Tensor) -> Tensor:
-    """Sum of the squares of all values, in one read and without a temporary of their size where layout allows it.
-
-    Args:
-        potential: real tensor of any shape; half precision is accumulated in float32.
-
-    Returns:
-        A scalar in float32, or in float64 for a float64 input.
-
-    Example:
-        >>> square_sum(torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
-        tensor(14.)
-    """
-    dtype = accumulation_dtype(potential.dtype)
-    flat = _flatten(potential)
-    if flat is None:
-        return potential.to(dtype).square().sum()
-    if flat.device.type != "cpu":
-        norm: Tensor = torch.linalg.vector_norm(flat, dtype=dtype)
-        return norm.square()
-    flat = flat.to(dtype)
-    if flat.numel() <= _SINGLE_SUM_LIMIT:
-        return torch.dot(flat, flat)
-    in_rows = flat.numel() // _ROW * _ROW
-    rows, rest = flat[:in_rows].view(-1, _ROW), flat[in_rows:]
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
-    return norms.square().sum() + torch.dot(rest, rest)
-
-
-def _flatten(potential: Tensor) -> Tensor | None:
-    """A vector view of the values in memory order, or None where they do not lie side by side."""
-    by_stride = sorted(range(potential.ndim), key=potential.stride, reverse=True)
-    in_order = potential.detach().permute(by_stride)
-    return in_order.view(-1) if in_order.is_contiguous() else None
 
 
 class LayerMeans:

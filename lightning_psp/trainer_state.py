@@ -1,4 +1,4 @@
-"""What the penalty needs to know of a trainer: how far it is, and how it scales the loss."""
+"""What the callback asks of a trainer and tells it: its progress, how it scales the loss, the step's values."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 
 from lightning_psp.schedules import TrainingProgress
 from lightning_psp.statistics import LayerMeans
@@ -61,3 +62,23 @@ def means_over_processes(trainer: Trainer, means: LayerMeans) -> dict[str, float
                 other_total, other_elements = sums.get(layer, (0.0, 0))
                 sums[layer] = (other_total + total, other_elements + elements)
     return {layer: total / elements for layer, (total, elements) in sums.items()}
+
+
+def log_step(trainer: Trainer, module: LightningModule, values: dict[str, float | Tensor]) -> None:
+    """Puts the values of a training step into `trainer.callback_metrics`, and into the loggers when these are due.
+
+    A `LightningModule.log` of its own for each value would take longer than a small model's step.
+    """
+    tensors = {
+        key: value.detach() if isinstance(value, Tensor) else torch.tensor(value) for key, value in values.items()
+    }
+    is_accumulating = trainer.fit_loop._should_accumulate() and module.automatic_optimization
+    is_due = trainer._logger_connector.should_update_logs or bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+    if is_due and not is_accumulating:
+        if trainer.world_size > 1:
+            tensors = {key: trainer.strategy.reduce(value, reduce_op="mean") for key, value in tensors.items()}
+        scalars = {key: float(value) for key, value in tensors.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(scalars, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+        trainer.logged_metrics.update(tensors)
+    trainer.callback_metrics.update(tensors)

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_psp.capture import Capture, Potential
 from lightning_psp.histograms import sample
-from lightning_psp.injection import Injector, Penalised, Tap
+from lightning_psp.injection import Injector, LayerTerm, Tap
 from lightning_psp.nonlinearities import Nonlinearities
 from lightning_psp.penalty import Reduction
 from lightning_psp.selection import LayerSelection
@@ -51,7 +52,7 @@ class Watch:
         on_unseen_backward: Callable[[], None],
     ) -> None:
         self.lam = 0.0
-        self.penalty: Tensor | None = None  # λR of the step so far
+        self._terms: list[LayerTerm] = []  # of all backward passes of the step so far
         self.layers: dict[str, None] = {}  # every layer seen, chosen or not, in order of call
         self.takes_samples = False
         self.samples: dict[str, Tensor] = {}
@@ -87,7 +88,7 @@ class Watch:
                 potential.kept.release()
         self._capture.potentials = []
         self.samples = {}
-        self.penalty = None
+        self._terms = []
 
     def sums(self) -> LayerSums:
         """For each layer of the last step the sum of z² over its passes and the number of values."""
@@ -97,24 +98,24 @@ class Watch:
             sums[tap.layer] = (total + tap.square_sum, elements + tap.elements)
         return sums
 
-    def arm(self, loss: Tensor, scale: float) -> Penalised | None:
+    def penalty(self) -> Tensor | float:
+        """λR of the step, summed over its backward passes."""
+        values = [term.value() for term in self._terms]
+        return torch.stack([value.to(values[0].device) for value in values]).sum() if values else 0.0
+
+    def arm(self, loss: Tensor, scale: float) -> None:
         """Prepares a backward pass of the training step.
 
         Args:
             loss: the tensor whose `backward` is about to be called.
             scale: the factor by which the user's loss was multiplied to give it.
-
-        Returns:
-            The penalty, or None where no potential lies between trained parameters and this loss.
         """
         self._capture.resolve_outputs()
         self._note_layers()
         self._injector.disarm()
-        penalised = self._injector.arm(loss, self._taps(), self.lam, scale)
-        if penalised is not None:
-            self.penalised_layers.update(penalised.layers)
-            self.penalty = penalised.value if self.penalty is None else self.penalty + penalised.value
-        return penalised
+        terms = self._injector.arm(loss, self._taps(), self.lam, scale)
+        self.penalised_layers.update(terms)
+        self._terms.extend(terms.values())
 
     def disarm(self) -> None:
         """Ends a backward pass."""

@@ -1,8 +1,9 @@
 """Cost of the callback: time and peak memory of a training step with it over the same step without.
 
-Both kinds of steps alternate within one `Trainer.fit`, so that a drift of the machine's speed meets both alike; the
-ratio of times is the median over neighbouring pairs. Peak memory is the growth of the process over a run of its own
-with and without the callback (on a GPU, the allocator's peak).
+Blocks of both kinds of steps alternate within one `Trainer.fit`, so that a drift of the machine's speed meets both
+alike. The first steps of a block are not counted: there the allocator gets used to the other kind. The ratio of times
+is the median over neighbouring blocks of the ratio of their medians. Peak memory is the growth of the process over a
+run of its own with and without the callback (on a GPU, the allocator's peak).
 
     python tests/benchmarks/overhead.py
     python tests/benchmarks/overhead.py --models resnet18 --device cuda --precision bf16-mixed --batch-size 1024
@@ -34,6 +35,8 @@ from lightning_psp import PSPCallback
 
 CLASSES = 10
 LAM = 1e-3
+BLOCK = 6
+NOT_COUNTED = 2
 
 
 def lenet5() -> nn.Module:
@@ -112,27 +115,26 @@ class RandomImages(Dataset[tuple[Tensor, int]]):
 
 
 class Alternate(Callback):
-    """Runs every other step with the penalty and takes the time from the start of a step to the start of the next."""
+    """Runs every other block of steps with the penalty and takes the time from the start of a step to the next's."""
 
     def __init__(self, psp: PSPCallback, progress: tqdm[Any]) -> None:
         self.psp = psp
-        self.times: dict[bool, list[float]] = {True: [], False: []}
+        self.blocks: list[list[float]] = []
         self._progress = progress
         self._start: float | None = None
-        self._is_on = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize()
-        now = time.perf_counter()
         if self._start is not None:
-            self.times[self._is_on].append(now - self._start)
+            self.blocks[-1].append(time.perf_counter() - self._start)
         self._progress.update()
-        self._is_on = not self._is_on
-        if self._is_on:
-            self.psp.on_fit_start(trainer, pl_module)
-        else:
-            self.psp.teardown(trainer, pl_module, "fit")
+        if batch_idx % BLOCK == 0:
+            self.blocks.append([])
+            if len(self.blocks) % 2:
+                self.psp.teardown(trainer, pl_module, "fit")
+            else:
+                self.psp.on_fit_start(trainer, pl_module)
         self._start = time.perf_counter()
 
     def on_before_backward(self, *args: Any) -> None:
@@ -171,14 +173,14 @@ def fit(options: argparse.Namespace, name: str, callbacks: list[Callback], steps
 
 
 def time_ratio(options: argparse.Namespace, name: str) -> dict[str, float]:
-    """Median over pairs of neighbouring steps of the time with over the time without."""
-    with tqdm(total=2 * options.pairs, desc=name, leave=False) as progress:
+    """Median over pairs of neighbouring blocks of the time with over the time without."""
+    steps = 2 * BLOCK * (options.pairs + 1) + 1
+    with tqdm(total=steps, desc=name, leave=False) as progress:
         alternate = Alternate(PSPCallback(lam=LAM), progress)
-        fit(options, name, [alternate], 2 * options.pairs + 1)
-    warm_up = max(1, options.pairs // 5)
-    with_penalty, without = alternate.times[True][warm_up:], alternate.times[False][warm_up:]
-    ratios = [a / b for a, b in zip(with_penalty, without, strict=True)]
-    quartiles = statistics.quantiles(ratios, n=4)
+        fit(options, name, [alternate], steps)
+    medians = [statistics.median(block[NOT_COUNTED:]) for block in alternate.blocks if len(block) == BLOCK]
+    without, with_penalty = medians[2::2], medians[3::2]  # the first pair warms up
+    quartiles = statistics.quantiles([a / b for a, b in zip(with_penalty, without, strict=True)], n=4)
     return {
         "without_ms": 1e3 * statistics.median(without),
         "ratio": quartiles[1],
@@ -226,7 +228,7 @@ def parse() -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument("--pairs", type=int, default=40, help="pairs of steps, a fifth of them to warm up")
+    parser.add_argument("--pairs", type=int, default=12, help="pairs of blocks of steps")
     parser.add_argument("--batch-size", type=int, default=0, help="0: the model's own")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="32-true")

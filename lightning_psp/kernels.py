@@ -1,0 +1,74 @@
+"""The passes over potentials: their sum of squares, and their sum with a gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_psp.penalty import accumulation_dtype
+
+# Potentials are worked through in parts of this length. It is short enough for a part to stay in a processor's cache
+# from its sum of squares to its sum with the gradient, and for a float32 dot product to be right to 1e-6 (the error
+# grows with the length: 1e-5 at ten million values).
+_PART = 2**18
+
+
+@torch.no_grad()
+def square_sum(potential: Tensor) -> Tensor:
+    """Sum of the squares of all values, in one read and without a temporary of their size where layout allows it.
+
+    Args:
+        potential: real tensor of any shape; half precision is accumulated in float32.
+
+    Returns:
+        A scalar in float32, or in float64 for a float64 input.
+
+    Example:
+        >>> square_sum(torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
+        tensor(14.)
+    """
+    dtype = accumulation_dtype(potential.dtype)
+    flat = _flatten(potential)
+    if flat is None:
+        return potential.to(dtype).square().sum()
+    if flat.device.type != "cpu":
+        norm: Tensor = torch.linalg.vector_norm(flat, dtype=dtype)
+        return norm.square()
+    sums = [torch.dot(part, part) for part in flat.to(dtype).split(_PART)]  # type: ignore[no-untyped-call]
+    return sums[0] if len(sums) == 1 else torch.stack(sums).sum()
+
+
+def _flatten(potential: Tensor) -> Tensor | None:
+    """A vector view of the values in memory order, or None where they do not lie side by side."""
+    if not potential.is_contiguous():
+        by_stride = sorted(range(potential.ndim), key=potential.stride, reverse=True)
+        potential = potential.permute(by_stride)
+    return potential.view(-1) if potential.is_contiguous() else None
+
+
+def add_potential(gradient: Tensor, potential: Tensor, alpha: float, out: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Adds `alpha` times a potential to a gradient, and takes the potential's sum of squares on the way.
+
+    Args:
+        gradient: gradient of the shape and type of the potential.
+        potential: the potential.
+        alpha: the factor.
+        out: the tensor to write to, which may be the potential itself; a new one if None.
+
+    Returns:
+        The new gradient, and the sum of squares as :func:`square_sum` gives it.
+    """
+    same_order = gradient.is_contiguous() and potential.is_contiguous()
+    if not same_order or gradient.device.type != "cpu" or gradient.numel() <= _PART:
+        total = square_sum(potential)
+        return torch.add(gradient, potential, alpha=alpha, out=out), total
+    if out is None:
+        out = torch.empty_like(gradient)
+    dtype = accumulation_dtype(potential.dtype)
+    sums = []
+    parts = (tensor.view(-1).split(_PART) for tensor in (gradient, potential, out))  # type: ignore[no-untyped-call]
+    for gradient_part, potential_part, out_part in zip(*parts, strict=True):
+        accumulated = potential_part.to(dtype)
+        sums.append(torch.dot(accumulated, accumulated))
+        torch.add(gradient_part, potential_part, alpha=alpha, out=out_part)
+    return out, torch.stack(sums).sum()
