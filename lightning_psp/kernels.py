@@ -8,8 +8,8 @@ from torch import Tensor
 from lightning_psp.penalty import accumulation_dtype
 
 # Potentials are worked through in parts of this length. It is short enough for a part to stay in a processor's cache
-# from its sum of squares to its sum with the gradient, and for a float32 dot product to be right to 1e-6 (the error
-# grows with the length: 1e-5 at ten million values).
+# from its sum of squares to its sum with the gradient, and for a float32 dot product to be right to a few 1e-6 (the
+# error grows with the length).
 _PART = 2**18
 
 

@@ -19,14 +19,14 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_accuracy(shape, layout):
     z = LAYOUTS[layout](torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 0.5)
-    assert square_sum(z).item() == pytest.approx(z.double().square().sum().item(), rel=1e-6)
+    assert square_sum(z).item() == pytest.approx(z.double().square().sum().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_summed_in_float32(dtype):
     z = torch.full((100, 1000), 300.0, dtype=dtype)
     assert square_sum(z).dtype == torch.float32
-    assert square_sum(z).item() == pytest.approx(300.0**2 * z.numel(), rel=1e-6)
+    assert square_sum(z).item() == pytest.approx(300.0**2 * z.numel(), rel=1e-5)
 
 
 def test_float64_stays():
@@ -52,4 +52,4 @@ def test_adding_a_potential_to_a_gradient(shape, gradient_layout, layout, overwr
     torch.testing.assert_close(result, expected, rtol=torch.finfo(dtype).eps, atol=1e-12)
     assert torch.equal(gradient, before)
     assert (result.data_ptr() == potential.data_ptr()) == overwrites
-    assert square.item() == pytest.approx(total, rel=1e-6)
+    assert square.item() == pytest.approx(total, rel=1e-5)
