@@ -26,6 +26,8 @@ Kept = TypeVar("Kept")
 _ACTIVATION_MODULES: tuple[type[nn.Module], ...] = tuple(
     getattr(activation_modules, name) for name in activation_modules.__all__ if name != "MultiheadAttention"
 )
+# Their backward needs their result alone; the graph of all others holds the potential itself.
+_KEEPS_RESULT = ("relu", "sigmoid", "tanh")
 _SOFTMAX = (functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)
 _LOG_SOFTMAX = (functional.log_softmax, torch.log_softmax, Tensor.log_softmax, torch.special.log_softmax)
 
@@ -280,14 +282,29 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             result = func(*args, **kwargs)
             output.add_result(result)
             return result
-        if in_place and z.requires_grad and z._is_view():
-            return self._overwrite_view(func, z, activation, args, kwargs)
+        if in_place and z.requires_grad:
+            if z._is_view():
+                return self._overwrite_view(func, z, activation, args, kwargs)
+            if args and activation.label in _KEEPS_RESULT and self._provenance.can_be_replaced(z):
+                return self._replace(func, z, activation, args, kwargs)
         potential = self._add(z, self._host(activation.label), in_place, is_output=False)
         result = func(*args, **kwargs)
         potential.add_result(result)
         if isinstance(result, Tensor):
             self._provenance.renew(result).potential = potential
         return result
+
+    def _replace(
+        self, func: TorchFunction, z: Tensor, activation: Activation, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        # Nobody else holds the memory of the potential: instead of a copy of it, the nonlinearity gets new memory to
+        # write to, and the tensor that it was to overwrite becomes its result.
+        result: Tensor = activation.out_of_place(func, args, kwargs)
+        self._provenance.exchange(z, result)
+        potential = self._add(result, self._host(activation.label), False, is_output=False)
+        potential.add_result(z)
+        self._provenance.renew(z).potential = potential
+        return z
 
     def _overwrite_view(
         self, func: TorchFunction, z: Tensor, activation: Activation, args: tuple[Any, ...], kwargs: dict[str, Any]

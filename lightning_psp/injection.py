@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_psp.capture import Potential
 from lightning_psp.graph import reach
-from lightning_psp.kernels import add_potential, square_sum
+from lightning_psp.kernels import add_potential, owns_storage, square_sum
 from lightning_psp.penalty import Reduction, accumulation_dtype, count_units
 
 
@@ -40,7 +40,7 @@ class Tap:
         self.batch_sum: Tensor | None = None
         self._square_sum: Tensor | None = None
         self._value: Tensor | None = None
-        self._owns_value = False
+        self._is_copy = False
         self._version = 0
         self._dtype = z.dtype
         self._handle: RemovableHandle | None = None
@@ -51,7 +51,7 @@ class Tap:
                 self._square_sum = square_sum(z)
                 self.batch_sum = z.sum(dim=0, dtype=accumulation_dtype(z.dtype))
             elif in_place:
-                self._value, self._owns_value = z.detach().clone(), True
+                self._value, self._is_copy = z.detach().clone(), True
             else:
                 self._value, self._version = z.detach(), z._version
 
@@ -71,7 +71,7 @@ class Tap:
 
     def check_unchanged(self) -> None:
         """Raises a RuntimeError if the potential was overwritten after its nonlinearity had read it."""
-        if self._value is not None and not self._owns_value and self._value._version != self._version:
+        if self._value is not None and not self._is_copy and self._value._version != self._version:
             raise RuntimeError(
                 f"The potentials of layer {self.layer!r} were overwritten in place after their nonlinearity had read"
                 " them, so that their penalty cannot be computed. Write the operation that follows out of place"
@@ -111,11 +111,12 @@ class Tap:
         self._value = None  # its memory is free as soon as the gradient has passed
         if gradient is None:
             gradient = torch.zeros_like(value)
+        # The memory of a potential that nothing else needs any more takes the sum.
+        out = value if owns_storage(value) else None
         if isinstance(arrived, Tensor):
             # A tensor on an accelerator is not read, for the step would have to wait for it.
             self._square_sum = square_sum(value)
-            return torch.addcmul(gradient, value, arrived.to(gradient), value=alpha)
-        out = value if self._owns_value else None
+            return torch.addcmul(gradient, value, arrived.to(gradient), value=alpha, out=out)
         result, self._square_sum = add_potential(gradient, value, alpha * arrived, out)
         return result
 

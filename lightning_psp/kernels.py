@@ -46,6 +46,16 @@ def _flatten(potential: Tensor) -> Tensor | None:
     return potential.view(-1) if potential.is_contiguous() else None
 
 
+def owns_storage(tensor: Tensor) -> bool:
+    """Whether no other tensor, in Python or in the autograd graph, holds the memory of this one.
+
+    False where this version of torch does not tell.
+    """
+    count = getattr(torch._C, "_storage_Use_Count", None)
+    # The handle made for asking is a holder, too.
+    return count is not None and bool(count(tensor.untyped_storage()._cdata) == 2)
+
+
 def add_potential(gradient: Tensor, potential: Tensor, alpha: float, out: Tensor | None) -> tuple[Tensor, Tensor]:
     """Adds `alpha` times a potential to a gradient, and takes the potential's sum of squares on the way.
 

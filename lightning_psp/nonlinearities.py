@@ -66,20 +66,36 @@ _LABELS = {"expit": "sigmoid", "log_sigmoid": "logsigmoid"}
 
 @dataclass(frozen=True)
 class Activation:
-    """How a nonlinearity is called: its name for the reader, and whether it overwrites its input."""
+    """How a nonlinearity is called: its name for the reader, and whether it overwrites its input.
+
+    Args:
+        label: the name.
+        in_place_position: position of the argument `inplace`, if the function has one.
+        counterpart: for a function that always overwrites its input, the one that does not.
+    """
 
     label: str
-    always_in_place: bool
     in_place_position: int | None
+    counterpart: TorchFunction | None
 
     def overwrites(self, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
         """Whether this call replaces the potential by the nonlinearity's result."""
-        if self.always_in_place:
+        if self.counterpart is not None:
             return True
         position = self.in_place_position
         if position is None:
             return False
         return bool(args[position]) if len(args) > position else bool(kwargs.get("inplace", False))
+
+    def out_of_place(self, func: TorchFunction, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """The result of this call if it did not overwrite its input."""
+        if self.counterpart is not None:
+            return self.counterpart(*args, **kwargs)
+        position = self.in_place_position
+        assert position is not None
+        if len(args) > position:
+            return func(*args[:position], False, *args[position + 1 :], **kwargs)
+        return func(*args, **{**kwargs, "inplace": False})
 
 
 @dataclass(frozen=True)
@@ -116,9 +132,8 @@ def find_nonlinearities(activations: Iterable[str | TorchFunction | type[nn.Modu
         if isinstance(found, type) and issubclass(found, nn.Module):
             classes.append(found)
         elif callable(found) and resolve_name(found) is not None:
-            name = str(getattr(found, "__name__", "")).strip("_")
-            hidden[found] = _describe(found, name)
-            hidden.update(_variants(name))
+            hidden.update(_variants(str(getattr(found, "__name__", "")).strip("_")))
+            hidden.setdefault(found, _describe(found, found.__name__, None))
         else:
             raise TypeError(
                 f"Expected argument `activations` to hold subclasses of `torch.nn.Module` and functions of"
@@ -140,19 +155,22 @@ def find_nonlinearities(activations: Iterable[str | TorchFunction | type[nn.Modu
 
 
 def _variants(name: str) -> Iterator[tuple[TorchFunction, Activation]]:
-    for spelling in (name, f"{name}_"):
-        for function in _named(spelling):
-            yield function, _describe(function, spelling)
+    for namespace in _NAMESPACES:
+        function = getattr(namespace, name, None)
+        if function is not None:
+            yield function, _describe(function, name, None)
+            overwriting = getattr(namespace, f"{name}_", None)
+            if overwriting is not None:
+                yield overwriting, _describe(overwriting, name, function)
 
 
-def _describe(function: TorchFunction, name: str) -> Activation:
-    label = name.rstrip("_")
+def _describe(function: TorchFunction, label: str, counterpart: TorchFunction | None) -> Activation:
     try:
         parameters = list(inspect.signature(function).parameters)
     except (TypeError, ValueError):  # C functions have no signature, and no `inplace` argument
         parameters = []
     position = parameters.index("inplace") if "inplace" in parameters else None
-    return Activation(_LABELS.get(label, label), name.endswith("_"), position)
+    return Activation(_LABELS.get(label, label), position, counterpart)
 
 
 def _named(name: str) -> Iterator[TorchFunction]:

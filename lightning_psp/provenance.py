@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from torch.utils import swap_tensors
 
+from lightning_psp.kernels import owns_storage
 from lightning_psp.nonlinearities import Nonlinearities, TorchFunction
 
 if TYPE_CHECKING:
@@ -91,6 +93,28 @@ class Provenance:
         """A new origin for a tensor that holds new values."""
         origin = self._origins[id(tensor)] = Origin(tensor)
         return origin
+
+    def can_be_replaced(self, tensor: Tensor) -> bool:
+        """Whether :meth:`exchange` leaves no other holder of the tensor with other values than it had."""
+        known = self.find(tensor)
+        own = 0 if known is None else 1
+        return (
+            type(tensor) is Tensor
+            and not tensor.is_leaf
+            and (known is None or not known.values.potentials)
+            and weakref.getweakrefcount(tensor) <= own
+            and tensor._use_count() == 1
+            and owns_storage(tensor)
+        )
+
+    def exchange(self, tensor: Tensor, other: Tensor) -> None:
+        """Makes two tensors change places; what is known of `tensor` is known of `other` then."""
+        origin = self.of(tensor)
+        del self._origins[id(tensor)]
+        del origin.reference  # tensors with weak references cannot change places
+        swap_tensors(tensor, other)  # type: ignore[no-untyped-call]
+        origin.reference = weakref.ref(other)
+        self._origins[id(other)] = origin
 
     def record_module(self, path: str, call: NetworkCall | None, output: Any) -> None:
         """Notes that the tensors in `output` are what the module at `path` returned."""
