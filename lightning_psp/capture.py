@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 from torch.nn import functional
 from torch.nn.modules import activation as activation_modules
 from torch.nn.modules import module as module_hooks
@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric, MetricCollection
 
+from lightning_psp.graph import Edge, reach_from
 from lightning_psp.nonlinearities import Activation, Nonlinearities, TorchFunction
 from lightning_psp.provenance import Handler, NetworkCall, Origin, Provenance, tensors_in
 from lightning_psp.selection import LayerSelection
@@ -26,6 +27,8 @@ Kept = TypeVar("Kept")
 _ACTIVATION_MODULES: tuple[type[nn.Module], ...] = tuple(
     getattr(activation_modules, name) for name in activation_modules.__all__ if name != "MultiheadAttention"
 )
+_SIGMOIDS = ("sigmoid", "softplus", "logsigmoid")
+_NO_NETWORK = (_Loss, nn.PairwiseDistance, nn.CosineSimilarity, Metric, MetricCollection)
 # Their backward needs their result alone; the graph of all others holds the potential itself.
 _KEEPS_RESULT = ("relu", "sigmoid", "tanh")
 _SOFTMAX = (functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)
@@ -41,14 +44,16 @@ class Potential(Generic[Kept]):
         is_output: whether it is the output layer's.
     """
 
-    __slots__ = ("is_output", "kept", "layer", "results", "unit_dim")
+    __slots__ = ("is_output", "kept", "label", "layer", "number_of_calls", "results", "unit_dim")
 
     def __init__(self, layer: str, unit_dim: int, is_output: bool) -> None:
         self.layer = layer
         self.unit_dim = unit_dim
         self.is_output = is_output
         self.kept: Kept | None = None
-        self.results: list[tuple[Node | None, int]] = []  # edges to what the nonlinearity gave
+        self.results: list[Edge] = []  # to what the nonlinearity gave
+        self.label = ""  # of a nonlinearity outside the network
+        self.number_of_calls = 0  # of the network before that
 
     def add_result(self, result: Any) -> None:
         """Notes what a nonlinearity made of the potential."""
@@ -97,6 +102,9 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self._selection = selection
         self._keep = keep
         self._root_is_network = root_is_network
+        self._tracks_units = tracks_units
+        self.fused: dict[str, None] = {}  # modules with fused kernels that the selection leaves out
+        self._foreign: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._provenance = Provenance(nonlinearities, tracks_units)
         self._paths: dict[nn.Module, str] = {}
         self._frames: list[_Frame] = []
@@ -113,6 +121,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         handlers.update(dict.fromkeys(_LOG_SOFTMAX, self._log_softmax))
         handlers.update(dict.fromkeys(known.fused, self._fused))
         handlers.update(dict.fromkeys(known.output, self._loss))
+        handlers.update(dict.fromkeys(known.output_of_loss, self._loss_outside))
+        handlers.update(dict.fromkeys(known.direct_losses, self._direct_loss))
         handlers.update(dict.fromkeys(known.probability_losses, self._probability_loss))
         handlers.update(dict.fromkeys(known.hidden, self._activation))
         return handlers
@@ -128,8 +138,11 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self._call: NetworkCall | None = None
         self._has_loss = False
         self._outputs_resolved = False
+        self._number_of_calls = 0
         self._outputs: list[tuple[str, NetworkCall, list[Tensor]]] = []
         self._last_softmax: Origin | None = None
+        self._outside: list[Potential[Kept]] = []  # not yet known to be hidden or part of a loss
+        self._call_results: list[Edge] = []
 
     def __enter__(self) -> Capture[Kept]:
         """Starts a new watch."""
@@ -162,6 +175,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
                 self.on_outputs()
         self._provenance.clear()
         self._outputs = []
+        self._outside = []
+        self._call_results = []
         self._last_softmax = None
 
     def _remove_hooks(self) -> None:
@@ -178,22 +193,28 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         """Called by torch in place of every torch function."""
         handler = self._handlers.get(func)
         if handler is None:
-            return func(*args, **kwargs) if kwargs else func(*args)
+            result = func(*args, **kwargs) if kwargs else func(*args)
+            if self._tracks_units and func not in self._nonlinearities.channels:
+                self._provenance.follow_units(args, result)
+            return result
         return handler(func, args, kwargs or {})
 
     # --- modules -----------------------------------------------------------------------------------------------
 
     def _enter_module(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         path = self._paths.get(module)
-        if path is None and (module._parameters or module._modules):
+        if path is None and (module._parameters or module._modules) and module not in self._foreign:
             self._find_paths()  # a module that was added since
             path = self._paths.get(module)
+            if path is None:
+                self._foreign.add(module)
         if path == "" and self.redirected:
             self.redirected = False
             path = None
-        starts_call = path is not None and self._call is None
+        starts_call = path is not None and self._call is None and not isinstance(module, _NO_NETWORK)
         if starts_call:
             self._call = NetworkCall()
+            self._number_of_calls += 1
         potential = None
         if self._nonlinearities.module_classes and isinstance(module, self._nonlinearities.module_classes):
             potential = self._enter_activation_module(module, path, inputs)
@@ -237,11 +258,12 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     # --- the network's output ----------------------------------------------------------------------------------
 
     def _note_network_output(self, module: nn.Module, path: str, call: NetworkCall, output: Any) -> None:
-        if isinstance(module, (_Loss, Metric, MetricCollection)):
-            return
+        if not self._counts() or next(module.parameters(), None) is None:
+            return  # a teacher; a loss, a distance, a pooling
         tensors = [tensor for tensor in tensors_in(output) if tensor.ndim > 0]
         if not tensors:
             return
+        self._call_results.extend((tensor.grad_fn, tensor.output_nr) for tensor in tensors)
         origins = [self._provenance.of(tensor) for tensor in tensors]
         tensors = [o.entering if o.entering is not None else t for o, t in zip(origins, tensors, strict=True)]
         if self._last_softmax is not None:
@@ -252,9 +274,10 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def resolve_outputs(self) -> None:
         """Takes the network's return value for the output layer where no loss with a softmax or sigmoid did so."""
+        self._resolve_outside()
         outputs, self._outputs = self._outputs, []
-        if self._has_loss:
-            self._has_loss = not self._root_is_network  # the next call of the network is another one
+        has_loss, self._has_loss = self._has_loss, False
+        if has_loss:
             return
         for path, call, tensors in outputs:
             for tensor in tensors:
@@ -268,6 +291,24 @@ class Capture(TorchFunctionMode, Generic[Kept]):
                         origin.path, origin.call = path, call
                     self._add(tensor, "output", in_place=False, is_output=True).add_result(tensor)
 
+    def _resolve_outside(self) -> None:
+        """Finds the nonlinearities outside the network that belong to a loss: no call of a network uses their result.
+
+        Sigmoids and their logarithms make their potential the output layer. Of others (the margin of a hinge loss) the
+        network's output, from which the potential was made, is it.
+        """
+        outside, self._outside = self._outside, []
+        for potential in outside:
+            later = self._call_results if potential.number_of_calls < self._number_of_calls else []
+            used = any(reach_from(edge).edges.intersection(potential.results) for edge in later if edge[0] is not None)
+            if potential.is_output or used:
+                continue
+            if potential.label in _SIGMOIDS:
+                potential.is_output = True
+                self._has_loss = True
+            elif any(reach_from(edge).edges.intersection(self._call_results) for edge in potential.results):
+                self.potentials.remove(potential)
+
     # --- functions ---------------------------------------------------------------------------------------------
 
     def _activation(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -277,8 +318,9 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         activation = self._nonlinearities.hidden[func]
         in_place = activation.overwrites(args, kwargs)
         values = self._provenance.of(z).values
-        output = next((potential for potential in values.potentials if potential.is_output), None)
-        if output is not None:  # the logits once more
+        # The logits once more; or, in a loss outside the network, the same values once more.
+        output = next((potential for potential in values.potentials if potential.is_output or not self._frames), None)
+        if output is not None:
             result = func(*args, **kwargs)
             output.add_result(result)
             return result
@@ -292,6 +334,9 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         potential.add_result(result)
         if isinstance(result, Tensor):
             self._provenance.renew(result).potential = potential
+        if not self._frames and not self._root_is_network:
+            potential.label, potential.number_of_calls = activation.label, self._number_of_calls
+            self._outside.append(potential)
         return result
 
     def _replace(
@@ -328,6 +373,38 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if isinstance(z, Tensor):
             self._enter_loss(z, self._nonlinearities.output.get(func, "log_softmax"), result)
         return result
+
+    def _loss_outside(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._call is not None:
+            return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if args and isinstance(args[0], Tensor):
+            self._enter_loss(args[0], self._nonlinearities.output_of_loss[func], result)
+        return result
+
+    def _direct_loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
+        if self._call is not None:
+            return result
+        named = [kwargs[name] for name in ("input", "input1", "x1", "target", "input2", "x2") if name in kwargs]
+        for tensor in (*args, *named)[:2]:
+            origin = self._provenance.find(tensor)
+            if isinstance(tensor, Tensor) and tensor.ndim > 0 and self._comes_from_network(tensor):
+                if origin is not None and origin.potential is not None:
+                    origin.potential.is_output = True
+                    self._has_loss = True
+                else:
+                    entering = None if origin is None else origin.entering
+                    self._enter_loss(
+                        tensor if entering is None else entering, self._nonlinearities.direct_losses[func], result
+                    )
+        return result
+
+    def _comes_from_network(self, tensor: Tensor) -> bool:
+        if torch.is_grad_enabled():
+            return tensor.requires_grad
+        origin = self._provenance.find(tensor)
+        return origin is not None and origin.path is not None
 
     def _log_softmax(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Outside the network it belongs to the loss; inside, its result must reach the output or a loss first.
@@ -375,7 +452,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def _fused(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         layer = self._host(self._nonlinearities.fused[func])
-        if torch.is_grad_enabled() or not self._skip_without_grad:
+        if self._counts():
             frame_path = next((frame.path for frame in reversed(self._frames) if frame.path), layer)
             if self._selection.selects(frame_path):
                 raise NotImplementedError(
@@ -383,6 +460,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
                     f" `{self._nonlinearities.fused[func]}` and cannot be seen. Leave it out with"
                     f" exclude=({frame_path!r},), or write it with separate linear maps and nonlinearities."
                 )
+            self.fused[frame_path] = None
         return func(*args, **kwargs)
 
     def _backward(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -399,11 +477,16 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             and z.is_floating_point()
             and z.layout is torch.strided
             and not z.is_nested
+            and not _is_batched(z)
             and z.numel() > 0
             and not isinstance(z, nn.Parameter)
-            and (torch.is_grad_enabled() or not self._skip_without_grad)
+            and self._counts()
             and self._is_of_this_network()
         )
+
+    def _counts(self) -> bool:
+        """False for a call without gradient inside a watch that began with it."""
+        return torch.is_grad_enabled() or not self._skip_without_grad
 
     def _is_of_this_network(self) -> bool:
         """False inside the call of another network than `root`."""
@@ -430,3 +513,11 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         origin.values.potentials.append(potential)
         self.potentials.append(potential)
         return potential
+
+
+def _is_batched(z: Tensor) -> bool:
+    if torch._C._functorch.is_batchedtensor(z):
+        raise NotImplementedError(
+            "Potentials inside `torch.vmap` cannot be seen as the tensors of one batch. Call the network on the batch."
+        )
+    return False

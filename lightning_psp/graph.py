@@ -42,10 +42,15 @@ def reach(loss: Tensor) -> ReachedGraph:
         NotImplementedError: if a reentrant activation checkpoint lies on the way, inside which no potential can be
             seen from here.
     """
-    root = loss.grad_fn
+    return reach_from((loss.grad_fn, loss.output_nr))
+
+
+def reach_from(edge: Edge) -> ReachedGraph:
+    """Walks the graph below the tensor that an edge stands for; see :func:`reach`."""
+    root = edge[0]
     if root is None:
         return ReachedGraph(frozenset(), None)
-    edges: set[Edge] = {(root, loss.output_nr)}
+    edges: set[Edge] = {edge}
     seen = {root}
     pending = [root]
     trained: list[Node] = []

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_psp.capture import Potential
 from lightning_psp.graph import reach
-from lightning_psp.kernels import add_potential, owns_storage, square_sum
+from lightning_psp.kernels import add_potential, can_be_overwritten, square_sum
 from lightning_psp.penalty import Reduction, accumulation_dtype, count_units
 
 
@@ -112,7 +112,7 @@ class Tap:
         if gradient is None:
             gradient = torch.zeros_like(value)
         # The memory of a potential that nothing else needs any more takes the sum.
-        out = value if owns_storage(value) else None
+        out = value if can_be_overwritten(value) else None
         if isinstance(arrived, Tensor):
             # A tensor on an accelerator is not read, for the step would have to wait for it.
             self._square_sum = square_sum(value)

@@ -46,6 +46,11 @@ def _flatten(potential: Tensor) -> Tensor | None:
     return potential.view(-1) if potential.is_contiguous() else None
 
 
+def can_be_overwritten(tensor: Tensor) -> bool:
+    """Whether nothing else holds the memory of this tensor, and each of its values has its own place there."""
+    return owns_storage(tensor) and _flatten(tensor) is not None
+
+
 def owns_storage(tensor: Tensor) -> bool:
     """Whether no other tensor, in Python or in the autograd graph, holds the memory of this one.
 

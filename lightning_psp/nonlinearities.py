@@ -31,25 +31,34 @@ _HIDDEN = (
 # Functions through which logits enter a loss, or leave the network for one.
 _OUTPUT = "cross_entropy binary_cross_entropy_with_logits multilabel_soft_margin_loss soft_margin_loss".split()
 
+# The same outside the network only: inside it, they may be anything.
+_OUTPUT_OF_LOSS = "logsumexp".split()
+
+# Losses of the network's output as it is, which may be their first or their second argument.
+_DIRECT_LOSS = (
+    "cosine_embedding_loss cosine_similarity gaussian_nll_loss hinge_embedding_loss huber_loss l1_loss"
+    " margin_ranking_loss mse_loss multi_margin_loss multilabel_margin_loss pairwise_distance poisson_nll_loss"
+    " smooth_l1_loss"
+).split()
+
 # Losses of what a softmax or sigmoid gave.
 _PROBABILITY_LOSS = "binary_cross_entropy ctc_loss kl_div nll_loss".split()
 
 # The same values under another shape or type: the result is still the output of the same module.
 _VIEW = (
-    "bfloat16 contiguous double flatten float half movedim permute ravel reshape reshape_as squeeze"
+    "bfloat16 contiguous detach double flatten float half movedim permute ravel reshape reshape_as squeeze"
     " swapaxes swapdims t to transpose type type_as unflatten unsqueeze view view_as"
 ).split()
 
-# A part of the values: recognised by the same module's name, but a potential of its own.
-_PART = "__getitem__ chunk narrow select split tensor_split unbind".split()
+# A part of the values, or their negative: recognised by the same module's name, but a potential of its own.
+_PART = "__getitem__ __neg__ chunk narrow neg select split tensor_split unbind".split()
 
 # Functions whose result has its features in the last dimension, whatever its number of dimensions.
 _FEATURES_LAST = "__matmul__ bilinear embedding layer_norm linear matmul rms_norm".split()
 
-# Functions of one or two tensors that leave the order of dimensions as it was.
-_ELEMENTWISE = (
-    "__add__ __iadd__ __imul__ __isub__ __itruediv__ __mul__ __radd__ __rmul__ __rsub__ __sub__ __truediv__ add add_"
-    " batch_norm clone div div_ dropout group_norm mul mul_ sub sub_"
+# Functions whose result has its channels in dimension 1.
+_CHANNELS = (
+    "batch_norm conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d group_norm instance_norm"
 ).split()
 
 # Methods that end in an underscore and leave the values as they are.
@@ -104,12 +113,14 @@ class Nonlinearities:
 
     hidden: dict[TorchFunction, Activation]
     output: dict[TorchFunction, str]
+    output_of_loss: dict[TorchFunction, str]
+    direct_losses: dict[TorchFunction, str]
     probability_losses: frozenset[TorchFunction]
     views: frozenset[TorchFunction]
     parts: frozenset[TorchFunction]
     overwriting: frozenset[TorchFunction]
     features_last: frozenset[TorchFunction]
-    elementwise: frozenset[TorchFunction]
+    channels: frozenset[TorchFunction]
     fused: dict[TorchFunction, str]
     module_classes: tuple[type[nn.Module], ...]
 
@@ -143,12 +154,14 @@ def find_nonlinearities(activations: Iterable[str | TorchFunction | type[nn.Modu
     return Nonlinearities(
         hidden=hidden,
         output={f: name for name in _OUTPUT for f in _named(name)},
+        output_of_loss={f: name for name in _OUTPUT_OF_LOSS for f in _named(name)},
+        direct_losses={f: name for name in _DIRECT_LOSS for f in _named(name)},
         probability_losses=_all_named(_PROBABILITY_LOSS),
         views=_all_named(_VIEW),
         parts=_all_named(_PART),
         overwriting=frozenset(getattr(Tensor, name) for name in dir(Tensor) if _overwrites(name)),
         features_last=_all_named(_FEATURES_LAST),
-        elementwise=_all_named(_ELEMENTWISE),
+        channels=_all_named(_CHANNELS),
         fused={f: name for name in _FUSED for f in _named(name)},
         module_classes=tuple(classes),
     )

@@ -84,7 +84,7 @@ def record_potentials(
     capture.on_outputs = lambda: _collect(capture, selection, recorded)
     with capture:
         yield recorded
-    selection.check(dict.fromkeys(potential.layer for potential in capture.potentials))
+    selection.check({**dict.fromkeys(potential.layer for potential in capture.potentials), **capture.fused})
 
 
 def check_module(module: nn.Module) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -71,7 +71,6 @@ class Provenance:
     def __init__(self, nonlinearities: Nonlinearities, tracks_units: bool) -> None:
         self.handlers: dict[TorchFunction, Handler] = {}
         if tracks_units:
-            self.handlers.update(dict.fromkeys(nonlinearities.elementwise, self._elementwise))
             self.handlers.update(dict.fromkeys(nonlinearities.features_last, self._features_last))
         self.handlers.update(dict.fromkeys(nonlinearities.overwriting, self._overwriting))
         self.handlers.update(dict.fromkeys(nonlinearities.views, self._view))
@@ -101,6 +100,7 @@ class Provenance:
         return (
             type(tensor) is Tensor
             and not tensor.is_leaf
+            and not tensor.__dict__  # a user's attributes would stay with the other tensor
             and (known is None or not known.values.potentials)
             and weakref.getweakrefcount(tensor) <= own
             and tensor._use_count() == 1
@@ -147,7 +147,7 @@ class Provenance:
             derived = self.renew(tensor)
             derived.path, derived.call = origin.path, origin.call
             derived.potential, derived.entering = origin.potential, origin.entering
-            derived.unit_dim = _unit_dim_of_view(args[0], tensor, origin.unit_dim)
+            derived.unit_dim = _unit_dim_of_view(args[0], tensor, origin.unit_dim, has_same_values)
             if has_same_values:
                 derived.values = origin.values
 
@@ -159,13 +159,15 @@ class Provenance:
             self.renew(args[0]).unit_dim = origin.unit_dim
         return result
 
-    def _elementwise(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        result = func(*args, **kwargs)
-        if isinstance(result, Tensor) and result.ndim > 2:
-            origins = [self.find(arg) for arg in args if isinstance(arg, Tensor) and arg.ndim == result.ndim]
-            if any(origin is not None and origin.unit_dim != 1 for origin in origins):
+    def follow_units(self, args: tuple[Any, ...], result: Any) -> None:
+        """Takes the result of any other function to have its units where an argument of as many dimensions has."""
+        if not isinstance(result, Tensor) or result.ndim < 3:
+            return
+        for tensor in tensors_in(args):
+            origin = self.find(tensor)
+            if origin is not None and origin.unit_dim != 1 and tensor.ndim == result.ndim and result is not tensor:
                 self.of(result).unit_dim = -1
-        return result
+                return
 
     def _features_last(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
@@ -174,12 +176,14 @@ class Provenance:
         return result
 
 
-def _unit_dim_of_view(source: Tensor, view: Tensor, unit_dim: int) -> int:
+def _unit_dim_of_view(source: Tensor, view: Tensor, unit_dim: int, has_same_values: bool) -> int:
     """The dimension of a view that steps through memory as the units of its source do; 1 where there is none."""
     if source.ndim < 2 or source.shape == view.shape:
         return unit_dim
-    step = source.shape[unit_dim], source.stride(unit_dim)
-    found = [dim for dim in range(view.ndim) if (view.shape[dim], view.stride(dim)) == step]
+    size, step = source.shape[unit_dim], source.stride(unit_dim)
+    found = [
+        dim for dim in range(view.ndim) if view.stride(dim) == step and (view.shape[dim] == size or not has_same_values)
+    ]
     return found[-1] if len(found) == 1 else 1
 
 
@@ -189,7 +193,7 @@ def is_within(path: str, ancestor: str) -> bool:
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:
-    """All tensors in nested tuples, lists and mappings."""
+    """All tensors in nested tuples, lists, dicts and dataclasses."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, (tuple, list)):
@@ -198,3 +202,6 @@ def tensors_in(output: Any) -> Iterator[Tensor]:
     elif isinstance(output, dict):
         for item in output.values():
             yield from tensors_in(item)
+    elif is_dataclass(output) and not isinstance(output, type):
+        for entry in fields(output):
+            yield from tensors_in(getattr(output, entry.name))

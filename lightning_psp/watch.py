@@ -161,6 +161,7 @@ class Watch:
 
     def _note_layers(self) -> None:
         self.layers.update(dict.fromkeys(potential.layer for potential in self._capture.potentials))
+        self.layers.update(self._capture.fused)
 
     def _check_backward(self, loss: Tensor) -> None:
         if self._is_training and self.lam != 0.0 and not self._injector.is_armed:
