@@ -109,6 +109,11 @@ class PSPCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts watching the trainer's steps."""
+        if self.reduction == "squared_mean" and trainer.world_size > 1:
+            raise NotImplementedError(
+                "PSPCallback(reduction='squared_mean') needs the mean of each potential over the whole batch, of which"
+                f" each of {trainer.world_size} processes sees a part. Use reduction='mean' or 'sum'."
+            )
         self._said = set()
         self._attach(trainer, pl_module)
 
@@ -170,6 +175,8 @@ class PSPCallback(Callback):
         """Prepares the penalty's gradient."""
         if self._watch is None or self._watch.lam == 0.0:
             return
+        if self._watch.saw_empty_batch:
+            return
         if pl_module.automatic_optimization:
             self._check_layers(self._watch)
         self._watch.arm(loss, loss_scale(trainer, pl_module))
@@ -219,10 +226,15 @@ class PSPCallback(Callback):
         if watch is None:
             return
         self._check_layers(watch)
-        if self.lam > 0:
-            left_out = [
-                layer for layer in watch.layers if self.selection.selects(layer) and layer not in watch.penalised_layers
-            ]
+        chosen = [layer for layer in watch.layers if self.selection.selects(layer)]
+        if watch.lam > 0 and not watch.penalised_layers:
+            self._say(
+                "nothing",
+                "No penalty was added in this epoch. With manual optimisation, call `self.manual_backward(loss)`: no"
+                " callback hears of `torch.autograd.backward` and `torch.autograd.grad`.",
+            )
+        elif watch.lam > 0:
+            left_out = [layer for layer in chosen if layer not in {*watch.penalised_layers, *watch.fused}]
             if left_out:
                 self._say(
                     "left out",
@@ -241,7 +253,7 @@ class PSPCallback(Callback):
 
     def _check_layers(self, watch: Watch) -> None:
         if "layers" not in self._said:
-            self.selection.check(watch.layers, self.layer_lam)
+            self.selection.check({**watch.layers, **watch.fused}, self.layer_lam)
             self._said.add("layers")
 
     # --- evaluation ------------------------------------------------------------------------------------------------
@@ -269,8 +281,17 @@ class PSPCallback(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the means over the validation data."""
-        if not trainer.sanity_checking:
-            self._log_means(trainer, pl_module, self._evaluation_means, "val")
+        if trainer.sanity_checking:
+            return
+        self._log_means(trainer, pl_module, self._evaluation_means, "val")
+        trained = {} if self._watch is None else self._watch.layers
+        untrained = [layer for layer in self._evaluation_means.compute() if trained and layer not in trained]
+        if untrained:
+            self._say(
+                "validation",
+                "Layers seen in validation but in no training step, where nothing is seen under `torch.no_grad()` or"
+                f" inside a `torch.autograd.Function`: {', '.join(untrained)}.",
+            )
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the means over the test data."""
@@ -289,9 +310,10 @@ class PSPCallback(Callback):
         self._report_broken(layers, stage)
 
     def _report_broken(self, layers: Mapping[str, float], stage: str) -> None:
-        for layer, value in layers.items():
-            if not math.isfinite(value):
-                self._say(f"broken {layer}", f"The potentials of layer {layer!r} hold NaN or infinity ({stage}).")
+        broken = [layer for layer, value in layers.items() if not math.isfinite(value)]
+        if broken:
+            # The layers behind the first take it over from it.
+            self._say("broken", f"The potentials of layer {broken[0]!r} hold NaN or infinity ({stage}).")
 
     def _say(self, subject: str, message: str, is_warning: bool = True) -> None:
         """Says something once a fit."""

@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.nn.modules import activation as activation_modules
 from torch.nn.modules import module as module_hooks
 from torch.nn.modules.loss import _Loss
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric, MetricCollection
@@ -110,7 +111,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self._frames: list[_Frame] = []
         self._hooks: list[RemovableHandle] = []
         self._skip_without_grad = False
-        self._inside_activation = 0
+        self._suppressed = 0
         self._handlers = self._make_handlers()
         self._start()
 
@@ -133,7 +134,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.potentials = []
         self._provenance.clear()
         self._frames = []
-        self._inside_activation = 0
+        self._suppressed = 0
+        self.saw_empty_batch = False
         self._step_call = NetworkCall()
         self._call: NetworkCall | None = None
         self._has_loss = False
@@ -216,6 +218,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             self._call = NetworkCall()
             self._number_of_calls += 1
         potential = None
+        if isinstance(module, ParametrizationList):  # makes a weight
+            self._suppressed += 1
         if self._nonlinearities.module_classes and isinstance(module, self._nonlinearities.module_classes):
             potential = self._enter_activation_module(module, path, inputs)
         self._frames.append(_Frame(module, path, starts_call, potential))
@@ -227,18 +231,20 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if not inputs:
             raise TypeError(f"Expected the input of activation {name!r} to be passed by position.")
         potential = None
-        if not self._inside_activation and self._is_potential(inputs[0]):
+        if not self._suppressed and self._is_potential(inputs[0]):
             in_place = bool(getattr(module, "inplace", False))
             potential = self._add(inputs[0], name, in_place, is_output=False)
-        self._inside_activation += 1
+        self._suppressed += 1
         return potential
 
     def _leave_module(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if not self._frames or self._frames[-1].module is not module:
             return  # entered before the watch began
         frame = self._frames.pop()
+        if isinstance(module, ParametrizationList):
+            self._suppressed -= 1
         if self._nonlinearities.module_classes and isinstance(module, self._nonlinearities.module_classes):
-            self._inside_activation -= 1
+            self._suppressed -= 1
             if frame.potential is not None and isinstance(output, Tensor):
                 frame.potential.add_result(output)
                 self._provenance.renew(output).potential = frame.potential
@@ -313,7 +319,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def _activation(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         z = args[0] if args else kwargs.get("input")
-        if self._inside_activation or not isinstance(z, Tensor) or not self._is_potential(z):
+        if self._suppressed or not isinstance(z, Tensor) or not self._is_potential(z):
             return func(*args, **kwargs)
         activation = self._nonlinearities.hidden[func]
         in_place = activation.overwrites(args, kwargs)
@@ -413,7 +419,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def _enter_loss(self, z: Tensor, label: str, result: Any) -> None:
         """Takes the tensor that enters a loss's own softmax or sigmoid for the output layer."""
-        if self._inside_activation or not self._is_potential(z):
+        if self._suppressed or not self._is_potential(z):
             return
         if self._outputs_resolved and self._call is None:
             return  # the network's return value is the output layer already
@@ -471,6 +477,9 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     # --- potentials --------------------------------------------------------------------------------------------
 
     def _is_potential(self, z: Any) -> bool:
+        if isinstance(z, Tensor) and z.numel() == 0:
+            self.saw_empty_batch = True
+            return False
         return (
             isinstance(z, Tensor)
             and z.ndim > 0
@@ -478,7 +487,6 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             and z.layout is torch.strided
             and not z.is_nested
             and not _is_batched(z)
-            and z.numel() > 0
             and not isinstance(z, nn.Parameter)
             and self._counts()
             and self._is_of_this_network()

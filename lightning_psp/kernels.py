@@ -57,8 +57,12 @@ def owns_storage(tensor: Tensor) -> bool:
     False where this version of torch does not tell.
     """
     count = getattr(torch._C, "_storage_Use_Count", None)
-    # The handle made for asking is a holder, too.
-    return count is not None and bool(count(tensor.untyped_storage()._cdata) == 2)
+    if count is None:
+        return False
+    # The handle is a holder, too, while it lives: older versions of torch let go of it with its last reference, newer
+    # ones with the memory.
+    handle = tensor.untyped_storage()
+    return bool(count(handle._cdata) == 2)
 
 
 def add_potential(gradient: Tensor, potential: Tensor, alpha: float, out: Tensor | None) -> tuple[Tensor, Tensor]:

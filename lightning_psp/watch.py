@@ -54,6 +54,7 @@ class Watch:
         self.lam = 0.0
         self._terms: list[LayerTerm] = []  # of all backward passes of the step so far
         self.layers: dict[str, None] = {}  # every layer seen, chosen or not, in order of call
+        self.fused: dict[str, None] = {}  # modules left out whose potentials could not be seen
         self.takes_samples = False
         self.samples: dict[str, Tensor] = {}
         self.penalised_layers: set[str] = set()
@@ -97,6 +98,11 @@ class Watch:
             total, elements = sums.get(tap.layer, (0.0, 0))
             sums[tap.layer] = (total + tap.square_sum, elements + tap.elements)
         return sums
+
+    @property
+    def saw_empty_batch(self) -> bool:
+        """Whether a potential without values was seen in the last step."""
+        return self._capture.saw_empty_batch
 
     def penalty(self) -> Tensor | float:
         """λR of the step, summed over its backward passes."""
@@ -161,7 +167,7 @@ class Watch:
 
     def _note_layers(self) -> None:
         self.layers.update(dict.fromkeys(potential.layer for potential in self._capture.potentials))
-        self.layers.update(self._capture.fused)
+        self.fused.update(self._capture.fused)
 
     def _check_backward(self, loss: Tensor) -> None:
         if self._is_training and self.lam != 0.0 and not self._injector.is_armed:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_psp.kernels import add_potential, square_sum
+from lightning_psp.kernels import add_potential, can_be_overwritten, owns_storage, square_sum
 
 SHAPES = [(1,), (3, 5), (64, 64, 64), (2**18 + 1,), (128, 64, 40, 40), (1, 2**24 + 77)]
 LAYOUTS = {
@@ -53,3 +53,31 @@ def test_adding_a_potential_to_a_gradient(shape, gradient_layout, layout, overwr
     assert torch.equal(gradient, before)
     assert (result.data_ptr() == potential.data_ptr()) == overwrites
     assert square.item() == pytest.approx(total, rel=1e-5)
+
+
+def test_memory_that_others_hold_is_told():
+    tensor = torch.randn(4, 3) * 1
+    assert owns_storage(tensor)
+    assert owns_storage(tensor)
+    alias = tensor.detach()
+    assert not owns_storage(tensor)
+    assert not owns_storage(alias)
+    del alias
+    assert owns_storage(tensor)
+    weight = torch.randn(4, 3, requires_grad=True)
+    potential = weight * 2
+    kept = potential.detach()
+    result = potential.exp().sum() + (potential * weight).sum()  # the graph saves the potential
+    del potential
+    assert not owns_storage(kept)
+    result.backward()
+    del result
+    assert owns_storage(kept)
+
+
+@pytest.mark.parametrize("shape_of", [lambda t: t.unfold(1, 4, 2), lambda t: t[:, None].expand(-1, 3, -1)])
+def test_values_that_share_a_place_are_not_overwritten(shape_of):
+    with torch.no_grad():
+        view = shape_of(torch.randn(2, 8)).detach()
+    assert owns_storage(view)
+    assert not can_be_overwritten(view)

@@ -1,0 +1,228 @@
+"""Which tensor is the output layer, for losses of every kind."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lightning_psp import PSPCallback
+from tests.small import BATCH, FEATURES, Classifier, loader, quiet_trainer
+
+LAM = 0.3
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
+
+
+@dataclass
+class Outputs:
+    values: torch.Tensor
+
+
+class Network(nn.Module):
+    """One hidden layer."""
+
+    def __init__(self, outputs=1, wrap=lambda y: y):
+        super().__init__()
+        self.hidden, self.out = nn.Linear(FEATURES, 5), nn.Linear(5, outputs)
+        self.wrap = wrap
+
+    def forward(self, x):
+        return self.wrap(self.out(torch.tanh(self.hidden(x))))
+
+    def potentials(self, x):
+        hidden = self.hidden(x)
+        return [hidden, self.out(torch.tanh(hidden))]
+
+
+class Regression(Classifier):
+    def __init__(self, network, loss):
+        super().__init__()
+        self.network, self.loss = network, loss
+        self.pool, self.distance = nn.AvgPool1d(1), nn.PairwiseDistance()
+        self.teacher = Network()
+        for parameter in [*self.first.parameters(), *self.second.parameters(), *self.third.parameters()]:
+            parameter.requires_grad_(False)
+
+    def training_step(self, batch, batch_index):
+        return self.loss(self, batch[0])
+
+    def on_after_backward(self):
+        self.gradients.append([parameter.grad.clone() for parameter in self.network.parameters()])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)  # the reference is computed after the step
+
+
+def teacher_last(module, x):
+    y = module.network(x)
+    with torch.no_grad():
+        target = module.teacher(x)
+    return (y - target).square().mean()
+
+
+LOSSES = {
+    "mean squared error": lambda m, x: functional.mse_loss(m.network(x), x[:, :1]),
+    "arguments exchanged": lambda m, x: functional.mse_loss(x[:, :1], m.network(x)),
+    "written out": lambda m, x: (m.network(x) - x[:, :1]).square().mean(),
+    "module": lambda m, x: nn.SmoothL1Loss()(m.network(x), x[:, :1]),
+    "teacher last": teacher_last,
+    "pooled in the loss": lambda m, x: (m.pool(m.network(x)) - m.pool(x[:, :1])).abs().mean(),
+    "distance last": lambda m, x: m.distance(m.network(x), x[:, :1]).mean(),
+    "squeezed": lambda m, x: functional.l1_loss(m.network(x).squeeze(1), x[:, 0]),
+    "softplus": lambda m, x: functional.softplus(-m.network(x)).mean(),
+    "hinge": lambda m, x: functional.relu(1 - m.network(x)).mean(),
+    "two sigmoids": lambda m, x: (lambda y: (y.sigmoid() * x[:, :1]).sum() / y.sigmoid().sum())(m.network(x)),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_network_output_is_penalised_once(loss):
+    torch.manual_seed(0)
+    module = Regression(Network(), loss).double()
+    quiet_trainer(PSPCallback(lam=LAM)).fit(module, loader(1))
+    x, _ = next(iter(loader(1)))
+    total = loss(module, x) + LAM * sum(z.square().mean() for z in module.network.potentials(x)) / 2
+    for found, expected in zip(
+        module.gradients[0], torch.autograd.grad(total, list(module.network.parameters())), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda y: (y,), lambda y: {"values": y}, Outputs, lambda y: [{"deep": Outputs(y)}]], ids=range(4)
+)
+def test_outputs_in_containers(wrap):
+    def unwrap(y):
+        while not isinstance(y, torch.Tensor):
+            y = y[0] if isinstance(y, (tuple, list)) else next(iter((y if isinstance(y, dict) else vars(y)).values()))
+        return y
+
+    torch.manual_seed(0)
+    module = Regression(Network(wrap=wrap), lambda m, x: unwrap(m.network(x)).square().sum(1).sqrt().mean()).double()
+    trainer = quiet_trainer(PSPCallback(lam=LAM))
+    trainer.fit(module, loader(1))
+    layers = {key.split("/")[1] for key in trainer.callback_metrics if key.startswith("psp_z2_train")}
+    assert layers == {"network.hidden", "network.out"}
+
+
+def test_losses_of_two_backward_passes_do_not_mix():
+    class Two(Regression):
+        def __init__(self):
+            super().__init__(Network(3), None)
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_index):
+            x, labels = batch
+            self.manual_backward(functional.cross_entropy(self.network(x), labels))
+            self.manual_backward((self.network(x + 1) - 1).abs().sum(1).mean())
+
+    torch.manual_seed(0)
+    module = Two().double()
+    quiet_trainer(PSPCallback(lam=LAM)).fit(module, loader(1))
+    x, labels = next(iter(loader(1)))
+    total = functional.cross_entropy(module.network(x), labels) + (module.network(x + 1) - 1).abs().sum(1).mean()
+    for inputs in (x, x + 1):
+        total = total + LAM * sum(z.square().mean() for z in module.network.potentials(inputs)) / 2
+    for found, expected in zip(
+        module.gradients[1], torch.autograd.grad(total, list(module.network.parameters())), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda z: z.unfold(1, 3, 1), lambda z: z[:, None].expand(-1, 3, -1), lambda z: z.t().contiguous().t()]
+)
+def test_potentials_of_any_layout_in_memory(make):
+    def loss(m, x):
+        return m.network.out(torch.relu(make(m.network.hidden(x))).flatten(1)[:, :5]).square().mean()
+
+    torch.manual_seed(0)
+    module = Regression(Network(), loss).double()
+    quiet_trainer(PSPCallback(lam=LAM)).fit(module, loader(1))
+    x, _ = next(iter(loader(1)))
+    hidden = make(module.network.hidden(x))
+    out = module.network.out(torch.relu(hidden).flatten(1)[:, :5])
+    total = loss(module, x) + LAM * (hidden.square().mean() + out.square().mean()) / 2
+    for found, expected in zip(
+        module.gradients[0], torch.autograd.grad(total, list(module.network.parameters())), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_an_empty_first_batch_is_passed_over():
+    class Empty(Classifier):
+        def training_step(self, batch, batch_index):
+            return self(batch[0][: BATCH * (batch_index > 0)]).sum()
+
+    trainer = quiet_trainer(PSPCallback(lam=LAM))
+    trainer.fit(Empty(), loader(2))
+    assert float(trainer.callback_metrics["psp/penalty"]) > 0
+
+
+def test_nan_is_reported_with_the_layer():
+    class Broken(Classifier):
+        def training_step(self, batch, batch_index):
+            features, labels = batch
+            return functional.cross_entropy(self(features * float("nan")), labels)
+
+    with pytest.warns(UserWarning, match="'first' hold NaN or infinity"):
+        quiet_trainer(PSPCallback(lam=LAM)).fit(Broken(), loader(1))
+
+
+def test_an_epoch_without_penalty_is_said():
+    class Unheard(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_index):
+            features, labels = batch
+            torch.autograd.backward(functional.cross_entropy(self(features), labels))
+
+    with pytest.warns(UserWarning, match="No penalty was added"):
+        quiet_trainer(PSPCallback(lam=LAM)).fit(Unheard(), loader(1))
+
+
+def test_a_nonlinearity_that_training_hides_is_said():
+    class Hidden(torch.autograd.Function):
+        @staticmethod
+        def forward(context, z):
+            y = torch.sigmoid(z)
+            context.save_for_backward(y)
+            return y
+
+        @staticmethod
+        def backward(context, gradient):
+            (y,) = context.saved_tensors
+            return gradient * y * (1 - y)
+
+    class Uses(Classifier):
+        def forward(self, features):
+            return self.third(Hidden.apply(self.first(features)))
+
+        def on_after_backward(self):
+            pass
+
+    with pytest.warns(UserWarning, match="in no training step.*first"):
+        quiet_trainer(PSPCallback(lam=LAM)).fit(Uses(), loader(1), loader(1))
+
+
+def test_weight_parametrisations_make_no_layers():
+    class Positive(nn.Module):
+        def forward(self, weight):
+            return functional.softplus(weight - 1)
+
+    module = Classifier()
+    nn.utils.parametrize.register_parametrization(module.third, "weight", Positive())
+    module.on_after_backward = lambda: None
+    trainer = quiet_trainer(PSPCallback(lam=LAM))
+    trainer.fit(module, loader(1))
+    layers = {key.split("/")[1] for key in trainer.callback_metrics if key.startswith("psp_z2_train")}
+    assert layers == {"first", "second", "third"}
+
+
+def test_several_processes_refuse_what_needs_the_whole_batch():
+    trainer = quiet_trainer(PSPCallback(reduction="squared_mean"), devices=2, strategy="ddp")
+    with pytest.raises(NotImplementedError, match="squared_mean"):
+        trainer.callbacks[0].on_fit_start(trainer, Classifier())
