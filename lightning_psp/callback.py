@@ -175,12 +175,10 @@ class PSPCallback(Callback):
         """Prepares the penalty's gradient."""
         if self._watch is None or self._watch.lam == 0.0:
             return
-        if self._watch.saw_empty_batch:
-            return
-        if pl_module.automatic_optimization:
+        if pl_module.automatic_optimization and not self._watch.saw_empty_batch:
             self._check_layers(self._watch)
         self._watch.arm(loss, loss_scale(trainer, pl_module))
-        if not self._watch.penalised_layers:
+        if not self._watch.penalised_layers and not self._watch.saw_empty_batch:
             self._say(
                 "nothing",
                 "A backward pass reached no potential between trained parameters and its loss: no penalty was added"

@@ -142,6 +142,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self._outputs_resolved = False
         self._number_of_calls = 0
         self._outputs: list[tuple[str, NetworkCall, list[Tensor]]] = []
+        self._confirmed: list[tuple[NetworkCall, Tensor]] = []  # outputs that entered a loss as they are
         self._last_softmax: Origin | None = None
         self._outside: list[Potential[Kept]] = []  # not yet known to be hidden or part of a loss
         self._call_results: list[Edge] = []
@@ -177,6 +178,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
                 self.on_outputs()
         self._provenance.clear()
         self._outputs = []
+        self._confirmed = []
         self._outside = []
         self._call_results = []
         self._last_softmax = None
@@ -274,28 +276,38 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         tensors = [o.entering if o.entering is not None else t for o, t in zip(origins, tensors, strict=True)]
         if self._last_softmax is not None:
             self._last_softmax.entering = None
-        # The outputs of one network, the last that was called: what came before it was its input.
-        self._outputs = [entry for entry in self._outputs if entry[0] == path]
         self._outputs.append((path, call, tensors))
 
     def resolve_outputs(self) -> None:
         """Takes the network's return value for the output layer where no loss with a softmax or sigmoid did so."""
         self._resolve_outside()
         outputs, self._outputs = self._outputs, []
+        confirmed, self._confirmed = self._confirmed, []
         has_loss, self._has_loss = self._has_loss, False
+        paths = {path for path, call, _ in outputs if any(call is confirmed_call for confirmed_call, _ in confirmed)}
         if has_loss:
-            return
+            outputs = [
+                (path, call, [tensor]) for path, call, _ in outputs for other, tensor in confirmed if other is call
+            ]
+        elif paths:
+            outputs = [entry for entry in outputs if entry[0] in paths]
+        elif outputs:
+            # The network that was called last: what came before it was its input.
+            outputs = [entry for entry in outputs if entry[0] == outputs[-1][0]]
         for path, call, tensors in outputs:
             for tensor in tensors:
-                origin = self._provenance.of(tensor)
-                earlier = [origin.potential] if origin.potential is not None else origin.values.potentials
-                if earlier:
-                    for potential in earlier:
-                        potential.is_output = True
-                elif self._is_potential(tensor):
-                    if origin.path is None:
-                        origin.path, origin.call = path, call
-                    self._add(tensor, "output", in_place=False, is_output=True).add_result(tensor)
+                self._add_output(tensor, path, call)
+
+    def _add_output(self, tensor: Tensor, path: str, call: NetworkCall) -> None:
+        origin = self._provenance.of(tensor)
+        earlier = [origin.potential] if origin.potential is not None else origin.values.potentials
+        if earlier:
+            for potential in earlier:
+                potential.is_output = True
+        elif self._is_potential(tensor):
+            if origin.path is None:
+                origin.path, origin.call = path, call
+            self._add(tensor, "output", in_place=False, is_output=True).add_result(tensor)
 
     def _resolve_outside(self) -> None:
         """Finds the nonlinearities outside the network that belong to a loss: no call of a network uses their result.
@@ -390,27 +402,12 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def _direct_loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
-        if self._call is not None:
-            return result
-        named = [kwargs[name] for name in ("input", "input1", "x1", "target", "input2", "x2") if name in kwargs]
-        for tensor in (*args, *named)[:2]:
-            origin = self._provenance.find(tensor)
-            if isinstance(tensor, Tensor) and tensor.ndim > 0 and self._comes_from_network(tensor):
-                if origin is not None and origin.potential is not None:
-                    origin.potential.is_output = True
-                    self._has_loss = True
-                else:
-                    entering = None if origin is None else origin.entering
-                    self._enter_loss(
-                        tensor if entering is None else entering, self._nonlinearities.direct_losses[func], result
-                    )
+        if self._call is None:
+            for tensor in [*args, *kwargs.values()][:2]:
+                origin = self._provenance.find(tensor)
+                if origin is not None and origin.call is not None and self._counts():
+                    self._confirmed.append((origin.call, tensor))
         return result
-
-    def _comes_from_network(self, tensor: Tensor) -> bool:
-        if torch.is_grad_enabled():
-            return tensor.requires_grad
-        origin = self._provenance.find(tensor)
-        return origin is not None and origin.path is not None
 
     def _log_softmax(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Outside the network it belongs to the loss; inside, its result must reach the output or a loss first.

@@ -54,7 +54,10 @@ _VIEW = (
 _PART = "__getitem__ __neg__ chunk narrow neg select split tensor_split unbind".split()
 
 # Functions whose result has its features in the last dimension, whatever its number of dimensions.
-_FEATURES_LAST = "__matmul__ bilinear embedding layer_norm linear matmul rms_norm".split()
+_FEATURES_LAST = (
+    "__matmul__ bilinear embedding layer_norm linear matmul multi_head_attention_forward rms_norm"
+    " scaled_dot_product_attention"
+).split()
 
 # Functions whose result has its channels in dimension 1.
 _CHANNELS = (
@@ -114,7 +117,7 @@ class Nonlinearities:
     hidden: dict[TorchFunction, Activation]
     output: dict[TorchFunction, str]
     output_of_loss: dict[TorchFunction, str]
-    direct_losses: dict[TorchFunction, str]
+    direct_losses: frozenset[TorchFunction]
     probability_losses: frozenset[TorchFunction]
     views: frozenset[TorchFunction]
     parts: frozenset[TorchFunction]
@@ -155,7 +158,7 @@ def find_nonlinearities(activations: Iterable[str | TorchFunction | type[nn.Modu
         hidden=hidden,
         output={f: name for name in _OUTPUT for f in _named(name)},
         output_of_loss={f: name for name in _OUTPUT_OF_LOSS for f in _named(name)},
-        direct_losses={f: name for name in _DIRECT_LOSS for f in _named(name)},
+        direct_losses=_all_named(_DIRECT_LOSS),
         probability_losses=_all_named(_PROBABILITY_LOSS),
         views=_all_named(_VIEW),
         parts=_all_named(_PART),

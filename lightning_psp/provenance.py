@@ -171,8 +171,8 @@ class Provenance:
 
     def _features_last(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
-        if isinstance(result, Tensor):
-            self.of(result).unit_dim = -1
+        for tensor in tensors_in(result):
+            self.of(tensor).unit_dim = -1
         return result
 
 

@@ -67,6 +67,8 @@ LOSSES = {
     "written out": lambda m, x: (m.network(x) - x[:, :1]).square().mean(),
     "module": lambda m, x: nn.SmoothL1Loss()(m.network(x), x[:, :1]),
     "teacher last": teacher_last,
+    "masked in the loss": lambda m, x: functional.mse_loss(m.network(x) * 2, x[:, :1] * 2),
+    "pooling loss": lambda m, x: functional.mse_loss(m.pool(m.network(x)), m.pool(x[:, :1])),
     "pooled in the loss": lambda m, x: (m.pool(m.network(x)) - m.pool(x[:, :1])).abs().mean(),
     "distance last": lambda m, x: m.distance(m.network(x), x[:, :1]).mean(),
     "squeezed": lambda m, x: functional.l1_loss(m.network(x).squeeze(1), x[:, 0]),
@@ -86,6 +88,60 @@ def test_network_output_is_penalised_once(loss):
     for found, expected in zip(
         module.gradients[0], torch.autograd.grad(total, list(module.network.parameters())), strict=True
     ):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def check(module, total):
+    for found, expected in zip(
+        module.gradients[0], torch.autograd.grad(total, list(module.network.parameters())), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_every_output_of_the_network_that_a_loss_names():
+    class Two(Network):
+        def __init__(self):
+            super().__init__()
+            self.second = nn.Linear(5, 2)
+
+        def forward(self, x):
+            hidden = torch.tanh(self.hidden(x))
+            return self.out(hidden), self.second(hidden)
+
+    def loss(m, x):
+        y, mean = m.network(x)
+        return functional.mse_loss(y, x[:, :1]) + mean.square().sum()
+
+    torch.manual_seed(0)
+    module = Regression(Two(), loss).double()
+    quiet_trainer(PSPCallback(lam=LAM)).fit(module, loader(1))
+    x, _ = next(iter(loader(1)))
+    y, mean = module.network(x)
+    penalty = (module.network.hidden(x).square().mean() + y.square().mean() + mean.square().mean()) / 3
+    check(module, loss(module, x) + LAM * penalty)
+
+
+def test_experts_without_samples():
+    class Experts(Network):
+        def __init__(self):
+            super().__init__()
+            self.idle = nn.Linear(FEATURES, 5)
+
+        def forward(self, x):
+            hidden = torch.cat([torch.tanh(self.hidden(x)), torch.tanh(self.idle(x[:0]))])
+            return self.out(hidden)
+
+    torch.manual_seed(0)
+    module = Regression(Experts(), LOSSES["mean squared error"]).double()
+    module.on_after_backward = lambda: module.gradients.append(
+        [p.grad.clone() for p in (module.network.hidden.weight, module.network.out.weight)]
+    )
+    quiet_trainer(PSPCallback(lam=LAM)).fit(module, loader(1))
+    x, _ = next(iter(loader(1)))
+    total = LOSSES["mean squared error"](module, x)
+    total = total + LAM * sum(z.square().mean() for z in module.network.potentials(x)) / 2
+    weights = [module.network.hidden.weight, module.network.out.weight]
+    for found, expected in zip(module.gradients[0], torch.autograd.grad(total, weights), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
