@@ -5,11 +5,10 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.modules import activation as activation_modules
 from torch.nn.modules import module as module_hooks
 from torch.nn.modules.loss import _Loss
@@ -18,48 +17,17 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric, MetricCollection
 
-from lightning_psp.graph import Edge, reach_from
 from lightning_psp.nonlinearities import Activation, Nonlinearities, TorchFunction
-from lightning_psp.provenance import Handler, NetworkCall, Origin, Provenance, tensors_in
+from lightning_psp.outputs import OutputFinder
+from lightning_psp.provenance import Handler, Kept, NetworkCall, Potential, Provenance
 from lightning_psp.selection import LayerSelection
-
-Kept = TypeVar("Kept")
 
 _ACTIVATION_MODULES: tuple[type[nn.Module], ...] = tuple(
     getattr(activation_modules, name) for name in activation_modules.__all__ if name != "MultiheadAttention"
 )
-_SIGMOIDS = ("sigmoid", "softplus", "logsigmoid")
 _NO_NETWORK = (_Loss, nn.PairwiseDistance, nn.CosineSimilarity, Metric, MetricCollection)
 # Their backward needs their result alone; the graph of all others holds the potential itself.
 _KEEPS_RESULT = ("relu", "sigmoid", "tanh")
-_SOFTMAX = (functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)
-_LOG_SOFTMAX = (functional.log_softmax, torch.log_softmax, Tensor.log_softmax, torch.special.log_softmax)
-
-
-class Potential(Generic[Kept]):
-    """One passage of a layer's potentials through its nonlinearity.
-
-    Args:
-        layer: name of the layer.
-        unit_dim: the dimension of the neurons.
-        is_output: whether it is the output layer's.
-    """
-
-    __slots__ = ("is_output", "kept", "label", "layer", "number_of_calls", "results", "unit_dim")
-
-    def __init__(self, layer: str, unit_dim: int, is_output: bool) -> None:
-        self.layer = layer
-        self.unit_dim = unit_dim
-        self.is_output = is_output
-        self.kept: Kept | None = None
-        self.results: list[Edge] = []  # to what the nonlinearity gave
-        self.label = ""  # of a nonlinearity outside the network
-        self.number_of_calls = 0  # of the network before that
-
-    def add_result(self, result: Any) -> None:
-        """Notes what a nonlinearity made of the potential."""
-        if isinstance(result, Tensor):
-            self.results.append((result.grad_fn, result.output_nr))
 
 
 class _Frame(NamedTuple):
@@ -99,32 +67,28 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.on_outputs: Callable[[], None] | None = None  # called when the output layer of a call is known
         self.redirected = False  # whether the first call of root stands for a step of training, not for the network
         self._root = root
-        self._nonlinearities = nonlinearities
+        self.nonlinearities = nonlinearities
         self._selection = selection
         self._keep = keep
-        self._root_is_network = root_is_network
+        self.root_is_network = root_is_network
         self._tracks_units = tracks_units
         self.fused: dict[str, None] = {}  # modules with fused kernels that the selection leaves out
         self._foreign: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        self._provenance = Provenance(nonlinearities, tracks_units)
+        self.provenance = Provenance(nonlinearities, tracks_units)
         self._paths: dict[nn.Module, str] = {}
         self._frames: list[_Frame] = []
         self._hooks: list[RemovableHandle] = []
         self._skip_without_grad = False
-        self._suppressed = 0
+        self.suppressed = 0
+        self.outputs = OutputFinder(self)
         self._handlers = self._make_handlers()
         self._start()
 
     def _make_handlers(self) -> dict[TorchFunction, Handler]:
-        known = self._nonlinearities
-        handlers: dict[TorchFunction, Handler] = {**self._provenance.handlers, Tensor.backward: self._backward}
-        handlers.update(dict.fromkeys(_SOFTMAX, self._softmax))
-        handlers.update(dict.fromkeys(_LOG_SOFTMAX, self._log_softmax))
+        known = self.nonlinearities
+        handlers: dict[TorchFunction, Handler] = {**self.provenance.handlers, Tensor.backward: self._backward}
+        handlers.update(self.outputs.handlers(known))
         handlers.update(dict.fromkeys(known.fused, self._fused))
-        handlers.update(dict.fromkeys(known.output, self._loss))
-        handlers.update(dict.fromkeys(known.output_of_loss, self._loss_outside))
-        handlers.update(dict.fromkeys(known.direct_losses, self._direct_loss))
-        handlers.update(dict.fromkeys(known.probability_losses, self._probability_loss))
         handlers.update(dict.fromkeys(known.hidden, self._activation))
         return handlers
 
@@ -132,20 +96,14 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def _start(self) -> None:
         self.potentials = []
-        self._provenance.clear()
+        self.provenance.clear()
         self._frames = []
-        self._suppressed = 0
+        self.suppressed = 0
         self.saw_empty_batch = False
         self._step_call = NetworkCall()
-        self._call: NetworkCall | None = None
-        self._has_loss = False
-        self._outputs_resolved = False
-        self._number_of_calls = 0
-        self._outputs: list[tuple[str, NetworkCall, list[Tensor]]] = []
-        self._confirmed: list[tuple[NetworkCall, Tensor]] = []  # outputs that entered a loss as they are
-        self._last_softmax: Origin | None = None
-        self._outside: list[Potential[Kept]] = []  # not yet known to be hidden or part of a loss
-        self._call_results: list[Edge] = []
+        self.call: NetworkCall | None = None
+        self.number_of_calls = 0
+        self.outputs.start()
 
     def __enter__(self) -> Capture[Kept]:
         """Starts a new watch."""
@@ -173,15 +131,11 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             self._remove_hooks()
             self._frames = []
         if error is None:
-            self.resolve_outputs()
+            self.outputs.resolve()
             if self.on_outputs is not None:
                 self.on_outputs()
-        self._provenance.clear()
-        self._outputs = []
-        self._confirmed = []
-        self._outside = []
-        self._call_results = []
-        self._last_softmax = None
+        self.provenance.clear()
+        self.outputs.start()
 
     def _remove_hooks(self) -> None:
         for hook in self._hooks:
@@ -198,8 +152,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         handler = self._handlers.get(func)
         if handler is None:
             result = func(*args, **kwargs) if kwargs else func(*args)
-            if self._tracks_units and func not in self._nonlinearities.channels:
-                self._provenance.follow_units(args, result)
+            if self._tracks_units and func not in self.nonlinearities.channels:
+                self.provenance.follow_units(args, result)
             return result
         return handler(func, args, kwargs or {})
 
@@ -215,14 +169,14 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if path == "" and self.redirected:
             self.redirected = False
             path = None
-        starts_call = path is not None and self._call is None and not isinstance(module, _NO_NETWORK)
+        starts_call = path is not None and self.call is None and not isinstance(module, _NO_NETWORK)
         if starts_call:
-            self._call = NetworkCall()
-            self._number_of_calls += 1
+            self.call = NetworkCall()
+            self.number_of_calls += 1
         potential = None
         if isinstance(module, ParametrizationList):  # makes a weight
-            self._suppressed += 1
-        if self._nonlinearities.module_classes and isinstance(module, self._nonlinearities.module_classes):
+            self.suppressed += 1
+        if self.nonlinearities.module_classes and isinstance(module, self.nonlinearities.module_classes):
             potential = self._enter_activation_module(module, path, inputs)
         self._frames.append(_Frame(module, path, starts_call, potential))
 
@@ -233,10 +187,10 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if not inputs:
             raise TypeError(f"Expected the input of activation {name!r} to be passed by position.")
         potential = None
-        if not self._suppressed and self._is_potential(inputs[0]):
+        if not self.suppressed and self.is_potential(inputs[0]):
             in_place = bool(getattr(module, "inplace", False))
-            potential = self._add(inputs[0], name, in_place, is_output=False)
-        self._suppressed += 1
+            potential = self.add(inputs[0], name, in_place, is_output=False)
+        self.suppressed += 1
         return potential
 
     def _leave_module(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -244,98 +198,34 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             return  # entered before the watch began
         frame = self._frames.pop()
         if isinstance(module, ParametrizationList):
-            self._suppressed -= 1
-        if self._nonlinearities.module_classes and isinstance(module, self._nonlinearities.module_classes):
-            self._suppressed -= 1
+            self.suppressed -= 1
+        if self.nonlinearities.module_classes and isinstance(module, self.nonlinearities.module_classes):
+            self.suppressed -= 1
             if frame.potential is not None and isinstance(output, Tensor):
                 frame.potential.add_result(output)
-                self._provenance.renew(output).potential = frame.potential
+                self.provenance.renew(output).potential = frame.potential
         if frame.path is None:
             return
-        self._provenance.record_module(frame.path, self._call, output)
+        self.provenance.record_module(frame.path, self.call, output)
         if frame.starts_call:
-            assert self._call is not None
-            self._note_network_output(module, frame.path, self._call, output)
-            self._call = None
-            if self._root_is_network and frame.path == "":
-                self.resolve_outputs()
-                self._outputs_resolved = True
+            assert self.call is not None
+            self.outputs.note_network(module, frame.path, self.call, output)
+            self.call = None
+            if self.root_is_network and frame.path == "":
+                self.outputs.resolve()
+                self.outputs.is_resolved = True
                 if self.on_outputs is not None:
                     self.on_outputs()
-
-    # --- the network's output ----------------------------------------------------------------------------------
-
-    def _note_network_output(self, module: nn.Module, path: str, call: NetworkCall, output: Any) -> None:
-        if not self._counts() or next(module.parameters(), None) is None:
-            return  # a teacher; a loss, a distance, a pooling
-        tensors = [tensor for tensor in tensors_in(output) if tensor.ndim > 0]
-        if not tensors:
-            return
-        self._call_results.extend((tensor.grad_fn, tensor.output_nr) for tensor in tensors)
-        origins = [self._provenance.of(tensor) for tensor in tensors]
-        tensors = [o.entering if o.entering is not None else t for o, t in zip(origins, tensors, strict=True)]
-        if self._last_softmax is not None:
-            self._last_softmax.entering = None
-        self._outputs.append((path, call, tensors))
-
-    def resolve_outputs(self) -> None:
-        """Takes the network's return value for the output layer where no loss with a softmax or sigmoid did so."""
-        self._resolve_outside()
-        outputs, self._outputs = self._outputs, []
-        confirmed, self._confirmed = self._confirmed, []
-        has_loss, self._has_loss = self._has_loss, False
-        paths = {path for path, call, _ in outputs if any(call is confirmed_call for confirmed_call, _ in confirmed)}
-        if has_loss:
-            outputs = [
-                (path, call, [tensor]) for path, call, _ in outputs for other, tensor in confirmed if other is call
-            ]
-        elif paths:
-            outputs = [entry for entry in outputs if entry[0] in paths]
-        elif outputs:
-            # The network that was called last: what came before it was its input.
-            outputs = [entry for entry in outputs if entry[0] == outputs[-1][0]]
-        for path, call, tensors in outputs:
-            for tensor in tensors:
-                self._add_output(tensor, path, call)
-
-    def _add_output(self, tensor: Tensor, path: str, call: NetworkCall) -> None:
-        origin = self._provenance.of(tensor)
-        earlier = [origin.potential] if origin.potential is not None else origin.values.potentials
-        if earlier:
-            for potential in earlier:
-                potential.is_output = True
-        elif self._is_potential(tensor):
-            if origin.path is None:
-                origin.path, origin.call = path, call
-            self._add(tensor, "output", in_place=False, is_output=True).add_result(tensor)
-
-    def _resolve_outside(self) -> None:
-        """Finds the nonlinearities outside the network that belong to a loss: no call of a network uses their result.
-
-        Sigmoids and their logarithms make their potential the output layer. Of others (the margin of a hinge loss) the
-        network's output, from which the potential was made, is it.
-        """
-        outside, self._outside = self._outside, []
-        for potential in outside:
-            later = self._call_results if potential.number_of_calls < self._number_of_calls else []
-            used = any(reach_from(edge).edges.intersection(potential.results) for edge in later if edge[0] is not None)
-            if potential.is_output or used:
-                continue
-            if potential.label in _SIGMOIDS:
-                potential.is_output = True
-                self._has_loss = True
-            elif any(reach_from(edge).edges.intersection(self._call_results) for edge in potential.results):
-                self.potentials.remove(potential)
 
     # --- functions ---------------------------------------------------------------------------------------------
 
     def _activation(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         z = args[0] if args else kwargs.get("input")
-        if self._suppressed or not isinstance(z, Tensor) or not self._is_potential(z):
+        if self.suppressed or not isinstance(z, Tensor) or not self.is_potential(z):
             return func(*args, **kwargs)
-        activation = self._nonlinearities.hidden[func]
+        activation = self.nonlinearities.hidden[func]
         in_place = activation.overwrites(args, kwargs)
-        values = self._provenance.of(z).values
+        values = self.provenance.of(z).values
         # The logits once more; or, in a loss outside the network, the same values once more.
         output = next((potential for potential in values.potentials if potential.is_output or not self._frames), None)
         if output is not None:
@@ -345,16 +235,16 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if in_place and z.requires_grad:
             if z._is_view():
                 return self._overwrite_view(func, z, activation, args, kwargs)
-            if args and activation.label in _KEEPS_RESULT and self._provenance.can_be_replaced(z):
+            if args and activation.label in _KEEPS_RESULT and self.provenance.can_be_replaced(z):
                 return self._replace(func, z, activation, args, kwargs)
-        potential = self._add(z, self._host(activation.label), in_place, is_output=False)
+        potential = self.add(z, self.host(activation.label), in_place, is_output=False)
         result = func(*args, **kwargs)
         potential.add_result(result)
         if isinstance(result, Tensor):
-            self._provenance.renew(result).potential = potential
-        if not self._frames and not self._root_is_network:
-            potential.label, potential.number_of_calls = activation.label, self._number_of_calls
-            self._outside.append(potential)
+            self.provenance.renew(result).potential = potential
+        if not self._frames and not self.root_is_network:
+            potential.label, potential.number_of_calls = activation.label, self.number_of_calls
+            self.outputs.note_outside(potential)
         return result
 
     def _replace(
@@ -363,10 +253,10 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         # Nobody else holds the memory of the potential: instead of a copy of it, the nonlinearity gets new memory to
         # write to, and the tensor that it was to overwrite becomes its result.
         result: Tensor = activation.out_of_place(func, args, kwargs)
-        self._provenance.exchange(z, result)
-        potential = self._add(result, self._host(activation.label), False, is_output=False)
+        self.provenance.exchange(z, result)
+        potential = self.add(result, self.host(activation.label), False, is_output=False)
         potential.add_result(z)
-        self._provenance.renew(z).potential = potential
+        self.provenance.renew(z).potential = potential
         return z
 
     def _overwrite_view(
@@ -375,92 +265,24 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         # Overwriting a view rebuilds the graph of its base without a node for the view: the nonlinearity works on a
         # copy that has one, and the view receives the result.
         copied = z.clone()
-        origin = self._provenance.of(z)
-        duplicate = self._provenance.of(copied)
+        origin = self.provenance.of(z)
+        duplicate = self.provenance.of(copied)
         duplicate.path, duplicate.call, duplicate.unit_dim = origin.path, origin.call, origin.unit_dim
-        potential = self._add(copied, self._host(activation.label), True, is_output=False)
+        potential = self.add(copied, self.host(activation.label), True, is_output=False)
         result = func(copied, *args[1:], **{key: value for key, value in kwargs.items() if key != "input"})
         potential.add_result(result)
         z.copy_(result)
-        self._provenance.renew(z).potential = potential
+        self.provenance.renew(z).potential = potential
         return z
 
-    def _loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        result = func(*args, **kwargs)
-        z = args[0] if args else kwargs.get("input")
-        if isinstance(z, Tensor):
-            self._enter_loss(z, self._nonlinearities.output.get(func, "log_softmax"), result)
-        return result
-
-    def _loss_outside(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._call is not None:
-            return func(*args, **kwargs)
-        result = func(*args, **kwargs)
-        if args and isinstance(args[0], Tensor):
-            self._enter_loss(args[0], self._nonlinearities.output_of_loss[func], result)
-        return result
-
-    def _direct_loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        result = func(*args, **kwargs)
-        if self._call is None:
-            for tensor in [*args, *kwargs.values()][:2]:
-                origin = self._provenance.find(tensor)
-                if origin is not None and origin.call is not None and self._counts():
-                    self._confirmed.append((origin.call, tensor))
-        return result
-
-    def _log_softmax(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # Outside the network it belongs to the loss; inside, its result must reach the output or a loss first.
-        handler = self._softmax if self._call is not None else self._loss
-        return handler(func, args, kwargs)
-
-    def _enter_loss(self, z: Tensor, label: str, result: Any) -> None:
-        """Takes the tensor that enters a loss's own softmax or sigmoid for the output layer."""
-        if self._suppressed or not self._is_potential(z):
-            return
-        if self._outputs_resolved and self._call is None:
-            return  # the network's return value is the output layer already
-        self._has_loss = True
-        values = self._provenance.of(z).values
-        if not values.potentials:
-            self._add(z, self._host(label), in_place=False, is_output=True)
-        for potential in values.potentials:
-            potential.is_output = True
-            potential.add_result(result)
-
-    def _probability_loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        result = func(*args, **kwargs)
-        origin = self._provenance.find(args[0] if args else kwargs.get("input"))
-        if origin is not None:
-            if origin.potential is not None:
-                origin.potential.is_output = True
-                self._has_loss = True
-            elif origin.entering is not None:
-                self._enter_loss(origin.entering, "log_softmax", result)
-        return result
-
-    def _softmax(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        result = func(*args, **kwargs)
-        z = args[0] if args else kwargs.get("input")
-        if isinstance(z, Tensor) and self._is_potential(z):
-            # Whether these are probabilities of the output or weights of attention shows later. Of a softmax only the
-            # last can be the network's output: the tensors of all others are let go.
-            origin = self._provenance.renew(result)
-            origin.entering = z
-            if func in _SOFTMAX:
-                if self._last_softmax is not None:
-                    self._last_softmax.entering = None
-                self._last_softmax = origin
-        return result
-
     def _fused(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        layer = self._host(self._nonlinearities.fused[func])
-        if self._counts():
+        layer = self.host(self.nonlinearities.fused[func])
+        if self.counts():
             frame_path = next((frame.path for frame in reversed(self._frames) if frame.path), layer)
             if self._selection.selects(frame_path):
                 raise NotImplementedError(
                     f"The potentials of {frame_path!r} are computed inside the fused function"
-                    f" `{self._nonlinearities.fused[func]}` and cannot be seen. Leave it out with"
+                    f" `{self.nonlinearities.fused[func]}` and cannot be seen. Leave it out with"
                     f" exclude=({frame_path!r},), or write it with separate linear maps and nonlinearities."
                 )
             self.fused[frame_path] = None
@@ -473,7 +295,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     # --- potentials --------------------------------------------------------------------------------------------
 
-    def _is_potential(self, z: Any) -> bool:
+    def is_potential(self, z: Any) -> bool:
+        """Whether this tensor counts as a potential where it is met."""
         if isinstance(z, Tensor) and z.numel() == 0:
             self.saw_empty_batch = True
             return False
@@ -485,22 +308,22 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             and not z.is_nested
             and not _is_batched(z)
             and not isinstance(z, nn.Parameter)
-            and self._counts()
+            and self.counts()
             and self._is_of_this_network()
         )
 
-    def _counts(self) -> bool:
+    def counts(self) -> bool:
         """False for a call without gradient inside a watch that began with it."""
         return torch.is_grad_enabled() or not self._skip_without_grad
 
     def _is_of_this_network(self) -> bool:
         """False inside the call of another network than `root`."""
-        if not self._frames or self._call is not None or not self._root_is_network:
+        if not self._frames or self.call is not None or not self.root_is_network:
             return True
         outermost = self._frames[0].module
         return not outermost._parameters and not outermost._modules
 
-    def _host(self, label: str) -> str:
+    def host(self, label: str) -> str:
         """The name of a layer whose potential is no module's output."""
         known = [frame for frame in self._frames if frame.path is not None]
         path = (known[-1].path or "") if known else ""
@@ -508,10 +331,11 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             return path
         return f"{path}.{label}" if path else label
 
-    def _add(self, z: Tensor, host: str, in_place: bool, is_output: bool) -> Potential[Kept]:
-        origin = self._provenance.of(z)
+    def add(self, z: Tensor, host: str, in_place: bool, is_output: bool) -> Potential[Kept]:
+        """Takes a tensor for a potential; `host` is its layer's name where it is no module's output."""
+        origin = self.provenance.of(z)
         name = host if origin.path is None else origin.path or "output"
-        call = self._call or origin.call or self._step_call
+        call = self.call or origin.call or self._step_call
         potential: Potential[Kept] = Potential(call.number(name), origin.unit_dim, is_output)
         if self._selection.selects(potential.layer, is_output):
             potential.kept = self._keep(z, potential, in_place)

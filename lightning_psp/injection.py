@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
-from lightning_psp.capture import Potential
 from lightning_psp.graph import reach
 from lightning_psp.kernels import add_potential, can_be_overwritten, square_sum
 from lightning_psp.penalty import Reduction, accumulation_dtype, count_units
+from lightning_psp.provenance import Potential
 
 
 class Tap:

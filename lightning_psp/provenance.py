@@ -5,17 +5,16 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 from torch.utils import swap_tensors
 
+from lightning_psp.graph import Edge
 from lightning_psp.kernels import owns_storage
 from lightning_psp.nonlinearities import Nonlinearities, TorchFunction
 
-if TYPE_CHECKING:
-    from lightning_psp.capture import Potential
-
+Kept = TypeVar("Kept")
 Handler = Callable[[TorchFunction, tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -30,6 +29,32 @@ class NetworkCall:
         repetition = self.repetitions.get(name, 0)
         self.repetitions[name] = repetition + 1
         return f"{name}:{repetition}" if repetition else name
+
+
+class Potential(Generic[Kept]):
+    """One passage of a layer's potentials through its nonlinearity.
+
+    Args:
+        layer: name of the layer.
+        unit_dim: the dimension of the neurons.
+        is_output: whether it is the output layer's.
+    """
+
+    __slots__ = ("is_output", "kept", "label", "layer", "number_of_calls", "results", "unit_dim")
+
+    def __init__(self, layer: str, unit_dim: int, is_output: bool) -> None:
+        self.layer = layer
+        self.unit_dim = unit_dim
+        self.is_output = is_output
+        self.kept: Kept | None = None
+        self.results: list[Edge] = []  # to what the nonlinearity gave
+        self.label = ""  # of a nonlinearity outside the network
+        self.number_of_calls = 0  # of the network before that
+
+    def add_result(self, result: Any) -> None:
+        """Notes what a nonlinearity made of the potential."""
+        if isinstance(result, Tensor):
+            self.results.append((result.grad_fn, result.output_nr))
 
 
 class Values:

@@ -11,11 +11,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lightning_psp.capture import Capture, Potential
+from lightning_psp.capture import Capture
 from lightning_psp.histograms import sample
 from lightning_psp.injection import Injector, LayerTerm, Tap
 from lightning_psp.nonlinearities import Nonlinearities
 from lightning_psp.penalty import Reduction
+from lightning_psp.provenance import Potential
 from lightning_psp.selection import LayerSelection
 from lightning_psp.statistics import LayerSums
 
@@ -116,7 +117,7 @@ class Watch:
             loss: the tensor whose `backward` is about to be called.
             scale: the factor by which the user's loss was multiplied to give it.
         """
-        self._capture.resolve_outputs()
+        self._capture.outputs.resolve()
         self._note_layers()
         self._injector.disarm()
         terms = self._injector.arm(loss, self._taps(), self.lam, scale)

@@ -1,0 +1,187 @@
+"""Finding the output layer: the tensor that enters the loss's own softmax or sigmoid, or the network's return value."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lightning_psp.graph import Edge, reach_from
+from lightning_psp.nonlinearities import Nonlinearities, TorchFunction
+from lightning_psp.provenance import Handler, Kept, NetworkCall, Origin, Potential, tensors_in
+
+if TYPE_CHECKING:
+    from lightning_psp.capture import Capture
+
+_SIGMOIDS = ("sigmoid", "softplus", "logsigmoid")
+_SOFTMAX = (functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)
+_LOG_SOFTMAX = (functional.log_softmax, torch.log_softmax, Tensor.log_softmax, torch.special.log_softmax)
+
+
+class OutputFinder(Generic[Kept]):
+    """Decides which potentials are the output layer's, from the losses and network calls that a capture sees.
+
+    Args:
+        capture: the capture that sees them.
+    """
+
+    def __init__(self, capture: Capture[Kept]) -> None:
+        self._capture = capture
+        self.start()
+
+    def start(self) -> None:
+        """Forgets everything."""
+        self.is_resolved = False  # for good: what follows outside the network adds no output layer
+        self._has_loss = False
+        self._outputs: list[tuple[str, NetworkCall, list[Tensor]]] = []
+        self._confirmed: list[tuple[NetworkCall, Tensor]] = []  # outputs that entered a loss as they are
+        self._outside: list[Potential[Kept]] = []  # not yet known to be hidden or part of a loss
+        self._call_results: list[Edge] = []
+        self._last_softmax: Origin | None = None
+
+    def handlers(self, known: Nonlinearities) -> dict[TorchFunction, Handler]:
+        """The functions that tell of an output layer, and what to do with a call of them."""
+        handlers: dict[TorchFunction, Handler] = dict.fromkeys(_SOFTMAX, self._softmax)
+        handlers.update(dict.fromkeys(_LOG_SOFTMAX, self._log_softmax))
+        handlers.update(dict.fromkeys(known.output, self._loss))
+        handlers.update(dict.fromkeys(known.output_of_loss, self._loss_outside))
+        handlers.update(dict.fromkeys(known.direct_losses, self._direct_loss))
+        handlers.update(dict.fromkeys(known.probability_losses, self._probability_loss))
+        return handlers
+
+    def note_outside(self, potential: Potential[Kept]) -> None:
+        """Notes a nonlinearity that was called outside every module."""
+        self._outside.append(potential)
+
+    def note_network(self, module: nn.Module, path: str, call: NetworkCall, output: Any) -> None:
+        """Notes what an outermost call of a module returned."""
+        if not self._capture.counts() or next(module.parameters(), None) is None:
+            return  # a teacher; a loss, a distance, a pooling
+        tensors = [tensor for tensor in tensors_in(output) if tensor.ndim > 0]
+        if not tensors:
+            return
+        self._call_results.extend((tensor.grad_fn, tensor.output_nr) for tensor in tensors)
+        origins = [self._capture.provenance.of(tensor) for tensor in tensors]
+        tensors = [o.entering if o.entering is not None else t for o, t in zip(origins, tensors, strict=True)]
+        if self._last_softmax is not None:
+            self._last_softmax.entering = None
+        self._outputs.append((path, call, tensors))
+
+    def resolve(self) -> None:
+        """Takes the network's return value for the output layer where no loss with a softmax or sigmoid did so."""
+        self._resolve_outside()
+        outputs, self._outputs = self._outputs, []
+        confirmed, self._confirmed = self._confirmed, []
+        has_loss, self._has_loss = self._has_loss, False
+        paths = {path for path, call, _ in outputs if any(call is confirmed_call for confirmed_call, _ in confirmed)}
+        if has_loss:
+            outputs = [
+                (path, call, [tensor]) for path, call, _ in outputs for other, tensor in confirmed if other is call
+            ]
+        elif paths:
+            outputs = [entry for entry in outputs if entry[0] in paths]
+        elif outputs:
+            # The network that was called last: what came before it was its input.
+            outputs = [entry for entry in outputs if entry[0] == outputs[-1][0]]
+        for path, call, tensors in outputs:
+            for tensor in tensors:
+                self._add_output(tensor, path, call)
+
+    def _add_output(self, tensor: Tensor, path: str, call: NetworkCall) -> None:
+        origin = self._capture.provenance.of(tensor)
+        earlier = [origin.potential] if origin.potential is not None else origin.values.potentials
+        if earlier:
+            for potential in earlier:
+                potential.is_output = True
+        elif self._capture.is_potential(tensor):
+            if origin.path is None:
+                origin.path, origin.call = path, call
+            self._capture.add(tensor, "output", in_place=False, is_output=True).add_result(tensor)
+
+    def _resolve_outside(self) -> None:
+        """Finds the nonlinearities outside the network that belong to a loss: no call of a network uses their result.
+
+        Sigmoids and their logarithms make their potential the output layer. Of others (the margin of a hinge loss) the
+        network's output, from which the potential was made, is it.
+        """
+        outside, self._outside = self._outside, []
+        for potential in outside:
+            later = self._call_results if potential.number_of_calls < self._capture.number_of_calls else []
+            used = any(reach_from(edge).edges.intersection(potential.results) for edge in later if edge[0] is not None)
+            if potential.is_output or used:
+                continue
+            if potential.label in _SIGMOIDS:
+                potential.is_output = True
+                self._has_loss = True
+            elif any(reach_from(edge).edges.intersection(self._call_results) for edge in potential.results):
+                self._capture.potentials.remove(potential)
+
+    def _loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
+        z = args[0] if args else kwargs.get("input")
+        if isinstance(z, Tensor):
+            self._enter_loss(z, self._capture.nonlinearities.output.get(func, "log_softmax"), result)
+        return result
+
+    def _loss_outside(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._capture.call is not None:
+            return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if args and isinstance(args[0], Tensor):
+            self._enter_loss(args[0], self._capture.nonlinearities.output_of_loss[func], result)
+        return result
+
+    def _direct_loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
+        if self._capture.call is None:
+            for tensor in [*args, *kwargs.values()][:2]:
+                origin = self._capture.provenance.find(tensor)
+                if origin is not None and origin.call is not None and self._capture.counts():
+                    self._confirmed.append((origin.call, tensor))
+        return result
+
+    def _log_softmax(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # Outside the network it belongs to the loss; inside, its result must reach the output or a loss first.
+        handler = self._softmax if self._capture.call is not None else self._loss
+        return handler(func, args, kwargs)
+
+    def _enter_loss(self, z: Tensor, label: str, result: Any) -> None:
+        """Takes the tensor that enters a loss's own softmax or sigmoid for the output layer."""
+        if self._capture.suppressed or not self._capture.is_potential(z):
+            return
+        if self.is_resolved and self._capture.call is None:
+            return  # the network's return value is the output layer already
+        self._has_loss = True
+        values = self._capture.provenance.of(z).values
+        if not values.potentials:
+            self._capture.add(z, self._capture.host(label), in_place=False, is_output=True)
+        for potential in values.potentials:
+            potential.is_output = True
+            potential.add_result(result)
+
+    def _probability_loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
+        origin = self._capture.provenance.find(args[0] if args else kwargs.get("input"))
+        if origin is not None:
+            if origin.potential is not None:
+                origin.potential.is_output = True
+                self._has_loss = True
+            elif origin.entering is not None:
+                self._enter_loss(origin.entering, "log_softmax", result)
+        return result
+
+    def _softmax(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
+        z = args[0] if args else kwargs.get("input")
+        if isinstance(z, Tensor) and self._capture.is_potential(z):
+            # Whether these are probabilities of the output or weights of attention shows later. Of a softmax only the
+            # last can be the network's output: the tensors of all others are let go.
+            origin = self._capture.provenance.renew(result)
+            origin.entering = z
+            if func in _SOFTMAX:
+                if self._last_softmax is not None:
+                    self._last_softmax.entering = None
+                self._last_softmax = origin
+        return result
