@@ -227,7 +227,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         in_place = activation.overwrites(args, kwargs)
         values = self.provenance.of(z).values
         # The logits once more; or, in a loss outside the network, the same values once more.
-        output = next((potential for potential in values.potentials if potential.is_output or not self._frames), None)
+        output = next((other for other in values.potentials if other.is_output or self.call is None), None)
         if output is not None:
             result = func(*args, **kwargs)
             output.add_result(result)
@@ -242,7 +242,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         potential.add_result(result)
         if isinstance(result, Tensor):
             self.provenance.renew(result).potential = potential
-        if not self._frames and not self.root_is_network:
+        if self.call is None and not self.root_is_network:
             potential.label, potential.number_of_calls = activation.label, self.number_of_calls
             self.outputs.note_outside(potential)
         return result
@@ -276,16 +276,15 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         return z
 
     def _fused(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        layer = self.host(self.nonlinearities.fused[func])
         if self.counts():
-            frame_path = next((frame.path for frame in reversed(self._frames) if frame.path), layer)
-            if self._selection.selects(frame_path):
+            name = self.nonlinearities.fused[func]
+            path = next((frame.path for frame in reversed(self._frames) if frame.path), name)
+            if self._selection.selects(path):
                 raise NotImplementedError(
-                    f"The potentials of {frame_path!r} are computed inside the fused function"
-                    f" `{self.nonlinearities.fused[func]}` and cannot be seen. Leave it out with"
-                    f" exclude=({frame_path!r},), or write it with separate linear maps and nonlinearities."
+                    f"The potentials of {path!r} are computed inside the fused function `{name}` and cannot be seen."
+                    f" Leave it out with exclude=({path!r},), or write it with separate linear maps and nonlinearities."
                 )
-            self.fused[frame_path] = None
+            self.fused[path] = None
         return func(*args, **kwargs)
 
     def _backward(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
