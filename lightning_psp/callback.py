@@ -19,6 +19,7 @@ from lightning_psp.selection import LayerSelection, matches
 from lightning_psp.statistics import LayerMeans, mean_over_layers
 from lightning_psp.trainer_state import (
     first_learning_rate,
+    is_logging_step,
     log_step,
     loss_scale,
     means_over_processes,
@@ -128,10 +129,12 @@ class PSPCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leaves nothing behind."""
         self._detach()
+        self._first_learning_rate = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leaves nothing behind."""
         self._detach()
+        self._first_learning_rate = None
 
     def _attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._detach()
@@ -199,7 +202,7 @@ class PSPCallback(Callback):
             return
         sums = watch.sums()
         # With manual optimisation a step may run a part of the model only.
-        if watch.layers and (pl_module.automatic_optimization or not sums):
+        if watch.layers and not watch.saw_empty_batch and (pl_module.automatic_optimization or not sums):
             self._check_layers(watch)
         if sums:
             self._train_means.update(sums)
@@ -207,8 +210,7 @@ class PSPCallback(Callback):
             values = {"psp/lam": watch.lam, "psp/penalty": watch.penalty(), "psp/z2": mean}
             log_step(trainer, pl_module, values)
             # An accelerator is not made to wait in every step.
-            every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-            is_read = mean.device.type == "cpu" or trainer.global_step % every == 0
+            is_read = mean.device.type == "cpu" or is_logging_step(trainer)
             if is_read and not math.isfinite(mean):
                 self._report_broken({layer: float(total) for layer, (total, _) in sums.items()}, "training")
         self._samples.update(watch.samples)
@@ -221,7 +223,7 @@ class PSPCallback(Callback):
             write_histograms(trainer, pl_module, self._samples)
             self._samples = {}
         watch = self._watch
-        if watch is None:
+        if watch is None or not watch.has_trained:  # resumed at the end of an epoch
             return
         self._check_layers(watch)
         chosen = [layer for layer in watch.layers if self.selection.selects(layer)]

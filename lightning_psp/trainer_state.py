@@ -64,6 +64,11 @@ def means_over_processes(trainer: Trainer, means: LayerMeans) -> dict[str, float
     return {layer: total / elements for layer, (total, elements) in sums.items()}
 
 
+def is_logging_step(trainer: Trainer) -> bool:
+    """Whether loggers are due in this training step."""
+    return trainer._logger_connector.should_update_logs or bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
 def log_step(trainer: Trainer, module: LightningModule, values: dict[str, float | Tensor]) -> None:
     """Puts the values of a training step into `trainer.callback_metrics`, and into the loggers when these are due.
 
@@ -73,8 +78,7 @@ def log_step(trainer: Trainer, module: LightningModule, values: dict[str, float 
         key: value.detach() if isinstance(value, Tensor) else torch.tensor(value) for key, value in values.items()
     }
     is_accumulating = trainer.fit_loop._should_accumulate() and module.automatic_optimization
-    is_due = trainer._logger_connector.should_update_logs or bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-    if is_due and not is_accumulating:
+    if is_logging_step(trainer) and not is_accumulating:
         if trainer.world_size > 1:
             tensors = {key: trainer.strategy.reduce(value, reduce_op="mean") for key, value in tensors.items()}
         scalars = {key: float(value) for key, value in tensors.items()}

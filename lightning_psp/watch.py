@@ -56,6 +56,7 @@ class Watch:
         self._terms: list[LayerTerm] = []  # of all backward passes of the step so far
         self.layers: dict[str, None] = {}  # every layer seen, chosen or not, in order of call
         self.fused: dict[str, None] = {}  # modules left out whose potentials could not be seen
+        self.has_trained = False
         self.takes_samples = False
         self.samples: dict[str, Tensor] = {}
         self.penalised_layers: set[str] = set()
@@ -142,6 +143,7 @@ class Watch:
         return Tap(z, potential, in_place, self._reduction if is_penalised else None)
 
     def _run_training_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.has_trained = True
         self.lam = self._next_lam()
         return self._run(step, args, kwargs, is_training=True)
 

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -352,6 +353,16 @@ def test_copies_in_the_middle_of_a_training():
         gradients.append(module.gradients)
     for copied, plain in zip(*gradients, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(copied, plain, strict=True))
+
+
+def test_a_second_fit_starts_from_its_own_learning_rate():
+    callback, record = PSPCallback(lam=1.0, schedule="learning_rate"), Record()
+    for learning_rate in (0.1, 0.4):
+        module = Classifier()
+        optimizer = torch.optim.SGD(module.parameters(), learning_rate)
+        with patch.object(module, "configure_optimizers", return_value=optimizer):
+            quiet_trainer(callback, record).fit(module, loader(1))
+    assert [metrics["psp/lam"] for metrics in record.metrics] == [1.0, 1.0]
 
 
 def test_fit_twice_with_the_same_callback():
