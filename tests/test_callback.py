@@ -3,7 +3,6 @@
 import copy
 import io
 import pickle
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -355,13 +354,19 @@ def test_copies_in_the_middle_of_a_training():
         assert all(torch.equal(a, b) for a, b in zip(copied, plain, strict=True))
 
 
+class WithRate(Classifier):
+    rate = 0.1
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), self.rate)
+
+
 def test_a_second_fit_starts_from_its_own_learning_rate():
     callback, record = PSPCallback(lam=1.0, schedule="learning_rate"), Record()
-    for learning_rate in (0.1, 0.4):
-        module = Classifier()
-        optimizer = torch.optim.SGD(module.parameters(), learning_rate)
-        with patch.object(module, "configure_optimizers", return_value=optimizer):
-            quiet_trainer(callback, record).fit(module, loader(1))
+    for rate in (0.1, 0.4):
+        module = WithRate()
+        module.rate = rate
+        quiet_trainer(callback, record).fit(module, loader(1))
     assert [metrics["psp/lam"] for metrics in record.metrics] == [1.0, 1.0]
 
 
