@@ -36,7 +36,6 @@ class Tap:
         self.batch_size = z.shape[0]
         self.observations = self.elements // count_units(z, potential.unit_dim)
         self.edge: tuple[Node | None, int] = (z.grad_fn, z.output_nr)
-        self.is_penalised = False
         self.batch_sum: Tensor | None = None
         self._square_sum: Tensor | None = None
         self._value: Tensor | None = None
@@ -88,7 +87,6 @@ class Tap:
         """
         node, output_nr = self.edge
         assert node is not None
-        self.is_penalised = True
 
         def add_penalty(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
             if torch.is_grad_enabled():
@@ -217,7 +215,7 @@ class Injector:
         graph = reach(loss)
         layers: dict[str, list[Tap]] = {}
         for tap in taps:
-            if tap.is_penalised or not graph.holds(tap.edge):
+            if not graph.holds(tap.edge):  # which a tap that was penalised has let go of
                 continue
             if any(edge[0] is not None and edge in graph.edges for edge in tap.potential.results):
                 tap.check_unchanged()

@@ -282,3 +282,38 @@ def test_several_processes_refuse_what_needs_the_whole_batch():
     trainer = quiet_trainer(PSPCallback(reduction="squared_mean"), devices=2, strategy="ddp")
     with pytest.raises(NotImplementedError, match="squared_mean"):
         trainer.callbacks[0].on_fit_start(trainer, Classifier())
+
+
+def test_a_nonlinearity_whose_result_is_not_used_is_no_layer_of_the_penalty():
+    class Dead(Network):
+        def forward(self, x):
+            z = self.hidden(x)
+            torch.tanh(z)
+            return self.out(torch.relu(z))
+
+    torch.manual_seed(0)
+    module = Regression(Dead(), LOSSES["mean squared error"]).double()
+    quiet_trainer(PSPCallback(lam=LAM)).fit(module, loader(1))
+    x, _ = next(iter(loader(1)))
+    hidden = module.network.hidden(x)
+    penalty = (hidden.square().mean() + module.network.out(torch.relu(hidden)).square().mean()) / 2
+    check(module, LOSSES["mean squared error"](module, x) + LAM * penalty)
+
+
+@pytest.mark.parametrize("hold", [lambda z: z[:, :2], lambda z: z.detach(), lambda z: z.view(-1)])
+def test_other_holders_of_a_potential_see_it_overwritten_as_without_the_callback(hold):
+    values = []
+
+    class Held(Network):
+        def forward(self, x):
+            z = self.hidden(x)
+            other = hold(z)
+            functional.relu_(z)
+            values.append(other.detach().clone())
+            return self.out(z)
+
+    for callbacks in ([PSPCallback(lam=LAM)], []):
+        torch.manual_seed(0)
+        module = Regression(Held(), LOSSES["mean squared error"]).double()
+        quiet_trainer(*callbacks).fit(module, loader(1))
+    assert torch.equal(*values)
