@@ -226,7 +226,6 @@ class PSPCallback(Callback):
         if watch is None or not watch.has_trained:  # resumed at the end of an epoch
             return
         self._check_layers(watch)
-        chosen = [layer for layer in watch.layers if self.selection.selects(layer)]
         if watch.lam > 0 and not watch.penalised_layers:
             self._say(
                 "nothing",
@@ -234,7 +233,11 @@ class PSPCallback(Callback):
                 " callback hears of `torch.autograd.backward` and `torch.autograd.grad`.",
             )
         elif watch.lam > 0:
-            left_out = [layer for layer in chosen if layer not in {*watch.penalised_layers, *watch.fused}]
+            left_out = [
+                layer
+                for layer in watch.chosen_layers
+                if layer not in watch.penalised_layers and self._layer_factor(layer) != 0.0
+            ]
             if left_out:
                 self._say(
                     "left out",

@@ -224,9 +224,12 @@ class Injector:
             return {}
         if self._reduction == "mean":
             lam /= len(layers)
+        # A layer whose factor is 0 counts in L and has no term.
+        factors = {layer: self._layer_factor(layer) for layer in layers}
         terms = {
-            layer: LayerTerm(passes, self._reduction, lam * self._layer_factor(layer))
+            layer: LayerTerm(passes, self._reduction, lam * factors[layer])
             for layer, passes in layers.items()
+            if factors[layer] != 0.0
         }
         assert loss.grad_fn is not None
         self._loss_handle = loss.grad_fn.register_prehook(self._note_arriving(loss.output_nr))
@@ -243,6 +246,12 @@ class Injector:
                 self._arriving = total.item() if total.device.type == "cpu" else total
 
         return note
+
+    def take_sums(self) -> None:
+        """Takes the sums of squares of the potentials that the backward pass did not reach."""
+        with torch.no_grad():
+            for tap in self._armed:
+                _ = tap.square_sum
 
     def disarm(self) -> None:
         """Ends the backward pass: each potential is penalised once."""

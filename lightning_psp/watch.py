@@ -56,6 +56,7 @@ class Watch:
         self._terms: list[LayerTerm] = []  # of all backward passes of the step so far
         self.layers: dict[str, None] = {}  # every layer seen, chosen or not, in order of call
         self.fused: dict[str, None] = {}  # modules left out whose potentials could not be seen
+        self.chosen_layers: dict[str, None] = {}  # those of them that are to be penalised
         self.has_trained = False
         self.takes_samples = False
         self.samples: dict[str, Tensor] = {}
@@ -127,6 +128,7 @@ class Watch:
 
     def disarm(self) -> None:
         """Ends a backward pass."""
+        self._injector.take_sums()
         self._injector.disarm()
 
     def _taps(self) -> list[Tap]:
@@ -171,6 +173,7 @@ class Watch:
     def _note_layers(self) -> None:
         self.layers.update(dict.fromkeys(potential.layer for potential in self._capture.potentials))
         self.fused.update(self._capture.fused)
+        self.chosen_layers.update(dict.fromkeys(tap.layer for tap in self._taps()))
 
     def _check_backward(self, loss: Tensor) -> None:
         if self._is_training and self.lam != 0.0 and not self._injector.is_armed:

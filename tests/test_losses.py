@@ -1,6 +1,7 @@
 """Which tensor is the output layer, for losses of every kind."""
 
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -317,3 +318,23 @@ def test_other_holders_of_a_potential_see_it_overwritten_as_without_the_callback
         module = Regression(Held(), LOSSES["mean squared error"]).double()
         quiet_trainer(*callbacks).fit(module, loader(1))
     assert torch.equal(*values)
+
+
+@pytest.mark.parametrize(
+    ("choice", "left_out"),
+    [({}, ["first"]), ({"output": False}, ["first"]), ({"layer_lam": {"second": 0.0}}, ["first"])],
+    ids=["all", "no output", "factor 0"],
+)
+def test_layers_off_every_path_are_named_and_no_others(choice, left_out):
+    class Frozen(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.first.requires_grad_(False)
+
+        def on_after_backward(self):
+            pass
+
+    with patch("lightning_psp.callback.rank_zero_info") as said:
+        quiet_trainer(PSPCallback(lam=LAM, **choice), max_epochs=2).fit(Frozen(), loader(1))
+    (message,) = [call.args[0] for call in said.call_args_list]
+    assert message.endswith(f"to a loss: {', '.join(left_out)}.")

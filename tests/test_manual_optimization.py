@@ -204,3 +204,39 @@ def test_lbfgs_starts_every_closure_clean():
     assert len(module.gradients) > 2
     for found, expected in zip(module.gradients, module.expected, strict=True):
         assert_close(found, expected)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "squared_mean"])
+def test_factors_of_single_layers(reduction):
+    def term(z):
+        return {"mean": z.square().mean() / 3, "sum": z.square().sum() / (2 * BATCH)}.get(
+            reduction, z.mean(0).square().mean()
+        )
+
+    torch.manual_seed(0)
+    module = Manual().double()
+    factors = {"first": 0.0, "second": 2.0, "sec*": 1.5}
+    quiet_trainer(PSPCallback(lam=LAM, layer_lam=factors, reduction=reduction)).fit(module, loader(1))
+    features, labels = next(iter(loader(1)))
+    second = module.second(functional.silu(module.first(features)))
+    third = module.third(torch.relu(second))
+    loss = functional.cross_entropy(third, labels) + LAM * (3.0 * term(second) + term(third))
+    assert_close(module.gradients[0], torch.autograd.grad(loss, list(module.parameters())))
+
+
+def test_a_backward_to_some_parameters_only():
+    class Inputs(Manual):
+        def run_backward(self, logits, labels):
+            self.manual_backward(functional.cross_entropy(logits, labels), inputs=list(self.third.parameters()))
+
+        def on_after_backward(self):
+            self.gradients.append([parameter.grad.clone() for parameter in self.third.parameters()])
+
+    torch.manual_seed(0)
+    module = Inputs().double()
+    trainer = quiet_trainer(PSPCallback(lam=LAM))
+    trainer.fit(module, loader(1))
+    assert_close(module.gradients[0], reference(module, functional.cross_entropy)[-2:])
+    assert float(trainer.callback_metrics["psp/penalty"]) == pytest.approx(
+        LAM * float(trainer.callback_metrics["psp/z2"]), rel=1e-6
+    )
