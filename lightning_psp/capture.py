@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Any, Generic, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +15,16 @@ from torch.nn.modules import module as module_hooks
 from torch.nn.modules.loss import _Loss
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric, MetricCollection
 
+from lightning_psp.compilation import announce_graph, told_of_graphs
 from lightning_psp.nonlinearities import Activation, Nonlinearities, TorchFunction
 from lightning_psp.outputs import OutputFinder
+from lightning_psp.penalty import Reduction
 from lightning_psp.provenance import Handler, Kept, NetworkCall, Potential, Provenance
 from lightning_psp.selection import LayerSelection
+
+Other = TypeVar("Other")
 
 _ACTIVATION_MODULES: tuple[type[nn.Module], ...] = tuple(
     getattr(activation_modules, name) for name in activation_modules.__all__ if name != "MultiheadAttention"
@@ -50,6 +54,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             what it returns is stored in the potential.
         root_is_network: whether a call of `root` is a call of the network, its return value the network's output.
         tracks_units: whether `unit_dim` of the potentials is needed.
+        reduction: reduction of a penalty whose gradient compiled functions are to add; None if they are to give the
+            potentials themselves.
     """
 
     def __init__(
@@ -60,13 +66,15 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         keep: Callable[[Tensor, Potential[Kept], bool], Kept],
         root_is_network: bool,
         tracks_units: bool,
+        reduction: Reduction | None,
     ) -> None:
         super().__init__()
         self.potentials: list[Potential[Kept]] = []
         self.on_backward: Callable[[Tensor], None] | None = None  # called before a backward pass inside the watch
         self.on_outputs: Callable[[], None] | None = None  # called when the output layer of a call is known
         self.redirected = False  # whether the first call of root stands for a step of training, not for the network
-        self._root = root
+        self.root = root
+        self.reduction = reduction
         self.nonlinearities = nonlinearities
         self._selection = selection
         self._keep = keep
@@ -77,9 +85,12 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.provenance = Provenance(nonlinearities, tracks_units)
         self._paths: dict[nn.Module, str] = {}
         self._frames: list[_Frame] = []
-        self._hooks: list[RemovableHandle] = []
-        self._skip_without_grad = False
+        self._scope = ExitStack()
+        self.skips_without_grad = False  # whether calls without gradient are none of the watch's
         self.suppressed = 0
+        self._is_suspended = False
+        # Code compiled under one capture serves another one only if this is the same.
+        self._compilation_key = f"{reduction} {nonlinearities.named}"
         self.outputs = OutputFinder(self)
         self._handlers = self._make_handlers()
         self._start()
@@ -109,16 +120,19 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         """Starts a new watch."""
         self._start()
         self._find_paths()
-        self._skip_without_grad = torch.is_grad_enabled()
-        self._hooks = [
-            module_hooks.register_module_forward_pre_hook(self._enter_module),
-            module_hooks.register_module_forward_hook(self._leave_module, always_call=True),
-        ]
-        try:
+        self.skips_without_grad = torch.is_grad_enabled()
+        with ExitStack() as stack:
+            for hook in (
+                module_hooks.register_module_forward_pre_hook(self.enter_module),
+                module_hooks.register_module_forward_hook(self.leave_module, always_call=True),
+            ):
+                stack.callback(hook.remove)
+            for module in self._paths:
+                if module._compiled_call_impl is not None:
+                    stack.enter_context(_announced(module, self))
+            stack.enter_context(told_of_graphs(self))
             super().__enter__()  # type: ignore[no-untyped-call]
-        except BaseException:
-            self._remove_hooks()
-            raise
+            self._scope = stack.pop_all()
         return self
 
     def __exit__(
@@ -128,7 +142,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         try:
             super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         finally:
-            self._remove_hooks()
+            self._scope.close()
             self._frames = []
         if error is None:
             self.outputs.resolve()
@@ -137,29 +151,33 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.provenance.clear()
         self.outputs.start()
 
-    def _remove_hooks(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-
     def _find_paths(self) -> None:
-        self._paths = {module: path for path, module in self._root.named_modules()}
+        # The module that `torch.compile` puts around another one has the same name.
+        self._paths = {
+            module: ".".join(part for part in path.split(".") if part != "_orig_mod")
+            for path, module in self.root.named_modules()
+        }
 
     def __torch_function__(
         self, func: TorchFunction, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Called by torch in place of every torch function."""
-        handler = self._handlers.get(func)
+        if torch.compiler.is_dynamo_compiling():
+            return announce_graph(self._compilation_key, func, args, kwargs or {})
+        handler = None if self._is_suspended else self._handlers.get(func)
         if handler is None:
             result = func(*args, **kwargs) if kwargs else func(*args)
-            if self._tracks_units and func not in self.nonlinearities.channels:
+            if self._tracks_units and not self._is_suspended and func not in self.nonlinearities.channels:
                 self.provenance.follow_units(args, result)
             return result
         return handler(func, args, kwargs or {})
 
     # --- modules -----------------------------------------------------------------------------------------------
 
-    def _enter_module(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def enter_module(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Notes that the forward of a module starts."""
+        if torch.compiler.is_dynamo_compiling() or self._is_suspended:
+            return
         path = self._paths.get(module)
         if path is None and (module._parameters or module._modules) and module not in self._foreign:
             self._find_paths()  # a module that was added since
@@ -193,8 +211,14 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.suppressed += 1
         return potential
 
-    def _leave_module(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if not self._frames or self._frames[-1].module is not module:
+    def leave_module(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """Notes what the forward of a module returned."""
+        if (
+            torch.compiler.is_dynamo_compiling()
+            or self._is_suspended
+            or not self._frames
+            or self._frames[-1].module is not module
+        ):
             return  # entered before the watch began
         frame = self._frames.pop()
         if isinstance(module, ParametrizationList):
@@ -216,6 +240,30 @@ class Capture(TorchFunctionMode, Generic[Kept]):
                 self.outputs.is_resolved = True
                 if self.on_outputs is not None:
                     self.on_outputs()
+
+    # --- compiled functions ----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """While open, nothing is seen."""
+        before, self._is_suspended = self._is_suspended, True
+        try:
+            yield
+        finally:
+            self._is_suspended = before
+
+    def duplicate(self, keep: Callable[[Tensor, Potential[Other], bool], Other]) -> Capture[Other]:
+        """A capture with the same rules that chooses every layer."""
+        return Capture(self.root, self.nonlinearities, LayerSelection(), keep, self.root_is_network, True, None)
+
+    def resume_in(self, other: Capture[Any]) -> None:
+        """Takes up the place in the network where another capture is."""
+        self._frames = list(other._frames)
+        self.call = None if other.call is None else NetworkCall()
+
+    def innermost_path(self) -> str:
+        """Path of the innermost module of the network whose forward is running; empty outside of them."""
+        return next((frame.path for frame in reversed(self._frames) if frame.path is not None), "")
 
     # --- functions ---------------------------------------------------------------------------------------------
 
@@ -313,7 +361,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def counts(self) -> bool:
         """False for a call without gradient inside a watch that began with it."""
-        return torch.is_grad_enabled() or not self._skip_without_grad
+        return torch.is_grad_enabled() or not self.skips_without_grad
 
     def _is_of_this_network(self) -> bool:
         """False inside the call of another network than `root`."""
@@ -336,6 +384,9 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         name = host if origin.path is None else origin.path or "output"
         call = self.call or origin.call or self._step_call
         potential: Potential[Kept] = Potential(call.number(name), origin.unit_dim, is_output)
+        if origin.measured is not None:
+            potential.measured = origin.measured
+            potential.results.extend(origin.measured.results)
         if self._selection.selects(potential.layer, is_output):
             potential.kept = self._keep(z, potential, in_place)
         origin.values.potentials.append(potential)
@@ -349,3 +400,26 @@ def _is_batched(z: Tensor) -> bool:
             "Potentials inside `torch.vmap` cannot be seen as the tensors of one batch. Call the network on the batch."
         )
     return False
+
+
+@contextmanager
+def _announced(module: nn.Module, capture: Capture[Any]) -> Iterator[None]:
+    """Has the capture told of the calls of a module that `module.compile()` compiled: hooks are compiled with it."""
+    compiled: Any = module._compiled_call_impl
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            return compiled(*args, **kwargs)
+        output = None
+        capture.enter_module(module, args)
+        try:
+            output = compiled(*args, **kwargs)
+        finally:
+            capture.leave_module(module, args, output)
+        return output
+
+    module._compiled_call_impl = call
+    try:
+        yield
+    finally:
+        module._compiled_call_impl = compiled

@@ -8,16 +8,39 @@ no product and no further accumulation over activations.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
-from lightning_psp.graph import reach
+from lightning_psp.compiled_tap import CompiledTap
+from lightning_psp.graph import ReachedGraph, reach
 from lightning_psp.kernels import add_potential, can_be_overwritten, square_sum
 from lightning_psp.penalty import Reduction, accumulation_dtype, count_units
 from lightning_psp.provenance import Potential
+
+
+class Arriving:
+    """The gradient that arrives at the loss of a backward pass."""
+
+    def __init__(self) -> None:
+        self.value: float | Tensor = 1.0
+        self._waiting: list[Callable[[float | Tensor], None]] = []
+
+    def when_known(self, callback: Callable[[float | Tensor], None]) -> None:
+        """Has a function called with it before the gradient goes on."""
+        self._waiting.append(callback)
+
+    def note(self, gradient: Tensor | None) -> None:
+        """Takes it from the hook on the loss."""
+        if gradient is not None:
+            total = gradient.detach().sum()
+            # A tensor on an accelerator is not read, for the step would have to wait for it.
+            self.value = total.item() if total.device.type == "cpu" else total
+        for callback in self._waiting:
+            callback(self.value)
 
 
 class Tap:
@@ -30,7 +53,7 @@ class Tap:
         reduction: reduction of the penalty, or None to keep the statistic alone.
     """
 
-    def __init__(self, z: Tensor, potential: Potential[Tap], in_place: bool, reduction: Reduction | None) -> None:
+    def __init__(self, z: Tensor, potential: Potential[Any], in_place: bool, reduction: Reduction | None) -> None:
         self.potential = potential
         self.elements = z.numel()
         self.batch_size = z.shape[0]
@@ -68,6 +91,13 @@ class Tap:
             self._square_sum = square_sum(self._value)
         return self._square_sum
 
+    def is_live(self, graph: ReachedGraph) -> bool:
+        """Whether gradient of the loss arrives at the potential, through its nonlinearity too, and at a parameter."""
+        # A tap that was penalised has let go of its edge.
+        return graph.holds(self.edge) and any(
+            edge[0] is not None and edge in graph.edges for edge in self.potential.results
+        )
+
     def check_unchanged(self) -> None:
         """Raises a RuntimeError if the potential was overwritten after its nonlinearity had read it."""
         if self._value is not None and not self._is_copy and self._value._version != self._version:
@@ -77,8 +107,8 @@ class Tap:
                 " (`x = x + y` for `x += y`), or leave the layer out with the argument `exclude`."
             )
 
-    def arm(self, alpha: float, direction: Tensor | None, arriving: Callable[[], float | Tensor]) -> None:
-        """Makes the next backward pass add `alpha · arriving() · direction` to the gradient of the potential.
+    def arm(self, alpha: float, direction: Tensor | None, arriving: Arriving) -> None:
+        """Makes the next backward pass add `alpha · arriving · direction` to the gradient of the potential.
 
         Args:
             alpha: the coefficient that is known before the backward pass.
@@ -96,9 +126,9 @@ class Tap:
                 )
             changed = list(gradients)
             if direction is None:
-                changed[output_nr] = self._add_value(gradients[output_nr], alpha, arriving())
+                changed[output_nr] = self._add_value(gradients[output_nr], alpha, arriving.value)
             else:
-                changed[output_nr] = self._add_direction(gradients[output_nr], direction, alpha, arriving())
+                changed[output_nr] = self._add_direction(gradients[output_nr], direction, alpha, arriving.value)
             return tuple(changed)
 
         self._handle = node.register_prehook(add_penalty)
@@ -112,7 +142,6 @@ class Tap:
         # The memory of a potential that nothing else needs any more takes the sum.
         out = value if can_be_overwritten(value) else None
         if isinstance(arrived, Tensor):
-            # A tensor on an accelerator is not read, for the step would have to wait for it.
             self._square_sum = square_sum(value)
             return torch.addcmul(gradient, value, arrived.to(gradient), value=alpha, out=out)
         result, self._square_sum = add_potential(gradient, value, alpha * arrived, out)
@@ -139,6 +168,9 @@ class Tap:
         self.batch_sum = None
 
 
+AnyTap: TypeAlias = Tap | CompiledTap
+
+
 class LayerTerm:
     """The term of λR of one layer in one backward pass.
 
@@ -148,7 +180,7 @@ class LayerTerm:
         weight: the factor on the layer's term.
     """
 
-    def __init__(self, taps: list[Tap], reduction: Reduction, weight: float) -> None:
+    def __init__(self, taps: list[AnyTap], reduction: Reduction, weight: float) -> None:
         self._taps = taps
         self._weight = weight
         self._batch_mean = _mean_over_batch(taps) if reduction == "squared_mean" else None
@@ -165,13 +197,13 @@ class LayerTerm:
             return self._weight * self._batch_mean.square().mean()
         return self._weight / self._count * torch.stack([tap.square_sum for tap in self._taps]).sum()
 
-    def arm(self, scale: float, arriving: Callable[[], float | Tensor]) -> None:
+    def arm(self, scale: float, arriving: Arriving) -> None:
         """Has the gradient of `scale` times the term added in the next backward pass."""
         for tap in self._taps:
             tap.arm(2.0 * self._weight / self._count * scale, self._batch_mean, arriving)
 
 
-def _mean_over_batch(taps: list[Tap]) -> Tensor:
+def _mean_over_batch(taps: list[AnyTap]) -> Tensor:
     sums = [tap.batch_sum for tap in taps if tap.batch_sum is not None]
     if any(other.shape != sums[0].shape for other in sums):
         raise ValueError(
@@ -193,12 +225,11 @@ class Injector:
     def __init__(self, reduction: Reduction, layer_factor: Callable[[str], float]) -> None:
         self._reduction = reduction
         self._layer_factor = layer_factor
-        self._armed: list[Tap] = []
-        self._arriving: float | Tensor = 1.0
+        self._armed: list[AnyTap] = []
         self._loss_handle: RemovableHandle | None = None
         self.is_armed = False
 
-    def arm(self, loss: Tensor, taps: list[Tap], lam: float, scale: float) -> dict[str, LayerTerm]:
+    def arm(self, loss: Tensor, taps: list[AnyTap], lam: float, scale: float) -> dict[str, LayerTerm]:
         """Prepares the backward pass that is about to start from `loss`.
 
         Args:
@@ -213,11 +244,9 @@ class Injector:
         """
         self.is_armed = True
         graph = reach(loss)
-        layers: dict[str, list[Tap]] = {}
+        layers: dict[str, list[AnyTap]] = {}
         for tap in taps:
-            if not graph.holds(tap.edge):  # which a tap that was penalised has let go of
-                continue
-            if any(edge[0] is not None and edge in graph.edges for edge in tap.potential.results):
+            if tap.is_live(graph):
                 tap.check_unchanged()
                 layers.setdefault(tap.layer, []).append(tap)
         if not layers:
@@ -232,20 +261,13 @@ class Injector:
             if factors[layer] != 0.0
         }
         assert loss.grad_fn is not None
-        self._loss_handle = loss.grad_fn.register_prehook(self._note_arriving(loss.output_nr))
+        arriving = Arriving()
+        output_nr = loss.output_nr
+        self._loss_handle = loss.grad_fn.register_prehook(lambda gradients: arriving.note(gradients[output_nr]))
         self._armed = [tap for passes in layers.values() for tap in passes]
         for term in terms.values():
-            term.arm(scale, lambda: self._arriving)
+            term.arm(scale, arriving)
         return terms
-
-    def _note_arriving(self, output_nr: int) -> Callable[[tuple[Tensor | None, ...]], None]:
-        def note(gradients: tuple[Tensor | None, ...]) -> None:
-            gradient = gradients[output_nr]
-            if gradient is not None:
-                total = gradient.detach().sum()
-                self._arriving = total.item() if total.device.type == "cpu" else total
-
-        return note
 
     def take_sums(self) -> None:
         """Takes the sums of squares of the potentials that the backward pass did not reach."""
@@ -258,7 +280,6 @@ class Injector:
         for tap in self._armed:
             tap.release()
         self._armed = []
-        self._arriving = 1.0
         self.is_armed = False
         if self._loss_handle is not None:
             self._loss_handle.remove()

@@ -126,6 +126,7 @@ class Nonlinearities:
     channels: frozenset[TorchFunction]
     fused: dict[TorchFunction, str]
     module_classes: tuple[type[nn.Module], ...]
+    named: tuple[str, ...]  # those that the user names
 
 
 def find_nonlinearities(activations: Iterable[str | TorchFunction | type[nn.Module]] = ()) -> Nonlinearities:
@@ -141,7 +142,9 @@ def find_nonlinearities(activations: Iterable[str | TorchFunction | type[nn.Modu
     """
     hidden = {function: activation for name in _HIDDEN for function, activation in _variants(name)}
     classes: list[type[nn.Module]] = []
+    named = []
     for entry in activations:
+        named.append(repr(entry))
         found = _import(entry) if isinstance(entry, str) else entry
         if isinstance(found, type) and issubclass(found, nn.Module):
             classes.append(found)
@@ -167,6 +170,7 @@ def find_nonlinearities(activations: Iterable[str | TorchFunction | type[nn.Modu
         channels=_all_named(_CHANNELS),
         fused={f: name for name in _FUSED for f in _named(name)},
         module_classes=tuple(classes),
+        named=tuple(sorted(named)),
     )
 
 

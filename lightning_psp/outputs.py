@@ -34,9 +34,9 @@ class OutputFinder(Generic[Kept]):
     def start(self) -> None:
         """Forgets everything."""
         self.is_resolved = False  # for good: what follows outside the network adds no output layer
-        self._has_loss = False
-        self._outputs: list[tuple[str, NetworkCall, list[Tensor]]] = []
-        self._confirmed: list[tuple[NetworkCall, Tensor]] = []  # outputs that entered a loss as they are
+        self.has_loss = False  # whether a loss's own softmax or sigmoid was met
+        self.returned: list[tuple[str, NetworkCall, list[Tensor]]] = []  # by outermost calls of modules
+        self.confirmed: list[tuple[NetworkCall, Tensor]] = []  # outputs that entered a loss as they are
         self._outside: list[Potential[Kept]] = []  # not yet known to be hidden or part of a loss
         self._call_results: list[Edge] = []
         self._last_softmax: Origin | None = None
@@ -62,19 +62,24 @@ class OutputFinder(Generic[Kept]):
         tensors = [tensor for tensor in tensors_in(output) if tensor.ndim > 0]
         if not tensors:
             return
-        self._call_results.extend((tensor.grad_fn, tensor.output_nr) for tensor in tensors)
         origins = [self._capture.provenance.of(tensor) for tensor in tensors]
-        tensors = [o.entering if o.entering is not None else t for o, t in zip(origins, tensors, strict=True)]
+        entering = [o.entering if o.entering is not None else t for o, t in zip(origins, tensors, strict=True)]
         if self._last_softmax is not None:
             self._last_softmax.entering = None
-        self._outputs.append((path, call, tensors))
+        self._call_results.extend((tensor.grad_fn, tensor.output_nr) for tensor in tensors)
+        self.note_returned(path, call, entering)
+
+    def note_returned(self, path: str, call: NetworkCall, tensors: list[Tensor]) -> None:
+        """Notes the tensors that an outermost call of a module returned, or of which it returned the softmax."""
+        self._call_results.extend((tensor.grad_fn, tensor.output_nr) for tensor in tensors)
+        self.returned.append((path, call, tensors))
 
     def resolve(self) -> None:
         """Takes the network's return value for the output layer where no loss with a softmax or sigmoid did so."""
-        self._resolve_outside()
-        outputs, self._outputs = self._outputs, []
-        confirmed, self._confirmed = self._confirmed, []
-        has_loss, self._has_loss = self._has_loss, False
+        self.resolve_outside()
+        outputs, self.returned = self.returned, []
+        confirmed, self.confirmed = self.confirmed, []
+        has_loss, self.has_loss = self.has_loss, False
         paths = {path for path, call, _ in outputs if any(call is confirmed_call for confirmed_call, _ in confirmed)}
         if has_loss:
             outputs = [
@@ -100,7 +105,7 @@ class OutputFinder(Generic[Kept]):
                 origin.path, origin.call = path, call
             self._capture.add(tensor, "output", in_place=False, is_output=True).add_result(tensor)
 
-    def _resolve_outside(self) -> None:
+    def resolve_outside(self) -> None:
         """Finds the nonlinearities outside the network that belong to a loss: no call of a network uses their result.
 
         Sigmoids and their logarithms make their potential the output layer. Of others (the margin of a hinge loss) the
@@ -114,7 +119,7 @@ class OutputFinder(Generic[Kept]):
                 continue
             if potential.label in _SIGMOIDS:
                 potential.is_output = True
-                self._has_loss = True
+                self.has_loss = True
             elif any(reach_from(edge).edges.intersection(self._call_results) for edge in potential.results):
                 self._capture.potentials.remove(potential)
 
@@ -139,7 +144,7 @@ class OutputFinder(Generic[Kept]):
             for tensor in [*args, *kwargs.values()][:2]:
                 origin = self._capture.provenance.find(tensor)
                 if origin is not None and origin.call is not None and self._capture.counts():
-                    self._confirmed.append((origin.call, tensor))
+                    self.confirmed.append((origin.call, tensor))
         return result
 
     def _log_softmax(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -153,7 +158,7 @@ class OutputFinder(Generic[Kept]):
             return
         if self.is_resolved and self._capture.call is None:
             return  # the network's return value is the output layer already
-        self._has_loss = True
+        self.has_loss = True
         values = self._capture.provenance.of(z).values
         if not values.potentials:
             self._capture.add(z, self._capture.host(label), in_place=False, is_output=True)
@@ -167,7 +172,7 @@ class OutputFinder(Generic[Kept]):
         if origin is not None:
             if origin.potential is not None:
                 origin.potential.is_output = True
-                self._has_loss = True
+                self.has_loss = True
             elif origin.entering is not None:
                 self._enter_loss(origin.entering, "log_softmax", result)
         return result

@@ -79,9 +79,8 @@ def record_potentials(
         value = z.clone() if in_place else z
         return _Recorded(value, None if value.is_inference() else value._version)
 
-    capture = Capture(
-        module, find_nonlinearities(activations), selection, keep, root_is_network=True, tracks_units=True
-    )
+    nonlinearities = find_nonlinearities(activations)
+    capture = Capture(module, nonlinearities, selection, keep, root_is_network=True, tracks_units=True, reduction=None)
     capture.on_outputs = lambda: _collect(capture, selection, recorded)
     with capture:
         yield recorded
@@ -97,11 +96,6 @@ def check_module(module: nn.Module) -> None:
             raise NotImplementedError(
                 f"Module {path!r} is compiled by TorchScript, which hides its potentials. Use the module before"
                 " `torch.jit.script` or `torch.jit.trace`."
-            )
-        if hasattr(part, "_orig_mod") or part._compiled_call_impl is not None or getattr(part, "_compiler_ctx", None):
-            raise NotImplementedError(
-                f"Module {path!r} is compiled by `torch.compile`, inside which potentials are not seen. Use the module"
-                " as it was before compilation."
             )
 
 

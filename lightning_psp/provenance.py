@@ -31,6 +31,23 @@ class NetworkCall:
         return f"{name}:{repetition}" if repetition else name
 
 
+@dataclass
+class Measured:
+    """What a compiled function tells of a potential inside it, in place of which another tensor stands.
+
+    Args:
+        tensors: the sum of its squares and, if asked for, its sum over the batch.
+        coefficient: the factor on the potential in what its gradient gets added; None where no gradient passes it.
+        sizes: its number of values, its number of units and the size of its batch.
+        results: to what depends on its nonlinearity.
+    """
+
+    tensors: list[Tensor]
+    coefficient: Tensor | None
+    sizes: list[int]
+    results: list[Edge]
+
+
 class Potential(Generic[Kept]):
     """One passage of a layer's potentials through its nonlinearity.
 
@@ -40,7 +57,7 @@ class Potential(Generic[Kept]):
         is_output: whether it is the output layer's.
     """
 
-    __slots__ = ("is_output", "kept", "label", "layer", "number_of_calls", "results", "unit_dim")
+    __slots__ = ("is_output", "kept", "label", "layer", "measured", "number_of_calls", "results", "unit_dim")
 
     def __init__(self, layer: str, unit_dim: int, is_output: bool) -> None:
         self.layer = layer
@@ -48,6 +65,7 @@ class Potential(Generic[Kept]):
         self.is_output = is_output
         self.kept: Kept | None = None
         self.results: list[Edge] = []  # to what the nonlinearity gave
+        self.measured: Measured | None = None
         self.label = ""  # of a nonlinearity outside the network
         self.number_of_calls = 0  # of the network before that
 
@@ -73,7 +91,7 @@ class Origin:
         tensor: the tensor, held weakly.
     """
 
-    __slots__ = ("call", "entering", "path", "potential", "reference", "unit_dim", "values")
+    __slots__ = ("call", "entering", "measured", "path", "potential", "reference", "unit_dim", "values")
 
     def __init__(self, tensor: Tensor) -> None:
         self.reference = weakref.ref(tensor)
@@ -82,6 +100,7 @@ class Origin:
         self.unit_dim = 1
         self.values = Values()
         self.potential: Potential[Any] | None = None  # whose nonlinearity gave this tensor
+        self.measured: Measured | None = None  # where it stands for a tensor inside a compiled function
         self.entering: Tensor | None = None  # of which this tensor is the softmax or its logarithm
 
 

@@ -12,8 +12,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_psp.capture import Capture
+from lightning_psp.compiled_tap import CompiledTap
 from lightning_psp.histograms import sample
-from lightning_psp.injection import Injector, LayerTerm, Tap
+from lightning_psp.injection import AnyTap, Injector, LayerTerm, Tap
 from lightning_psp.nonlinearities import Nonlinearities
 from lightning_psp.penalty import Reduction
 from lightning_psp.provenance import Potential
@@ -69,8 +70,14 @@ class Watch:
         self._on_unseen_backward = on_unseen_backward
         self._injector = Injector(reduction, layer_factor)
         self._is_training = False
-        self._capture: Capture[Tap] = Capture(
-            module, nonlinearities, selection, self._keep, root_is_network=False, tracks_units=reduction == "sum"
+        self._capture: Capture[AnyTap] = Capture(
+            module,
+            nonlinearities,
+            selection,
+            self._keep,
+            root_is_network=False,
+            tracks_units=reduction == "sum",
+            reduction=reduction,
         )
         self._capture.on_backward = self._check_backward
         self._strategy = trainer.strategy
@@ -131,15 +138,17 @@ class Watch:
         self._injector.take_sums()
         self._injector.disarm()
 
-    def _taps(self) -> list[Tap]:
+    def _taps(self) -> list[AnyTap]:
         return [
             potential.kept
             for potential in self._capture.potentials
             if potential.kept is not None and self._selection.selects(potential.layer, potential.is_output)
         ]
 
-    def _keep(self, z: Tensor, potential: Potential[Tap], in_place: bool) -> Tap:
+    def _keep(self, z: Tensor, potential: Potential[AnyTap], in_place: bool) -> AnyTap:
         is_penalised = self._is_training and self.lam * self._layer_factor(potential.layer) != 0.0
+        if potential.measured is not None:
+            return CompiledTap(potential, potential.measured, is_penalised)
         if self.takes_samples and self._is_training:
             self.samples[potential.layer] = sample(z)
         return Tap(z, potential, in_place, self._reduction if is_penalised else None)

@@ -1,0 +1,222 @@
+"""Potentials inside functions made by `torch.compile`.
+
+While a capture is entered, the compiler is handed each graph in a form that tells of its potentials, and each run of
+the compiled graph tells the capture of them. What a graph takes and gives for this:
+
+- the sum of squares of each potential, an output of one number, which becomes a part of the kernels around it;
+- a coefficient for each potential, an input of one number. Where gradient passes the potential, the coefficient times
+  the potential is added to it. The coefficients are 0 until a backward pass is prepared: only the backward of the
+  graph reads them, so that λ or a loss scale may change without another compilation.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+from torch._dynamo.comptime import comptime
+
+from lightning_psp.compiled_graph import Mention, Region, find_potentials
+from lightning_psp.graph import Edge
+from lightning_psp.graph_rewriting import Place, Point, copy_graph
+from lightning_psp.provenance import Measured, NetworkCall, Potential, is_within
+
+if TYPE_CHECKING:
+    from lightning_psp.capture import Capture
+
+_entered: list[Capture[Any]] = []
+
+
+@contextmanager
+def told_of_graphs(capture: Capture[Any]) -> Iterator[None]:
+    """While open, compiled graphs tell this capture of their potentials."""
+    _entered.append(capture)
+    try:
+        yield
+    finally:
+        _entered.remove(capture)
+
+
+def announce_graph(key: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Calls a function while it is traced, and has the graph that is being made searched for potentials.
+
+    Args:
+        key: what compiled code depends on; tracing takes place anew for another one.
+        function: the function.
+        args: its arguments.
+        kwargs: its arguments by keyword.
+    """
+    if key:
+        comptime(_wrap_compiler)
+    return function(*args, **kwargs)
+
+
+def _wrap_compiler(context: Any) -> None:
+    graph = context._i_will_not_complain_if_bc_breaks_InstructionTranslator().output
+    if not hasattr(graph.compiler_fn, "tells_of_potentials"):
+        graph.compiler_fn = _with_potentials(graph.compiler_fn)
+
+
+def _with_potentials(compile_graph: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a compiler of graphs that tell of their potentials."""
+
+    @functools.wraps(compile_graph)
+    def compile_with_potentials(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        if not _entered:
+            plain: Callable[..., Any] = compile_graph(graph, inputs)
+            return plain
+        graph = copy_graph(graph)
+        with _entered[-1].suspended():
+            region = find_potentials(graph, inputs, _entered[-1])
+        compiled = compile_graph(graph, [*inputs, *_coefficients(region)])
+
+        def run(*values: Any) -> Any:
+            coefficients = _coefficients(region)
+            capture = _entered[-1] if _entered else None
+            if capture is None:
+                return compiled(*values, *coefficients)[: region.number_of_results]
+            with capture.suspended():
+                outputs = compiled(*values, *coefficients)
+            if not capture.suppressed:
+                _Run(region, capture, values, outputs, coefficients).tell()
+            return outputs[: region.number_of_results]
+
+        return run
+
+    compile_with_potentials.tells_of_potentials = True  # type: ignore[attr-defined]
+    return compile_with_potentials
+
+
+def _coefficients(region: Region) -> list[Tensor]:
+    # Each has memory of its own: compiled code may copy an input that does not start at an aligned address.
+    return [torch.zeros((), device=device, dtype=dtype) for device, dtype in region.coefficients]
+
+
+class _Run:
+    """One run of a compiled graph, of which a capture is to be told."""
+
+    def __init__(
+        self,
+        region: Region,
+        capture: Capture[Any],
+        inputs: Sequence[Any],
+        outputs: Sequence[Any],
+        coefficients: list[Tensor],
+    ) -> None:
+        self._region = region
+        self._capture = capture
+        self._inputs = inputs
+        self._outputs = outputs
+        self._coefficients = coefficients
+        self._prefix = capture.innermost_path()
+        self._calls: dict[int, NetworkCall | None] = {id(None): None, id(region.surrounding_call): capture.call}
+        for index, call in region.calls_of_inputs.items():
+            origin = capture.provenance.find(inputs[index])
+            self._calls[id(call)] = None if origin is None else origin.call
+        self._potentials: list[Potential[Any] | None] = []
+        self._stand_ins: list[Tensor | None] = []
+
+    def tell(self) -> None:
+        """Tells the capture what the graph has made."""
+        capture, region = self._capture, self._region
+        for point in region.points:
+            self._tell_point(point)
+        for found in region.origins:
+            tensor = self._tensor(found.place)
+            origin = capture.provenance.renew(tensor)
+            origin.path = None if found.path is None else self._rebased(found.path)
+            origin.call, origin.unit_dim = self._call(found.call), found.unit_dim
+            self._mark(tensor, found.mention)
+            if found.entering is not None:
+                origin.entering = self._tensor_of(found.entering)
+        for path, call, mentions in region.returned:
+            capture.number_of_calls += 1
+            tensors = [self._tensor_of(mention) for mention in mentions]
+            mapped = self._call(call)
+            assert mapped is not None
+            capture.outputs.note_returned(self._rebased(path), mapped, tensors)
+        for call, mention in region.confirmed:
+            mapped = self._call(call)
+            if mapped is not None:
+                capture.outputs.confirmed.append((mapped, self._tensor_of(mention)))
+        capture.outputs.has_loss |= region.has_loss
+
+    def _tell_point(self, point: Point) -> None:
+        capture = self._capture
+        z = self._tensor(point.outputs[0]) if capture.reduction is None else torch.empty(1)
+        origin = capture.provenance.of(z)
+        origin.measured = self._measured(point)
+        origin.unit_dim = point.unit_dim
+        name = self._rebased(point.name)
+        if point.is_returned:
+            origin.path, origin.call = name, self._call(point.call)
+        self._stand_ins.append(z)
+        if point.is_candidate:
+            self._potentials.append(None)
+            return
+        if capture.skips_without_grad and not point.has_grad:
+            self._potentials.append(None)
+            return
+        if point.source is not None:
+            source = capture.provenance.of(self._tensor(point.source))
+            if origin.path is None:
+                origin.path, origin.call, origin.unit_dim = source.path, source.call, source.unit_dim
+            origin.values = source.values
+            # The logits once more.
+            again = [other for other in source.values.potentials if other.is_output or point.is_output]
+            if again:
+                again[0].is_output = True
+                self._potentials.append(again[0])
+                return
+        surrounding, capture.call = capture.call, self._call(point.call)
+        try:
+            potential = capture.add(z, name, in_place=False, is_output=point.is_output)
+        finally:
+            capture.call = surrounding
+        self._potentials.append(potential)
+
+    def _measured(self, point: Point) -> Measured:
+        tensors = [self._tensor(place) for place in point.outputs]
+        results: list[Edge] = [(t.grad_fn, t.output_nr) for t in map(self._tensor, point.results)]
+        sizes = [self._tensor(size) if isinstance(size, Place) else size for size in point.sizes]
+        coefficient = None if point.coefficient is None else self._coefficients[point.coefficient]
+        return Measured(tensors, coefficient, sizes, results)
+
+    def _tensor(self, place: Place) -> Any:
+        return (self._inputs if place.is_input else self._outputs)[place.number]
+
+    def _tensor_of(self, mention: Mention) -> Tensor:
+        """The tensor itself where it is an input, else one that stands for it."""
+        if mention.place is not None:
+            tensor: Tensor = self._tensor(mention.place)
+            return tensor
+        if not mention.is_result and self._potentials[mention.points[0]] is None:
+            candidate = self._stand_ins[mention.points[0]]
+            assert candidate is not None
+            return candidate
+        stand_in = torch.empty(1)
+        self._capture.provenance.renew(stand_in)
+        self._mark(stand_in, mention)
+        return stand_in
+
+    def _mark(self, tensor: Tensor, mention: Mention) -> None:
+        origin = self._capture.provenance.of(tensor)
+        potentials = [other for other in (self._potentials[number] for number in mention.points) if other is not None]
+        if mention.is_result:
+            origin.potential = potentials[0] if potentials else None
+        elif potentials:
+            origin.values.potentials = potentials
+
+    def _call(self, call: NetworkCall | None) -> NetworkCall | None:
+        return self._calls.setdefault(id(call), NetworkCall())
+
+    def _rebased(self, path: str) -> str:
+        """The same path in the module that runs the graph, which may be another one of the same class."""
+        prefix = self._region.prefix
+        if prefix in ("", self._prefix) or not (path == prefix or is_within(path, prefix)):
+            return path
+        return f"{self._prefix}{path[len(prefix) :]}".lstrip(".")

@@ -1,0 +1,293 @@
+"""Finding the potentials of a graph that `torch.compile` traced.
+
+The graph is run once on tensors without values under a capture of its own, so that the rules inside a compiled function
+are those outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from lightning_psp.graph import reach_from
+from lightning_psp.graph_rewriting import Place, Point, Rewriting
+from lightning_psp.provenance import NetworkCall, Potential, tensors_in
+
+if TYPE_CHECKING:
+    from lightning_psp.capture import Capture
+
+_MODULE_STACK = "nn_module_stack"
+
+
+class Mention(NamedTuple):
+    """A tensor that something was seen to happen to.
+
+    Args:
+        points: the potentials that it is, by number; several where several nonlinearities read it.
+        is_result: whether it is the result of their nonlinearity.
+        place: the input that it is.
+    """
+
+    points: list[int]
+    is_result: bool = False
+    place: Place | None = None
+
+
+@dataclass(frozen=True)
+class ResultOrigin:
+    """What is known of a result of a graph, as :class:`~lightning_psp.provenance.Origin` holds it."""
+
+    place: Place
+    path: str | None
+    call: NetworkCall | None
+    unit_dim: int
+    mention: Mention
+    entering: Mention | None
+
+
+@dataclass
+class Region:
+    """A compiled graph, as a capture needs to know it; calls of the network in it stand for those of each run."""
+
+    prefix: str  # path of the module in whose forward the graph was made
+    number_of_results: int
+    surrounding_call: NetworkCall | None
+    coefficients: list[tuple[torch.device, torch.dtype]]
+    calls_of_inputs: dict[int, NetworkCall] = field(default_factory=dict)
+    points: list[Point] = field(default_factory=list)
+    origins: list[ResultOrigin] = field(default_factory=list)
+    returned: list[tuple[str, NetworkCall, list[Mention]]] = field(default_factory=list)
+    confirmed: list[tuple[NetworkCall, Mention]] = field(default_factory=list)
+    has_loss: bool = False
+
+
+class _Seen(NamedTuple):
+    """A potential when its nonlinearity was about to run."""
+
+    z: Tensor
+    givers: list[fx.Node]  # that gave it
+    user: fx.Node  # that reads it
+    in_place: bool
+    version: int
+    is_returned: bool
+    call: NetworkCall | None
+    has_grad: bool
+
+
+def find_potentials(graph: fx.GraphModule, examples: Sequence[Any], capture: Capture[Any]) -> Region:
+    """Finds the potentials of a graph and has the graph tell of them.
+
+    Args:
+        graph: the graph, which is changed: it takes as many further inputs as the region has coefficients.
+        examples: its inputs.
+        capture: the capture under which it was traced.
+
+    Raises:
+        NotImplementedError: if a potential lies where it cannot be told of.
+    """
+    return _Analysis(graph, examples, capture).region
+
+
+class _Analysis(fx.Interpreter):
+    def __init__(self, graph: fx.GraphModule, examples: Sequence[Any], capture: Capture[Any]) -> None:
+        super().__init__(graph, garbage_collect_values=False)
+        self._static: Capture[_Seen] = capture.duplicate(self._see)
+        self._modules = {str(id(module)): module for module in capture.root.modules()}
+        self._nodes = list(graph.graph.nodes)
+        self._placeholders = [node for node in self._nodes if node.op == "placeholder"]
+        self._stack: list[tuple[str, nn.Module]] = []
+        self._node = self._nodes[0]  # that is being run
+        self._givers: dict[int, list[fx.Node]] = {}  # by the identity of the tensor
+        is_dynamic = any(not isinstance(example, Tensor) for example in examples)
+        self._rewriting = Rewriting(graph, capture.reduction, is_dynamic)
+        with FakeTensorMode(allow_non_fake_inputs=True), self._static:
+            self._static.resume_in(capture)
+            self.region = Region(
+                capture.innermost_path(),
+                self._rewriting.number_of_results,
+                self._static.call,
+                self._rewriting.coefficients,
+            )
+            self._find(examples)
+        self._rewriting.finish()
+
+    def _find(self, examples: Sequence[Any]) -> None:
+        inputs = [_without_values(example) for example in examples]
+        before = [tensor._version if isinstance(tensor, Tensor) else 0 for tensor in inputs]
+        for index, tensor in enumerate(inputs):
+            if isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter):
+                call = self.region.calls_of_inputs[index] = NetworkCall()
+                self._static.provenance.of(tensor).call = call
+        outputs = self.run(*inputs)
+        self._enter_modules([])
+        self._static.outputs.resolve_outside()
+        overwritten = [
+            (Place(True, index), tensor)
+            for index, tensor in enumerate(inputs)
+            if isinstance(tensor, Tensor) and tensor._version != before[index]
+        ]
+        given = [(Place(False, index), tensor) for index, tensor in enumerate(outputs) if isinstance(tensor, Tensor)]
+        self._describe(overwritten + given)
+
+    # --- running the graph -----------------------------------------------------------------------------------------
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Runs a node inside the modules that it was traced in."""
+        self._node = n
+        if n.op.startswith("call"):
+            self._enter_modules(list(n.meta.get(_MODULE_STACK, ())))
+        result = super().run_node(n)
+        for tensor in tensors_in(result):
+            self._givers.setdefault(id(tensor), []).append(n)
+        return result
+
+    def _enter_modules(self, keys: list[str]) -> None:
+        """Leaves and enters modules until those of the keys are entered."""
+        common = 0
+        for (key, _), wanted in zip(self._stack, keys, strict=False):
+            if key != wanted:
+                break
+            common += 1
+        while len(self._stack) > common:
+            key, module = self._stack.pop()
+            self._static.leave_module(module, (), tuple(self._given_by(key)))
+        for key in keys[common:]:
+            module = self._modules.get(key.partition("@")[0]) or nn.Module()
+            self._stack.append((key, module))
+            self._static.enter_module(module, tuple(self._given_to(key)))
+
+    def _given_by(self, key: str) -> Iterator[Tensor]:
+        """The tensors made inside a module that are used outside."""
+        for node, value in self.env.items():
+            is_given = _is_inside(node, key) and any(not _is_inside(user, key) for user in node.users)
+            if is_given and isinstance(value, Tensor):
+                yield value
+
+    def _given_to(self, key: str) -> Iterator[Tensor]:
+        """The tensors made outside a module, other than parameters, that are used inside."""
+        for node in self._nodes:
+            if _is_inside(node, key):
+                for used in node.all_input_nodes:
+                    value = self.env.get(used)
+                    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                        yield value
+
+    def _see(self, z: Tensor, potential: Potential[_Seen], in_place: bool) -> _Seen:
+        origin = self._static.provenance.of(z)
+        givers = self._givers.get(id(z))
+        if givers is None and in_place and self._node.args:  # what overwrites a view works on a copy of it
+            givers = [node for node in self._node.args[:1] if isinstance(node, fx.Node)]
+        if not givers:
+            raise NotImplementedError(
+                f"The potentials of layer {potential.layer!r} lie inside an operation of a compiled function that"
+                " cannot be looked into, such as an activation checkpoint. Leave the layer outside of `torch.compile`."
+            )
+        call = self._static.call or origin.call
+        has_grad = torch.is_grad_enabled()
+        return _Seen(z, list(givers), self._node, in_place, z._version, origin.path is not None, call, has_grad)
+
+    # --- what was found --------------------------------------------------------------------------------------------
+
+    def _describe(self, results: list[tuple[Place, Tensor]]) -> None:
+        region, static = self.region, self._static
+        reached = [(place, reach_from((tensor.grad_fn, tensor.output_nr)).edges) for place, tensor in results]
+        numbers = {id(potential): number for number, potential in enumerate(static.potentials)}
+
+        def results_of(edges: Sequence[Any]) -> list[Place]:
+            return [place for place, below in reached if below.intersection(edges)]
+
+        def known(tensor: Tensor) -> Mention:
+            origin = static.provenance.of(tensor)
+            if id(origin.potential) in numbers:
+                return Mention([numbers[id(origin.potential)]], is_result=True)
+            return Mention([numbers[id(other)] for other in origin.values.potentials if id(other) in numbers])
+
+        def mention(tensor: Tensor) -> Mention:
+            found = known(tensor)
+            givers = self._givers[id(tensor)]
+            if found.points:
+                return found
+            if givers[0].op == "placeholder":
+                return Mention([], place=Place(True, self._placeholders.index(givers[0])))
+            origin = static.provenance.of(tensor)
+            point = Point(
+                name=origin.path or "",
+                is_returned=origin.path is not None,
+                call=origin.call,
+                is_output=False,
+                unit_dim=origin.unit_dim,
+                has_grad=True,
+                is_candidate=True,
+                results=results_of([(tensor.grad_fn, tensor.output_nr)]),
+            )
+            self._rewriting.include(point, tensor, givers, None, tensor.requires_grad, False)
+            region.points.append(point)
+            return Mention([len(region.points) - 1])
+
+        for potential in static.potentials:
+            seen = potential.kept
+            assert seen is not None
+            point = Point(
+                name=potential.layer.partition(":")[0],
+                is_returned=seen.is_returned,
+                call=seen.call,
+                is_output=potential.is_output,
+                unit_dim=potential.unit_dim,
+                has_grad=seen.has_grad,
+                is_candidate=False,
+                results=results_of(potential.results),
+            )
+            self._include(point, seen)
+            region.points.append(point)
+        outputs = static.outputs
+        region.returned = [
+            (path, call, [mention(tensor) for tensor in tensors]) for path, call, tensors in outputs.returned
+        ]
+        region.confirmed = [(call, mention(tensor)) for call, tensor in outputs.confirmed]
+        region.has_loss = outputs.has_loss
+        for place, tensor in results:
+            origin = static.provenance.find(tensor)
+            if origin is not None:
+                entering = None if origin.entering is None else mention(origin.entering)
+                region.origins.append(
+                    ResultOrigin(place, origin.path, origin.call, origin.unit_dim, known(tensor), entering)
+                )
+
+    def _include(self, point: Point, seen: _Seen) -> None:
+        if seen.givers[-1].op == "placeholder":
+            point.source = Place(True, self._placeholders.index(seen.givers[-1]))
+        has_gradient = seen.has_grad and seen.z.requires_grad
+        is_overwritten = seen.in_place or seen.z._version != seen.version
+        self._rewriting.include(point, seen.z, seen.givers, seen.user, has_gradient, is_overwritten)
+        if not seen.in_place or point.coefficient is None:
+            return
+        function = getattr(Tensor, seen.user.target) if isinstance(seen.user.target, str) else seen.user.target
+        activation = self._static.nonlinearities.hidden.get(function)
+        if activation is None:
+            raise NotImplementedError(
+                f"Layer {point.name!r}, of a module class in the argument `activations`, overwrites its potentials"
+                " inside a compiled function. Let it work out of place."
+            )
+        self._rewriting.work_out_of_place(seen.user, function, activation)
+
+
+def _is_inside(node: fx.Node, key: str) -> bool:
+    return node.op.startswith("call") and key in node.meta.get(_MODULE_STACK, ())
+
+
+def _without_values(value: Any) -> Any:
+    """A tensor with the shape and the need for gradient of another one, to run a graph on."""
+    if isinstance(value, torch.SymInt):
+        return value.node.hint
+    if not isinstance(value, Tensor):
+        return value
+    empty = torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device=value.device)
+    if isinstance(value, nn.Parameter):
+        return nn.Parameter(empty, requires_grad=value.requires_grad)
+    # Not a leaf, so that the graph may overwrite it.
+    return empty.requires_grad_().clone() if value.requires_grad else empty

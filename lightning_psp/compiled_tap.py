@@ -1,0 +1,69 @@
+"""What is kept of a potential inside a compiled function between forward and backward."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_psp.graph import ReachedGraph
+from lightning_psp.provenance import Measured, Potential
+
+if TYPE_CHECKING:
+    from lightning_psp.injection import Arriving
+
+
+class CompiledTap:
+    """Counterpart of :class:`~lightning_psp.injection.Tap` for a compiled function, which adds the gradient itself.
+
+    Args:
+        potential: its layer.
+        measured: what the function told of it.
+        is_penalised: whether its gradient is asked for.
+    """
+
+    def __init__(self, potential: Potential[Any], measured: Measured, is_penalised: bool) -> None:
+        self.potential = potential
+        self.elements, units, self.batch_size = measured.sizes
+        self.observations = self.elements // units
+        self.square_sum, *others = (tensor.detach() for tensor in measured.tensors)
+        self.batch_sum = others[0] if others else None
+        self._coefficient = measured.coefficient if is_penalised else None
+        self._factor = 0.0
+
+    @property
+    def layer(self) -> str:
+        """Name of the layer."""
+        return self.potential.layer
+
+    def is_live(self, graph: ReachedGraph) -> bool:
+        """Whether gradient of the loss arrives at the potential and goes on to a trained parameter."""
+        return self._coefficient is not None and any(graph.holds(edge) for edge in self.potential.results)
+
+    def check_unchanged(self) -> None:
+        """Nothing outside the compiled function can overwrite the potential."""
+
+    def arm(self, alpha: float, direction: Tensor | None, arriving: Arriving) -> None:
+        """Makes the next backward pass add `alpha` times the gradient that arrives at the loss times the potential."""
+        if direction is not None:
+            # The function has the mean over its own batch only, over the number of passes of which alpha is a mean.
+            pass
+        self._factor = alpha
+        arriving.when_known(self._fill)
+
+    def _fill(self, arrived: float | Tensor) -> None:
+        assert self._coefficient is not None
+        # Saved for the backward pass, the coefficient may be changed only behind autograd's back.
+        with torch.no_grad():
+            if isinstance(arrived, Tensor):
+                self._coefficient.data.copy_(arrived * self._factor)
+            else:
+                self._coefficient.data.fill_(arrived * self._factor)
+
+    def release(self) -> None:
+        """Has later backward passes add nothing."""
+        if self._coefficient is not None:
+            self._coefficient.data.zero_()
+            self._coefficient = None
+        self.potential.results.clear()

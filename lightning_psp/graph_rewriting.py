@@ -1,0 +1,248 @@
+"""Rewriting a graph that `torch.compile` traced so that it tells of its potentials and takes their penalty."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch._dynamo.source import LocalSource
+
+from lightning_psp.nonlinearities import Activation
+from lightning_psp.penalty import Reduction, accumulation_dtype, count_units
+from lightning_psp.provenance import NetworkCall
+
+
+class Place(NamedTuple):
+    """Where something is found when a graph runs: among its inputs or among its outputs."""
+
+    is_input: bool
+    number: int
+
+
+@dataclass
+class Point:
+    """A tensor of a graph that is a potential, or may turn out to be one.
+
+    Args:
+        name: name of its layer without the number of repetition.
+        is_returned: whether a module returned it, which then is at `name`.
+        call: the call of the network that it belongs to.
+        is_output: whether it is known to be the output layer's.
+        unit_dim: the dimension of its neurons.
+        has_grad: whether gradient is enabled where it arises.
+        is_candidate: whether it is no potential yet.
+        results: what depends on its nonlinearity, among the graph's results and the inputs that it overwrites.
+        source: the input that it is.
+        coefficient: the number of its coefficient; None where no gradient passes it.
+        outputs: the outputs that tell of it: its values if these are asked for, else the sum of its squares and (for
+            the reduction `"squared_mean"`) its sum over the batch.
+        sizes: its number of values, its number of units and the size of its batch, or the outputs for them.
+    """
+
+    name: str
+    is_returned: bool
+    call: NetworkCall | None
+    is_output: bool
+    unit_dim: int
+    has_grad: bool
+    is_candidate: bool
+    results: list[Place]
+    source: Place | None = None
+    coefficient: int | None = None
+    outputs: list[Place] = field(default_factory=list)
+    sizes: list[int | Place] = field(default_factory=list)
+
+
+def copy_graph(module: fx.GraphModule) -> fx.GraphModule:
+    """A graph module that can be changed: the tracer goes on using its own."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    graph.output(graph.graph_copy(module.graph, copies))
+    for original, copied in copies.items():
+        if original.op == "placeholder":
+            copied._dynamo_source = getattr(original, "_dynamo_source", None)
+    made = fx.GraphModule(module, graph)
+    for name, value in vars(module).items():
+        made.__dict__.setdefault(name, value)
+    made.meta = module.meta
+    return made
+
+
+class Rewriting:
+    """The changes to one graph.
+
+    Args:
+        graph: the graph, which is changed.
+        reduction: reduction of the penalty; None if the values of potentials are asked for.
+        has_dynamic_shapes: whether sizes may differ between runs.
+    """
+
+    def __init__(self, graph: fx.GraphModule, reduction: Reduction | None, has_dynamic_shapes: bool) -> None:
+        self._module = graph
+        self._reduction = reduction
+        self._has_dynamic_shapes = has_dynamic_shapes
+        nodes = list(graph.graph.nodes)
+        self._order = {node: index for index, node in enumerate(nodes)}
+        self._last_placeholder = next((node for node in reversed(nodes) if node.op == "placeholder"), None)
+        self._output = nodes[-1]
+        (results,) = self._output.args
+        self._outputs: list[Any] = list(results)
+        self.number_of_results = len(self._outputs)
+        self.coefficients: list[tuple[torch.device, torch.dtype]] = []
+        self._in_place_of: dict[fx.Node, fx.Node] = {}
+
+    def include(
+        self,
+        point: Point,
+        example: Tensor,
+        givers: list[fx.Node],
+        user: fx.Node | None,
+        has_gradient: bool,
+        is_overwritten: bool,
+    ) -> None:
+        """Has the graph tell of a potential, and the gradient of the penalty added where it is read.
+
+        Args:
+            point: the potential.
+            example: a tensor of its shape.
+            givers: the nodes that gave the tensor, the last of them its values.
+            user: its nonlinearity; None for what the network returned.
+            has_gradient: whether the penalty's gradient can be asked for.
+            is_overwritten: whether other values take its place later.
+        """
+        original = self._in_place_of.get(givers[-1], givers[-1])
+        anchor = original.next if user is None else user
+        adds_penalty = has_gradient and self._reduction is not None
+        with self._module.graph.inserting_before(anchor):
+            value = original
+            if is_overwritten and (adds_penalty or self._reduction is None):
+                value = self._module.graph.call_method("clone", (original,))
+            self._tell(point, value, example)
+            if not adds_penalty:
+                return
+            point.coefficient = len(self.coefficients)
+            coefficient = self._add_coefficient(example)
+            entering = self._module.graph.call_function(_passed(self._reduction), (value, coefficient))
+        if is_overwritten:
+            assert user is not None
+            user.replace_input_with(original, entering)
+            return
+        first = -1 if user is None else self._order[user]
+        for giver in givers:
+            known = self._in_place_of.get(giver, giver)
+            for other in list(known.users):
+                if self._order.get(other, -1) > self._order[givers[-1]] and self._order[other] >= first:
+                    other.replace_input_with(known, entering)
+            self._outputs[: self.number_of_results] = [
+                entering if node is known else node for node in self._outputs[: self.number_of_results]
+            ]
+            self._in_place_of[giver] = entering
+
+    def work_out_of_place(self, user: fx.Node, function: Any, activation: Activation) -> None:
+        """Has a nonlinearity write to new memory and its input overwritten afterwards.
+
+        To be called after :meth:`include`, for which the input is overwritten then.
+        """
+        target, *others = user.args
+        assert isinstance(target, fx.Node)
+        overwritten = target
+        while overwritten not in self._order:  # go back from what takes its place to what the user's code overwrites
+            (overwritten, *_) = overwritten.args
+
+        def out_of_place(*args: Any, **kwargs: Any) -> Any:
+            return activation.out_of_place(function, args, kwargs)
+
+        with self._module.graph.inserting_before(user):
+            result = self._module.graph.call_function(out_of_place, (target, *others), dict(user.kwargs))
+            copied = self._module.graph.call_method("copy_", (overwritten, result))
+        user.replace_all_uses_with(copied)
+        self._outputs = [copied if node is user else node for node in self._outputs]
+        self._order[copied] = self._order[user]
+        self._in_place_of[user] = copied
+        self._module.graph.erase_node(user)
+
+    def finish(self) -> None:
+        """Puts the changes into force."""
+        self._output.args = (tuple(self._outputs),)
+        self._module.graph.lint()
+        self._module.recompile()
+
+    def _tell(self, point: Point, value: fx.Node, example: Tensor) -> None:
+        graph = self._module.graph
+        if self._reduction is None:
+            point.outputs = [self._add_output(value)]
+            return
+        outputs = [graph.call_function(_square_sum, (value,))]
+        if self._reduction == "squared_mean":
+            outputs.append(graph.call_function(_batch_sum, (value,)))
+        point.outputs = [self._add_output(output) for output in outputs]
+        point.sizes = [example.numel(), count_units(example, point.unit_dim), example.shape[0]]
+        if self._has_dynamic_shapes:
+            nodes = [graph.call_method("numel", (value,)), graph.call_method("size", (value, 0))]
+            elements, batch_size = (self._add_output(node) for node in nodes)
+            point.sizes = [elements, point.sizes[1], batch_size]
+
+    def _add_output(self, node: fx.Node) -> Place:
+        self._outputs.append(node)
+        return Place(False, len(self._outputs) - 1)
+
+    def _add_coefficient(self, example: Tensor) -> fx.Node:
+        name = f"psp_coefficient_{len(self.coefficients)}"
+        self.coefficients.append((example.device, accumulation_dtype(example.dtype)))
+        graph = self._module.graph
+        with graph.inserting_after(self._last_placeholder):
+            self._last_placeholder = graph.placeholder(name)
+        # Compilers ask for the variable that an input of a traced graph was.
+        self._last_placeholder._dynamo_source = LocalSource(name)
+        return self._last_placeholder
+
+
+class _PassWithPenalty(torch.autograd.Function):
+    """The same values; a coefficient times them is added to their gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, coefficient: Tensor) -> Tensor:
+        ctx.save_for_backward(z, coefficient)
+        return z.view_as(z)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        z, coefficient = ctx.saved_tensors
+        added = gradient.to(coefficient.dtype) + coefficient * z.to(coefficient.dtype)
+        return added.to(gradient.dtype), None
+
+
+class _PassWithPenaltyOfMean(torch.autograd.Function):
+    """The same values; a coefficient times their mean over the batch is added to their gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, coefficient: Tensor) -> Tensor:
+        ctx.save_for_backward(z.mean(dim=0, dtype=coefficient.dtype), coefficient)
+        return z.view_as(z)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        mean, coefficient = ctx.saved_tensors
+        return (gradient.to(coefficient.dtype) + coefficient * mean).to(gradient.dtype), None
+
+
+def _pass_with_penalty(z: Tensor, coefficient: Tensor) -> Tensor:
+    return _PassWithPenalty.apply(z, coefficient)
+
+
+def _pass_with_penalty_of_mean(z: Tensor, coefficient: Tensor) -> Tensor:
+    return _PassWithPenaltyOfMean.apply(z, coefficient)
+
+
+def _passed(reduction: Reduction | None) -> Any:
+    return _pass_with_penalty_of_mean if reduction == "squared_mean" else _pass_with_penalty
+
+
+def _square_sum(z: Tensor) -> Tensor:
+    return z.detach().to(accumulation_dtype(z.dtype)).square().sum()
+
+
+def _batch_sum(z: Tensor) -> Tensor:
+    return z.detach().sum(dim=0, dtype=accumulation_dtype(z.dtype))
