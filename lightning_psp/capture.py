@@ -11,13 +11,13 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import activation as activation_modules
-from torch.nn.modules import module as module_hooks
 from torch.nn.modules.loss import _Loss
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 from torchmetrics import Metric, MetricCollection
 
 from lightning_psp.compilation import announce_graph, told_of_graphs
+from lightning_psp.module_calls import told_of_module_calls
 from lightning_psp.nonlinearities import Activation, Nonlinearities, TorchFunction
 from lightning_psp.outputs import OutputFinder
 from lightning_psp.penalty import Reduction
@@ -122,14 +122,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self._find_paths()
         self.skips_without_grad = torch.is_grad_enabled()
         with ExitStack() as stack:
-            for hook in (
-                module_hooks.register_module_forward_pre_hook(self.enter_module),
-                module_hooks.register_module_forward_hook(self.leave_module, always_call=True),
-            ):
-                stack.callback(hook.remove)
-            for module in self._paths:
-                if module._compiled_call_impl is not None:
-                    stack.enter_context(_announced(module, self))
+            stack.enter_context(told_of_module_calls(self, self._paths))
             stack.enter_context(told_of_graphs(self))
             super().__enter__()  # type: ignore[no-untyped-call]
             self._scope = stack.pop_all()
@@ -176,7 +169,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def enter_module(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Notes that the forward of a module starts."""
-        if torch.compiler.is_dynamo_compiling() or self._is_suspended:
+        if self._is_suspended:
             return
         path = self._paths.get(module)
         if path is None and (module._parameters or module._modules) and module not in self._foreign:
@@ -400,26 +393,3 @@ def _is_batched(z: Tensor) -> bool:
             "Potentials inside `torch.vmap` cannot be seen as the tensors of one batch. Call the network on the batch."
         )
     return False
-
-
-@contextmanager
-def _announced(module: nn.Module, capture: Capture[Any]) -> Iterator[None]:
-    """Has the capture told of the calls of a module that `module.compile()` compiled: hooks are compiled with it."""
-    compiled: Any = module._compiled_call_impl
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_dynamo_compiling():
-            return compiled(*args, **kwargs)
-        output = None
-        capture.enter_module(module, args)
-        try:
-            output = compiled(*args, **kwargs)
-        finally:
-            capture.leave_module(module, args, output)
-        return output
-
-    module._compiled_call_impl = call
-    try:
-        yield
-    finally:
-        module._compiled_call_impl = compiled

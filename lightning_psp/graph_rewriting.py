@@ -149,7 +149,7 @@ class Rewriting:
         assert isinstance(target, fx.Node)
         overwritten = target
         while overwritten not in self._order:  # go back from what takes its place to what the user's code overwrites
-            (overwritten, *_) = overwritten.args
+            overwritten = overwritten.all_input_nodes[0]
 
         def out_of_place(*args: Any, **kwargs: Any) -> Any:
             return activation.out_of_place(function, args, kwargs)
@@ -229,11 +229,13 @@ class _PassWithPenaltyOfMean(torch.autograd.Function):
 
 
 def _pass_with_penalty(z: Tensor, coefficient: Tensor) -> Tensor:
-    return _PassWithPenalty.apply(z, coefficient)
+    passed: Tensor = _PassWithPenalty.apply(z, coefficient)
+    return passed
 
 
 def _pass_with_penalty_of_mean(z: Tensor, coefficient: Tensor) -> Tensor:
-    return _PassWithPenaltyOfMean.apply(z, coefficient)
+    passed: Tensor = _PassWithPenaltyOfMean.apply(z, coefficient)
+    return passed
 
 
 def _passed(reduction: Reduction | None) -> Any:

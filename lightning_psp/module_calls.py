@@ -1,0 +1,89 @@
+"""Being told of every call of a module's forward, without a hook on any module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.nn.modules import module as module_hooks
+from torch.utils.hooks import RemovableHandle
+
+
+class Listener(Protocol):
+    """What is told of module calls."""
+
+    def enter_module(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """The forward of a module starts."""
+
+    def leave_module(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """The forward of a module has ended; `output` is None after an exception."""
+
+
+_listeners: list[Listener] = []
+# Compiled code is made anew whenever a hook has another number or is another function: these stay the same.
+_BEFORE = RemovableHandle(module_hooks._global_forward_pre_hooks).id
+_AFTER = RemovableHandle(module_hooks._global_forward_hooks).id
+
+
+@contextmanager
+def told_of_module_calls(listener: Listener, modules: Iterable[nn.Module]) -> Iterator[None]:
+    """While open, a listener is told of every call of a module.
+
+    Args:
+        listener: whom to tell.
+        modules: those among which some may be compiled by their own method `compile`, which takes hooks into the
+            compiled code.
+    """
+    with ExitStack() as stack:
+        for module in modules:
+            if module._compiled_call_impl is not None:
+                stack.enter_context(_announced(module, listener))
+        _listeners.append(listener)
+        module_hooks._global_forward_pre_hooks[_BEFORE] = _before
+        module_hooks._global_forward_hooks[_AFTER] = _after
+        module_hooks._global_forward_hooks_always_called[_AFTER] = True
+        try:
+            yield
+        finally:
+            _listeners.remove(listener)
+            if not _listeners:
+                del module_hooks._global_forward_pre_hooks[_BEFORE]
+                del module_hooks._global_forward_hooks[_AFTER]
+                del module_hooks._global_forward_hooks_always_called[_AFTER]
+
+
+def _before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    if not torch.compiler.is_dynamo_compiling():
+        for listener in _listeners:
+            listener.enter_module(module, inputs)
+
+
+def _after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    if not torch.compiler.is_dynamo_compiling():
+        for listener in _listeners:
+            listener.leave_module(module, inputs, output)
+
+
+@contextmanager
+def _announced(module: nn.Module, listener: Listener) -> Iterator[None]:
+    compiled: Any = module._compiled_call_impl
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            return compiled(*args, **kwargs)
+        output = None
+        listener.enter_module(module, args)
+        try:
+            output = compiled(*args, **kwargs)
+        finally:
+            listener.leave_module(module, args, output)
+        return output
+
+    module._compiled_call_impl = call
+    try:
+        yield
+    finally:
+        module._compiled_call_impl = compiled
