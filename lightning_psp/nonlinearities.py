@@ -51,7 +51,10 @@ _VIEW = (
 ).split()
 
 # A part of the values, or their negative: recognised by the same module's name, but a potential of its own.
-_PART = "__getitem__ __neg__ _pad_packed_sequence chunk narrow neg select split tensor_split unbind".split()
+_PART = "__getitem__ __neg__ chunk narrow neg select split tensor_split unbind".split()
+
+# The values in another order, with repetitions or padding; two-dimensional ones keep their units in the last dimension.
+_REARRANGEMENT = "_pad_packed_sequence index_select".split()
 
 # Functions whose result has its features in the last dimension, whatever its number of dimensions.
 _FEATURES_LAST = (
@@ -125,6 +128,7 @@ class Nonlinearities:
     probability_losses: frozenset[TorchFunction]
     views: frozenset[TorchFunction]
     parts: frozenset[TorchFunction]
+    rearrangements: frozenset[TorchFunction]
     overwriting: frozenset[TorchFunction]
     features_last: frozenset[TorchFunction]
     channels: frozenset[TorchFunction]
@@ -167,6 +171,7 @@ def find_nonlinearities(activations: Iterable[str | TorchFunction | type[nn.Modu
         probability_losses=_all_named(_PROBABILITY_LOSS),
         views=_all_named(_VIEW),
         parts=_all_named(_PART),
+        rearrangements=_all_named(_REARRANGEMENT),
         overwriting=frozenset(getattr(Tensor, name) for name in dir(Tensor) if _overwrites(name)),
         features_last=_all_named(_FEATURES_LAST),
         channels=_all_named(_CHANNELS),

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
 RECURRENT_MODULES = (nn.RNNBase, nn.RNNCellBase)
@@ -115,10 +116,11 @@ class CellCall:
     def run(self, chosen: Sequence[bool]) -> tuple[Any, list[Tensor | None]]:
         """The function's result, and the potentials ``[batch, gates · hidden]`` if the layer is chosen."""
         result = self.function(self.input, self.states if len(self.states) > 1 else self.states[0], *self.weights)
-        potentials = [
-            gate_potentials(self.name, self.input, self.states[0], self.weights) if is_chosen else None
-            for is_chosen in chosen
-        ]
+        with _outside_checkpoint():
+            potentials = [
+                gate_potentials(self.name, self.input, self.states[0], self.weights) if is_chosen else None
+                for is_chosen in chosen
+            ]
         return result, potentials
 
 
@@ -202,8 +204,9 @@ class SequenceCall:
         weights = Weights(own[0], own[1], own[2] if self.has_biases else None, own[3] if self.has_biases else None)
         direction = layer % self.directions
         own_output = output.tensor_split(self.directions, dim=-1)[direction]
-        previous = previous_states(own_output, self.states[0][layer], self.batch_sizes, is_reverse=direction == 1)
-        potentials = gate_potentials(self.name, inputs, previous, weights)
+        with _outside_checkpoint():
+            previous = previous_states(own_output, self.states[0][layer], self.batch_sizes, is_reverse=direction == 1)
+            potentials = gate_potentials(self.name, inputs, previous, weights)
         return potentials.transpose(0, 1) if self.batch_sizes is None else potentials
 
 
@@ -214,23 +217,19 @@ def parse_call(
     function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> RecurrentCall | None:
     """Understands a call of a fused recurrent function; None if its arguments are not as they are known here."""
-    if name.endswith("_cell"):
-        names = _CELL
-    else:
-        is_packed = "data" in kwargs or (len(args) > 3 and isinstance(args[3], (tuple, list)))
-        names = _PACKED if is_packed else _PADDED
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
-    if name.endswith("_cell"):
-        given = {"b_ih": None, "b_hh": None, **given}
+    is_cell = name.endswith("_cell")
+    is_packed = "data" in kwargs or (len(args) > 3 and isinstance(args[3], (tuple, list)))
+    names: tuple[str, ...] = _CELL if is_cell else _PACKED if is_packed else _PADDED
+    given = {**dict.fromkeys(_CELL[4:] if is_cell else ()), **dict(zip(names, args, strict=False)), **kwargs}
     if len(args) > len(names) or given.keys() != set(names):
         return None
     states = (given["hx"],) if isinstance(given["hx"], Tensor) else tuple(given["hx"])
-    if names is _CELL:
+    if is_cell:
         return CellCall(function, name, given["input"], states, Weights(*(given[key] for key in _CELL[2:])))
     return SequenceCall(
         function,
         name,
-        input=given["data"] if names is _PACKED else given["input"],
+        input=given["data"] if is_packed else given["input"],
         batch_sizes=given.get("batch_sizes"),
         states=states,
         parameters=given["params"],
@@ -241,6 +240,11 @@ def parse_call(
         directions=2 if given["bidirectional"] else 1,
         batch_first=given.get("batch_first", False),
     )
+
+
+def _outside_checkpoint() -> saved_tensors_hooks:
+    # An activation checkpoint counts the tensors that are saved, and expects as many when it runs its function again.
+    return saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor)
 
 
 def attach(result: Any, potentials: Sequence[Tensor]) -> Any:
@@ -257,7 +261,7 @@ def attach(result: Any, potentials: Sequence[Tensor]) -> Any:
     if not with_graph:
         return result
     tensors = (result,) if isinstance(result, Tensor) else tuple(result)
-    attached = _Attach.apply(len(tensors), *tensors, *with_graph)  # type: ignore[no-untyped-call]
+    attached = _Attach.apply(len(tensors), *tensors, *with_graph)
     return attached[0] if isinstance(result, Tensor) else attached
 
 
