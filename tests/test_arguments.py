@@ -108,8 +108,6 @@ def test_compiled_modules_are_refused(make):
         pass
 
 
-
-
 @pytest.mark.parametrize(
     ("potentials", "error", "part"),
     [
