@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_psp import PSPCallback, psp_penalty, record_potentials
+from lightning_psp import PSPCallback, capture, psp_penalty, record_potentials
+from lightning_psp.recurrent import parse_call
 from tests.lightning_cases import Training, fit
 from tests.small import quiet_trainer
 from tests.test_recurrent import (
@@ -237,8 +238,28 @@ def test_a_fused_output_layer_is_refused_by_name_or_excluded():
     assert list(potentials) == ["fc"]
 
 
-def test_a_call_that_is_not_understood_is_refused_by_name():
-    network = nn.LSTM(FEATURES, 3)
+def test_a_call_that_is_not_understood_is_refused_by_name(monkeypatch):
+    """Such as one with an argument that a later version of torch may bring."""
     states = (torch.zeros(1, 1, 3),) * 2
-    with pytest.raises(NotImplementedError, match=r"exclude=\('lstm',\)"), record_potentials(network):
-        torch.lstm(torch.ones(1, 1, FEATURES), states, list(network.parameters()))
+    known = (
+        torch.ones(1, 1, FEATURES),
+        states,
+        list(nn.LSTM(FEATURES, 3).parameters()),
+        True,
+        1,
+        0.0,
+        True,
+        False,
+        False,
+    )
+    assert parse_call(torch.lstm, "lstm", known, {}) is not None
+    assert parse_call(torch.lstm, "lstm", known, {"more": 1}) is None
+    assert parse_call(torch.lstm, "lstm", (*known, 1), {}) is None
+
+    monkeypatch.setattr(capture, "parse_call", lambda *args: None)
+    network = built(Setting("lstm"))
+    with pytest.raises(NotImplementedError, match=r"'rnn'.*exclude=\('rnn',\)"), record_potentials(network):
+        network(*batches())
+    with record_potentials(network, exclude=("rnn",)) as potentials:
+        network(*batches())
+    assert list(potentials) == ["head"]
