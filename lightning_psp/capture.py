@@ -21,7 +21,8 @@ from lightning_psp.module_calls import told_of_module_calls
 from lightning_psp.nonlinearities import Activation, Nonlinearities, TorchFunction
 from lightning_psp.outputs import OutputFinder
 from lightning_psp.penalty import Reduction
-from lightning_psp.provenance import Handler, Kept, NetworkCall, Potential, Provenance
+from lightning_psp.provenance import Handler, Kept, NetworkCall, Potential, Provenance, tensors_in
+from lightning_psp.recurrent import RECURRENT_MODULES, attach, parse_call
 from lightning_psp.selection import LayerSelection
 
 Other = TypeVar("Other")
@@ -73,6 +74,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.on_backward: Callable[[Tensor], None] | None = None  # called before a backward pass inside the watch
         self.on_outputs: Callable[[], None] | None = None  # called when the output layer of a call is known
         self.redirected = False  # whether the first call of root stands for a step of training, not for the network
+        self.penalises = False  # whether potentials are to lie on the path to a loss where they have no other use
         self.root = root
         self.reduction = reduction
         self.nonlinearities = nonlinearities
@@ -99,6 +101,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         known = self.nonlinearities
         handlers: dict[TorchFunction, Handler] = {**self.provenance.handlers, Tensor.backward: self._backward}
         handlers.update(self.outputs.handlers(known))
+        handlers.update(dict.fromkeys(known.recurrent, self._recurrent))
         handlers.update(dict.fromkeys(known.fused, self._fused))
         handlers.update(dict.fromkeys(known.hidden, self._activation))
         return handlers
@@ -316,9 +319,38 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.provenance.renew(z).potential = potential
         return z
 
+    def _recurrent(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = self.nonlinearities.recurrent[func]
+        call = parse_call(func, name, args, kwargs)
+        if call is None:
+            return self._fused(func, args, kwargs)
+        # `detach`, because a parameter is an input like any other here.
+        if self.suppressed or not self.is_potential(call.input.detach()):
+            return func(*args, **kwargs)
+        inside = self._frames[-1] if self._frames else None
+        is_module = inside is not None and isinstance(inside.module, RECURRENT_MODULES)
+        path = (inside.path if inside is not None and is_module else None) or self.host(name)
+        network_call = self.call or self._step_call
+        added: list[Potential[Kept]] = [
+            Potential(network_call.number(layer), -1, is_output=False) for layer in call.layers(path)
+        ]
+        chosen = [self._selection.selects(potential.layer) for potential in added]
+        result, potentials = call.run(chosen) if any(chosen) else (func(*args, **kwargs), [])
+        for potential, z in zip(added, potentials, strict=False):
+            if z is not None:
+                potential.kept = self._keep(z, potential, False)
+        if self.penalises:
+            result = attach(result, [z for z in potentials if z is not None])
+        for tensor in tensors_in(result):
+            self.provenance.of(tensor).unit_dim = -1
+            for potential in added:
+                potential.add_result(tensor)
+        self.potentials.extend(added)
+        return result
+
     def _fused(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.counts():
-            name = self.nonlinearities.fused[func]
+            name = self.nonlinearities.fused.get(func) or self.nonlinearities.recurrent[func]
             path = next((frame.path for frame in reversed(self._frames) if frame.path), name)
             if self._selection.selects(path):
                 raise NotImplementedError(
@@ -355,6 +387,10 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     def counts(self) -> bool:
         """False for a call without gradient inside a watch that began with it."""
         return torch.is_grad_enabled() or not self.skips_without_grad
+
+    def is_recurrent(self, path: str) -> bool:
+        """Whether the module at a path is a recurrent layer, whose results are no potentials."""
+        return any(isinstance(module, RECURRENT_MODULES) for module, known in self._paths.items() if known == path)
 
     def _is_of_this_network(self) -> bool:
         """False inside the call of another network than `root`."""

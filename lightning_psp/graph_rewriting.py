@@ -209,9 +209,7 @@ class _PassWithPenalty(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        z, coefficient = ctx.saved_tensors
-        added = gradient.to(coefficient.dtype) + coefficient * z.to(coefficient.dtype)
-        return added.to(gradient.dtype), None
+        return _add_product(gradient, *ctx.saved_tensors), None
 
 
 class _PassWithPenaltyOfMean(torch.autograd.Function):
@@ -224,8 +222,14 @@ class _PassWithPenaltyOfMean(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        mean, coefficient = ctx.saved_tensors
-        return (gradient.to(coefficient.dtype) + coefficient * mean).to(gradient.dtype), None
+        return _add_product(gradient, *ctx.saved_tensors), None
+
+
+def _add_product(gradient: Tensor, potential: Tensor, coefficient: Tensor) -> Tensor:
+    exact = gradient.to(coefficient.dtype)
+    # A product of what is known in the forward pass may be taken there, where the coefficient is not known yet. This
+    # one cannot: its second factor is the potential, but needs the gradient.
+    return (exact + coefficient * ((exact + potential.to(coefficient.dtype)) - exact)).to(gradient.dtype)
 
 
 def _pass_with_penalty(z: Tensor, coefficient: Tensor) -> Tensor:

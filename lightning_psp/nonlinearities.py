@@ -53,6 +53,9 @@ _VIEW = (
 # A part of the values, or their negative: recognised by the same module's name, but a potential of its own.
 _PART = "__getitem__ __neg__ chunk narrow neg select split tensor_split unbind".split()
 
+# The values in another order, with repetitions or padding; two-dimensional ones keep their units in the last dimension.
+_REARRANGEMENT = "_pad_packed_sequence index_select".split()
+
 # Functions whose result has its features in the last dimension, whatever its number of dimensions.
 _FEATURES_LAST = (
     "__matmul__ bilinear embedding layer_norm linear matmul multi_head_attention_forward rms_norm"
@@ -69,8 +72,12 @@ _NOT_OVERWRITING = (
     "requires_grad_ detach_ squeeze_ unsqueeze_ t_ transpose_ swapaxes_ swapdims_ as_strided_ share_memory_ rename_"
 ).split()
 
+# The gates inside these kernels can be computed once more from what goes in and comes out.
+_RECURRENT = "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell".split()
+
 # Potentials inside these kernels are out of reach of a watcher of function calls.
-_FUSED = ("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell linear_cross_entropy").split()
+_FUSED = "linear_cross_entropy quantized_lstm quantized_gru".split()
+_FUSED_OPERATORS = tuple(f"quantized_{cell}_cell_dynamic" for cell in ("lstm", "gru", "rnn_tanh", "rnn_relu"))
 
 _NAMESPACES: tuple[Any, ...] = (functional, torch, Tensor, torch.special, torch._C._nn)
 _LABELS = {"expit": "sigmoid", "log_sigmoid": "logsigmoid"}
@@ -121,9 +128,11 @@ class Nonlinearities:
     probability_losses: frozenset[TorchFunction]
     views: frozenset[TorchFunction]
     parts: frozenset[TorchFunction]
+    rearrangements: frozenset[TorchFunction]
     overwriting: frozenset[TorchFunction]
     features_last: frozenset[TorchFunction]
     channels: frozenset[TorchFunction]
+    recurrent: dict[TorchFunction, str]
     fused: dict[TorchFunction, str]
     module_classes: tuple[type[nn.Module], ...]
     named: tuple[str, ...]  # those that the user names
@@ -165,10 +174,15 @@ def find_nonlinearities(activations: Iterable[str | TorchFunction | type[nn.Modu
         probability_losses=_all_named(_PROBABILITY_LOSS),
         views=_all_named(_VIEW),
         parts=_all_named(_PART),
+        rearrangements=_all_named(_REARRANGEMENT),
         overwriting=frozenset(getattr(Tensor, name) for name in dir(Tensor) if _overwrites(name)),
         features_last=_all_named(_FEATURES_LAST),
         channels=_all_named(_CHANNELS),
-        fused={f: name for name in _FUSED for f in _named(name)},
+        recurrent={f: name for name in _RECURRENT for f in _named(name)},
+        fused={
+            **{f: name for name in _FUSED for f in _named(name)},
+            **{getattr(torch.ops.quantized, name): name for name in _FUSED_OPERATORS},
+        },
         module_classes=tuple(classes),
         named=tuple(sorted(named)),
     )

@@ -96,6 +96,8 @@ class OutputFinder(Generic[Kept]):
 
     def _add_output(self, tensor: Tensor, path: str, call: NetworkCall) -> None:
         origin = self._capture.provenance.of(tensor)
+        if origin.path is not None and self._capture.is_recurrent(origin.path):
+            return
         earlier = [origin.potential] if origin.potential is not None else origin.values.potentials
         if earlier:
             for potential in earlier:

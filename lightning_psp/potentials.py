@@ -44,6 +44,11 @@ def record_potentials(
     within one call of the network is a layer of its own; the passes of several calls of the network are concatenated
     along the batch. Calls under `torch.no_grad()` inside a block that was entered with gradient are left out.
 
+    In recurrent layers the gates' pre-activations are the potentials, ``[batch, time, gates · hidden]``, or the rows
+    ``[sum of lengths, gates · hidden]`` of packed sequences. Each direction of each level is a layer: ``rnn``, or
+    ``rnn.l0``, ``rnn.l0_reverse``, ``rnn.l1``, … where there are several. What such a layer returns is no potential
+    until it enters a nonlinearity or a loss's softmax; it is no output layer.
+
     Args:
         module: the network. Layers are named relative to it.
         include: glob patterns on layer names.
@@ -59,7 +64,7 @@ def record_potentials(
         ValueError: at the end of the block, if no layer was found or a pattern matches none; if the passes of a layer
             cannot be concatenated.
         RuntimeError: if a potential is overwritten in place after its nonlinearity has read it.
-        NotImplementedError: if a recurrent layer with fused gates is called, or the network is compiled or uses
+        NotImplementedError: if a fused function hides the potentials of a layer, or the network is compiled or uses
             reentrant activation checkpoints.
 
     Example:

@@ -119,6 +119,7 @@ class Provenance:
         self.handlers.update(dict.fromkeys(nonlinearities.overwriting, self._overwriting))
         self.handlers.update(dict.fromkeys(nonlinearities.views, self._view))
         self.handlers.update(dict.fromkeys(nonlinearities.parts, self._part))
+        self.handlers.update(dict.fromkeys(nonlinearities.rearrangements, self._rearrange))
         self._origins: dict[int, Origin] = {}
 
     def find(self, tensor: Any) -> Origin | None:
@@ -179,6 +180,14 @@ class Provenance:
     def _part(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
         self._derive(args, result, has_same_values=False)
+        return result
+
+    def _rearrange(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = self._part(func, args, kwargs)
+        origin = self.find(args[0]) if args else None
+        unit_dim = -1 if args and args[0].ndim == 2 else 1 if origin is None else origin.unit_dim
+        for tensor in tensors_in(result):
+            self.of(tensor).unit_dim = unit_dim
         return result
 
     def _derive(self, args: tuple[Any, ...], result: Any, has_same_values: bool) -> None:

@@ -166,6 +166,7 @@ class Watch:
     def _run(self, step: Callable[..., Any], args: Any, kwargs: Any, is_training: bool) -> Any:
         self.release()
         self._is_training = is_training
+        self._capture.penalises = is_training and self.lam != 0.0
         # A strategy that wraps the module runs a step through the module's own `forward`.
         self._capture.redirected = self._strategy.model is not self._strategy.lightning_module
         try:

@@ -108,26 +108,6 @@ def test_compiled_modules_are_refused(make):
         pass
 
 
-@pytest.mark.parametrize("layer", [nn.LSTM(4, 3), nn.GRU(4, 3), nn.RNN(4, 3), nn.LSTMCell(4, 3), nn.GRUCell(4, 3)])
-def test_fused_recurrent_layers_are_refused_by_name_or_excluded(layer):
-    class Recurrent(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.recurrent = layer
-            self.head = nn.Linear(3, 2)
-
-        def forward(self, x):
-            found = self.recurrent(x)
-            return self.head(found if isinstance(found, torch.Tensor) else found[0])
-
-    network = Recurrent()
-    with pytest.raises(NotImplementedError, match=r"'recurrent'.*exclude=\('recurrent',\)"), record_potentials(network):
-        network(torch.randn(5, 4))
-    with record_potentials(network, include=("head",)) as potentials:
-        network(torch.randn(5, 4))
-    assert list(potentials) == ["head"]
-
-
 @pytest.mark.parametrize(
     ("potentials", "error", "part"),
     [
