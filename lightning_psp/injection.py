@@ -124,21 +124,26 @@ class Tap:
                     "backward(create_graph=True) cannot differentiate the penalty on potentials a second time. Leave"
                     " the callback out and add `lam * psp_penalty(potentials)` of `record_potentials` to the loss."
                 )
+            gradient = gradients[output_nr]
+            if gradient is None:
+                raise RuntimeError(
+                    f"The gradient of the loss that arrives at the potentials of layer {self.layer!r} is None, to which"
+                    " autograd lets nothing be added: a `torch.autograd.Function` between them and the loss returns"
+                    " None. Have it return zeros, or leave the layer out with the argument `exclude`."
+                )
             changed = list(gradients)
             if direction is None:
-                changed[output_nr] = self._add_value(gradients[output_nr], alpha, arriving.value)
+                changed[output_nr] = self._add_value(gradient, alpha, arriving.value)
             else:
-                changed[output_nr] = self._add_direction(gradients[output_nr], direction, alpha, arriving.value)
+                changed[output_nr] = self._add_direction(gradient, direction, alpha, arriving.value)
             return tuple(changed)
 
         self._handle = node.register_prehook(add_penalty)
 
-    def _add_value(self, gradient: Tensor | None, alpha: float, arrived: float | Tensor) -> Tensor:
+    def _add_value(self, gradient: Tensor, alpha: float, arrived: float | Tensor) -> Tensor:
         value = self._value
         assert value is not None
         self._value = None  # its memory is free as soon as the gradient has passed
-        if gradient is None:
-            gradient = torch.zeros_like(value)
         # The memory of a potential that nothing else needs any more takes the sum.
         out = value if can_be_overwritten(value) else None
         if isinstance(arrived, Tensor):
@@ -147,12 +152,8 @@ class Tap:
         result, self._square_sum = add_potential(gradient, value, alpha * arrived, out)
         return result
 
-    def _add_direction(
-        self, gradient: Tensor | None, direction: Tensor, alpha: float, arrived: float | Tensor
-    ) -> Tensor:
+    def _add_direction(self, gradient: Tensor, direction: Tensor, alpha: float, arrived: float | Tensor) -> Tensor:
         step = direction.to(self._dtype).expand(self.batch_size, *direction.shape)
-        if gradient is None:
-            gradient = torch.zeros_like(step)
         if isinstance(arrived, Tensor):
             return torch.addcmul(gradient, step, arrived.to(gradient), value=alpha)
         return torch.add(gradient, step, alpha=alpha * arrived)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch._dynamo import OptimizedModule
 from torch.nn.modules import module as module_hooks
 from torch.utils.hooks import RemovableHandle
 
@@ -22,6 +25,7 @@ class Listener(Protocol):
         """The forward of a module has ended; `output` is None after an exception."""
 
 
+_GLOBAL_HOOKS = r"Using `torch.compile\(module\)` when there are global hooks"
 _listeners: list[Listener] = []
 # Compiled code is made anew whenever a hook has another number or is another function: these stay the same.
 _BEFORE = RemovableHandle(module_hooks._global_forward_pre_hooks).id
@@ -39,6 +43,8 @@ def told_of_module_calls(listener: Listener, modules: Iterable[nn.Module]) -> It
     """
     with ExitStack() as stack:
         for module in modules:
+            if isinstance(module, OptimizedModule):
+                _silence()
             if module._compiled_call_impl is not None:
                 stack.enter_context(_announced(module, listener))
         _listeners.append(listener)
@@ -65,6 +71,13 @@ def _after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
     if not torch.compiler.is_dynamo_compiling():
         for listener in _listeners:
             listener.leave_module(module, inputs, output)
+
+
+def _silence() -> None:
+    """Has torch not warn that hooks see the module around a compiled one, too: here it has the name of that one."""
+    # A filter that is put there once; one that comes and goes has all other warnings shown again.
+    if not any(isinstance(known[1], re.Pattern) and known[1].pattern == _GLOBAL_HOOKS for known in warnings.filters):
+        warnings.filterwarnings("ignore", _GLOBAL_HOOKS)
 
 
 @contextmanager

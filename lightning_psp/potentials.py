@@ -87,9 +87,12 @@ def record_potentials(
     nonlinearities = find_nonlinearities(activations)
     capture = Capture(module, nonlinearities, selection, keep, root_is_network=True, tracks_units=True, reduction=None)
     capture.on_outputs = lambda: _collect(capture, selection, recorded)
-    with capture:
-        yield recorded
-    selection.check({**dict.fromkeys(potential.layer for potential in capture.potentials), **capture.fused})
+    try:
+        with capture:
+            yield recorded
+        selection.check({**dict.fromkeys(potential.layer for potential in capture.potentials), **capture.fused})
+    finally:
+        capture.potentials = []  # the capture itself lives until cycles of references are collected
 
 
 def check_module(module: nn.Module) -> None:

@@ -1,0 +1,51 @@
+"""Networks under `torch.compile`, against the explicit reference."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_psp import PSPCallback, psp_penalty, record_potentials
+from tests.cases import Case
+from tests.cases_activations import ACTIVATION_CASES
+from tests.cases_structures import STRUCTURE_CASES
+from tests.cases_torchvision import TORCHVISION_CASES
+from tests.lightning_cases import fit
+from tests.reference import reference_step
+from tests.test_gradient import assert_equal_gradients, assert_matters
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+CASES = ACTIVATION_CASES + STRUCTURE_CASES + TORCHVISION_CASES
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def compiled(network: nn.Module, **options) -> nn.Module:
+    return torch.compile(network, **{"backend": "aot_eager", **options})
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gradient_in_lightning(case: Case):
+    if case.needs_torchvision:
+        pytest.importorskip("torchvision")
+    network, (batch,) = case.build()
+    step = reference_step(network, case.loss, batch, output_layer=case.output_layer)
+    lam = step.balanced_lam()
+    assert_matters(step, lam)
+
+    module, trainer = fit(compiled(network), case.loss, [batch], PSPCallback(lam=lam))
+
+    (gradients,) = module.gradients
+    gradients = {name.replace("_orig_mod.", ""): gradient for name, gradient in gradients.items()}
+    assert_equal_gradients(gradients, step.gradients(lam), 1e-8)
+    layers = [key for key in trainer.callback_metrics if key.startswith("psp_z2_train/")]
+    assert len(layers) == len(step.potentials)
+    if case.names is not None:
+        assert set(layers) == {f"psp_z2_train/network.{name}" for name in case.names}
