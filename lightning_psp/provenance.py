@@ -118,6 +118,13 @@ class Provenance:
         origin = self._origins[id(tensor)] = Origin(tensor)
         return origin
 
+    def record_result(self, result: Tensor, potential: Potential[Any]) -> None:
+        """Notes that `result` is what a nonlinearity made of a potential."""
+        origin = self.renew(result)
+        origin.potential = potential
+        if potential.unit_dim < result.ndim:
+            origin.unit_dim = potential.unit_dim
+
     def can_be_replaced(self, tensor: Tensor) -> bool:
         """Whether :meth:`exchange` leaves no other holder of the tensor with other values than it had."""
         known = self.find(tensor)
