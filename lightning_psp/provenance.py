@@ -100,6 +100,7 @@ class Provenance:
         self.handlers.update(dict.fromkeys(nonlinearities.overwriting, self._overwriting))
         self.handlers.update(dict.fromkeys(nonlinearities.views, self._view))
         self.handlers.update(dict.fromkeys(nonlinearities.parts, self._part))
+        self._tracks_units = tracks_units
         self._origins: dict[int, Origin] = {}
 
     def find(self, tensor: Any) -> Origin | None:
@@ -172,7 +173,9 @@ class Provenance:
     def _derive(self, args: tuple[Any, ...], result: Any, has_same_values: bool) -> None:
         origin = self.find(args[0]) if args else None
         if origin is None:
-            return
+            if not self._tracks_units or not args or not isinstance(args[0], Tensor):
+                return
+            origin = self.of(args[0])  # a view may move the dimension of its units
         for tensor in tensors_in(result):
             if tensor is args[0]:
                 continue

@@ -308,16 +308,27 @@ class Program:
         """
         kept = replace(self, statements=[replace(statement, in_place=False) for statement in self.statements])
         for index, statement in enumerate(self.statements):
-            if statement.in_place:
+            if statement.in_place and not self._is_detached(statement.sources[0]):
                 tried = replace(kept, statements=list(kept.statements))
                 tried.statements[index] = statement
                 if tried._is_legal(every_potential):
                     kept = tried
         return kept
 
+    def _is_detached(self, value: int) -> bool:
+        """Whether writing to this value would change another one behind autograd's back."""
+        while value > 0:
+            statement = self.statements[value - 1]
+            if statement.view is None and not statement.in_place:
+                return False
+            if statement.view is not None and statement.view.stops_gradient:
+                return True
+            value = statement.sources[0]
+        return False
+
     def _is_legal(self, every_potential: bool) -> bool:
-        found = self._run()
         try:
+            found = self._run()
             total = found.loss
             if every_potential:
                 total = total + sum(z.sum() for z in found.potentials)
