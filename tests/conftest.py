@@ -15,5 +15,4 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.register_profile("thorough", settings.get_profile("short"), max_examples=5000, derandomize=False)
-settings.register_profile("hunt", settings.get_profile("thorough"), max_examples=1500)
 settings.load_profile("short")

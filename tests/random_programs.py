@@ -55,8 +55,7 @@ class Statement:
         compute: its value, of the layers by name and the sources.
         sources: the values it takes.
         layers: the layers it calls.
-        code_in_place: the same where the first source is overwritten; ends in an assignment operator's right side
-            where it is no expression.
+        code_in_place: the same where the first source is overwritten.
         in_place: whether that is written.
         is_activation: whether its first source is a potential.
         view: how its value reads the memory of its first source, if it shares that memory.
@@ -72,6 +71,11 @@ class Statement:
     is_activation: bool = False
     view: View | None = None
     without_gradient: bool = False
+
+    @property
+    def is_assignment(self) -> bool:
+        """Whether its code in place is no expression (`x += y`)."""
+        return "= " in self.code_in_place
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,8 @@ class Program:
 
     def describe(self) -> str:
         lines = [
-            f"self.{k} = {v}" + ("  # frozen" if k in self.frozen else "") for k, v in sorted(self.used_layers().items())
+            f"self.{k} = {v}" + ("  # frozen" if k in self.frozen else "")
+            for k, v in sorted(self.used_layers().items())
         ]
         kind = "indices" if self.integers else "features"
         return "\n".join([*lines, f"# {kind} [batch, {self.values[0].shape}], training={self.training}"])
@@ -171,7 +176,7 @@ class Program:
             first = names[statement.sources[0]]
             holders = [value for value, name in enumerate(names) if name == first]
             is_free = self.reuses_names and all(last_use[value] <= target for value in holders)
-            names.append(first if is_free or (statement.in_place and "=" in statement.code_in_place[:8]) else f"x{target}")
+            names.append(first if is_free or (statement.in_place and statement.is_assignment) else f"x{target}")
         return names
 
     def network_source(self, noted: bool = False) -> str:
@@ -195,7 +200,7 @@ class Program:
         statement = self.statements[target - 1]
         sources = [names[source] for source in statement.sources]
         code = (statement.code_in_place if statement.in_place else statement.code).format(*sources)
-        if statement.in_place and "=" in statement.code_in_place[:8]:
+        if statement.in_place and statement.is_assignment:
             return [code]
         if noted and statement.view is not None:
             code = f"self.notes.view({target}, {sources[0]}, {code})"
@@ -224,7 +229,9 @@ class Program:
             line = f"y{call} = network(inputs[{call}])"
             lines += [line] if has_gradient else ["with torch.no_grad():", "    " + line]
         codes = [f"{0.5 + 0.25 * i} * " + self._loss_code(i, term) for i, term in enumerate(self.terms)]
-        return "\n".join(["def loss(network, batch):", *("    " + line for line in lines), f"    return {' + '.join(codes)}"])
+        return "\n".join(
+            ["def loss(network, batch):", *("    " + line for line in lines), f"    return {' + '.join(codes)}"]
+        )
 
     def _loss_code(self, index: int, term: Term) -> str:
         def output(call: int) -> str:
@@ -237,7 +244,7 @@ class Program:
         if LOSSES[term.kind][0].startswith(("F.cross", "nn.Cross", "F.nll")):
             value = self.values[self.outputs[term.output]]
             if value.units == len(value.shape) > 1:
-                first += f".movedim(-1, 1)"
+                first += ".movedim(-1, 1)"
         return LOSSES[term.kind][0].format(first, f"targets[{index}]")
 
     # --- what the sources make -----------------------------------------------------------------------------------

@@ -122,9 +122,7 @@ class Reference:
             result = statement.compute(self.layers, *tensors)
         passes = frozenset().union(*(source.passes for source in sources)) if has_gradient else frozenset()
         weights = [p for name in statement.layers if name in self.layers for p in self.layers[name].parameters()]
-        trained = has_gradient and (
-            any(source.trained for source in sources) or any(p.requires_grad for p in weights)
-        )
+        trained = has_gradient and (any(source.trained for source in sources) or any(p.requires_grad for p in weights))
         noted = None
         if statement.is_activation and has_gradient:
             units = self.program.values[statement.sources[0]].units
