@@ -176,12 +176,12 @@ def print_ratios(options: argparse.Namespace) -> None:
 
 def print_python(options: argparse.Namespace) -> None:
     """Prints what the callback adds to a step of a batch of two of the smallest inputs, where kernels cost little."""
-    print(f"{'model':<14}{'step (ms)':>10}{'callback adds (ms)':>20}{'quartiles':>14}")
+    print(f"{'model':<14}{'step (ms)':>10}{'callback adds (ms)':>20}{'quartiles':>18}")
     for name in options.models:
         times = time_blocks(options, name, ("none", "callback"), tiny=True)
         first, median, third = quartiles([1e3 * (a - b) for a, b in zip(times["callback"], times["none"], strict=True)])
         step = 1e3 * statistics.median(times["none"])
-        print(f"{name:<14}{step:>10.2f}{median:>20.3f}{f'{first:.3f}-{third:.3f}':>14}", flush=True)
+        print(f"{name:<14}{step:>10.2f}{median:>20.3f}{f'{first:.3f} to {third:.3f}':>18}", flush=True)
 
 
 class Profiled(Callback):
