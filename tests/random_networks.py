@@ -14,6 +14,7 @@ class Builder(Statements):
         kind = self.draw(st.sampled_from(["features", "images", "tokens", "signal", "indices"]))
         shape = {"features": (4,), "images": (2, 3, 4), "tokens": (3, 4), "signal": (4, 5), "indices": (3,)}[kind]
         self.program.integers = kind == "indices"
+        self.program.input_has_gradient = kind != "indices" and self.number(0, 4) == 4
         units = len(shape) if kind in ("features", "tokens") else 1
         self.values.append(Value(shape, units))
         if kind == "indices":

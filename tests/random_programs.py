@@ -126,6 +126,7 @@ class Program:
     """A network and the loss that it is trained with."""
 
     integers: bool = False  # whether the input is indices for an embedding
+    input_has_gradient: bool = False
     values: list[Value] = field(default_factory=list)
     statements: list[Statement] = field(default_factory=list)  # the first makes the second value
     layers: dict[str, str] = field(default_factory=dict)  # name to constructor
@@ -226,7 +227,7 @@ class Program:
     def loss_source(self) -> str:
         lines = ["torch.manual_seed(0)", "inputs, targets = batch"]
         for call, has_gradient in enumerate(self.calls):
-            line = f"y{call} = network(inputs[{call}])"
+            line = f"y{call} = network(inputs[{call}]{'.clone().requires_grad_()' * self.input_has_gradient})"
             lines += [line] if has_gradient else ["with torch.no_grad():", "    " + line]
         codes = [f"{0.5 + 0.25 * i} * " + self._loss_code(i, term) for i, term in enumerate(self.terms)]
         return "\n".join(

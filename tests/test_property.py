@@ -116,7 +116,9 @@ def mean_square(passes: list[Pass]) -> float:
 def test_outside_lightning(program, reduction):
     reference = make_reference(program)
     layers = reference.recorded()
-    with_gradient = {layer: passes for layer, passes in layers.items() if any(noted.trained for noted in passes)}
+    with_gradient = {
+        layer: passes for layer, passes in layers.items() if any(noted.z.requires_grad for noted in passes)
+    }
     lam, expected = combined(reference, penalty(with_gradient, reduction))
     network = program.make_network()
 
