@@ -30,6 +30,7 @@ class Builder(Statements):
                 *(self.norm, self.pool, self.dropout, self.prelu, self.glu, self.sum_or_product, self.sum_or_product),
                 *(self.scale, self.concatenation, self.mean_of_positions, self.gate, self.gated_linear),
                 *(self.attention, self.flattened, self.channels_moved, self.positions_joined, self.half, self.token),
+                self.moved_sum,
                 self.overwritten_part,
                 *(self.detached, self.without_gradient),
             ]

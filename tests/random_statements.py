@@ -311,6 +311,12 @@ class Statements:
             if dims > 3:
                 self.values[-1] = Value(shape, dims - 1 if value.units == 1 else 1)
 
+    def moved_sum(self) -> None:
+        """A sum whose units are moved to another dimension before the nonlinearity."""
+        self.sum_or_product()
+        self.channels_moved()
+        self.activation()
+
     def positions_joined(self) -> None:
         source = self.recent(lambda value: len(value.shape) == 3 and value.units == 1)
         if source is not None:
