@@ -223,7 +223,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             self.suppressed -= 1
             if frame.potential is not None and isinstance(output, Tensor):
                 frame.potential.add_result(output)
-                self.provenance.renew(output).potential = frame.potential
+                self.provenance.record_result(output, frame.potential)
         if frame.path is None:
             return
         self.provenance.record_module(frame.path, self.call, output)
@@ -285,7 +285,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         result = func(*args, **kwargs)
         potential.add_result(result)
         if isinstance(result, Tensor):
-            self.provenance.renew(result).potential = potential
+            self.provenance.record_result(result, potential)
         if self.call is None and not self.root_is_network:
             potential.label, potential.number_of_calls = activation.label, self.number_of_calls
             self.outputs.note_outside(potential)
@@ -300,7 +300,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.provenance.exchange(z, result)
         potential = self.add(result, self.host(activation.label), False, is_output=False)
         potential.add_result(z)
-        self.provenance.renew(z).potential = potential
+        self.provenance.record_result(z, potential)
         return z
 
     def _overwrite_view(
@@ -316,7 +316,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         result = func(copied, *args[1:], **{key: value for key, value in kwargs.items() if key != "input"})
         potential.add_result(result)
         z.copy_(result)
-        self.provenance.renew(z).potential = potential
+        self.provenance.record_result(z, potential)
         return z
 
     def _recurrent(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

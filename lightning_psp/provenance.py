@@ -120,6 +120,7 @@ class Provenance:
         self.handlers.update(dict.fromkeys(nonlinearities.views, self._view))
         self.handlers.update(dict.fromkeys(nonlinearities.parts, self._part))
         self.handlers.update(dict.fromkeys(nonlinearities.rearrangements, self._rearrange))
+        self._tracks_units = tracks_units
         self._origins: dict[int, Origin] = {}
 
     def find(self, tensor: Any) -> Origin | None:
@@ -137,6 +138,13 @@ class Provenance:
         """A new origin for a tensor that holds new values."""
         origin = self._origins[id(tensor)] = Origin(tensor)
         return origin
+
+    def record_result(self, result: Tensor, potential: Potential[Any]) -> None:
+        """Notes that `result` is what a nonlinearity made of a potential."""
+        origin = self.renew(result)
+        origin.potential = potential
+        if potential.unit_dim < result.ndim:
+            origin.unit_dim = potential.unit_dim
 
     def can_be_replaced(self, tensor: Tensor) -> bool:
         """Whether :meth:`exchange` leaves no other holder of the tensor with other values than it had."""
@@ -193,7 +201,9 @@ class Provenance:
     def _derive(self, args: tuple[Any, ...], result: Any, has_same_values: bool) -> None:
         origin = self.find(args[0]) if args else None
         if origin is None:
-            return
+            if not self._tracks_units or not args or not isinstance(args[0], Tensor):
+                return
+            origin = self.of(args[0])  # a view may move the dimension of its units
         for tensor in tensors_in(result):
             if tensor is args[0]:
                 continue

@@ -1,6 +1,18 @@
 """Settings for all tests."""
 
 import torch
+from hypothesis import HealthCheck, settings
 
 # The tensors are small, and workers that each use all cores would wait for one another.
 torch.set_num_threads(1)
+
+settings.register_profile(
+    "short",
+    max_examples=250,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.register_profile("thorough", settings.get_profile("short"), max_examples=5000, derandomize=False)
+settings.load_profile("short")

@@ -235,3 +235,43 @@ def test_sum_counts_units_and_averages_positions(network, inputs, units):
         network(inputs)
     (z,) = potentials.values()
     torch.testing.assert_close(psp_penalty(potentials, "sum"), 0.5 * units * z.square().mean())
+
+
+class MovedSum(nn.Module):
+    """A sum of two maps of an image, read as a sequence of tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 5, 1), nn.Conv2d(3, 5, 1)
+
+    def forward(self, images):
+        return torch.relu((self.conv1(images) + self.conv2(images)).flatten(2).transpose(1, 2))
+
+
+class ScaledActivation(nn.Module):
+    """A nonlinearity of a nonlinearity's scaled result."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.fc, self.activation = nn.Linear(3, 5), activation
+
+    def forward(self, tokens):
+        return torch.tanh(2 * self.activation(self.fc(tokens)))
+
+
+@pytest.mark.parametrize(
+    ("network", "inputs"),
+    [
+        (MovedSum(), torch.randn(2, 3, 4, 6)),
+        (ScaledActivation(functional.gelu), torch.randn(2, 7, 3)),
+        (ScaledActivation(nn.ReLU(inplace=True)), torch.randn(2, 7, 3)),
+        (ScaledActivation(lambda z: z[:, 1:].relu_()), torch.randn(2, 7, 3)),
+    ],
+)
+def test_units_are_followed_through_moved_sums_and_nonlinearities(network, inputs):
+    with record_potentials(network) as potentials:
+        network(inputs)
+    for z in potentials.values():
+        assert z.shape[-1] == 5
+    expected = sum(0.5 * 5 * z.square().mean() for z in potentials.values())
+    torch.testing.assert_close(psp_penalty(potentials, "sum"), expected)

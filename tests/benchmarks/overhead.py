@@ -1,125 +1,61 @@
 """Cost of the callback: time and peak memory of a training step with it over the same step without.
 
-Blocks of both kinds of steps alternate within one `Trainer.fit`, so that a drift of the machine's speed meets both
-alike. The first steps of a block are not counted: there the allocator gets used to the other kind. The ratio of times
-is the median over neighbouring blocks of the ratio of their medians. Peak memory is the growth of the process over a
-run of its own with and without the callback (on a GPU, the allocator's peak).
+A third arm penalises potentials the usual way, by hooks on activation modules that square their inputs. Blocks of the
+three kinds of steps alternate within one `Trainer.fit`, so that a drift of the machine's speed meets all alike. The
+first steps of a block are not counted: there the allocator gets used to the other kind. The ratio of times is the
+median over rounds of blocks of the ratio of their medians. Peak memory is the growth of the process over a run of its
+own for each arm (on a GPU, the allocator's peak).
 
     python tests/benchmarks/overhead.py
-    python tests/benchmarks/overhead.py --models resnet18 --device cuda --precision bf16-mixed --batch-size 1024
+    python tests/benchmarks/overhead.py --models resnet50 gpt --device cuda --precision bf16-mixed --batch-size 64
+    python tests/benchmarks/overhead.py --python
+    python tests/benchmarks/overhead.py --models resnet18 --profile
 """
 
 from __future__ import annotations
 
 import argparse
+import cProfile
 import json
 import logging
+import pstats
 import statistics
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
-from torchvision.models import VisionTransformer, mobilenet_v2, resnet18
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+import lightning_psp
 from lightning_psp import PSPCallback
+from models import LAM, MODELS, SMALL_MODELS, Classifier
 
-CLASSES = 10
-LAM = 1e-3
 BLOCK = 6
 NOT_COUNTED = 2
-
-
-def lenet5() -> nn.Module:
-    """20 and 50 filters, 500 hidden units."""
-    return nn.Sequential(
-        *(
-            nn.Conv2d(1, 20, 5),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(20, 50, 5),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-        ),
-        *(nn.Flatten(), nn.Linear(800, 500), nn.ReLU(), nn.Linear(500, CLASSES)),
-    )
-
-
-def resnet18_small_images() -> nn.Module:
-    """Torchvision's ResNet-18 with the stem that images of 32×32 take."""
-    network = resnet18(num_classes=CLASSES)
-    network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    network.maxpool = nn.Identity()
-    return network
-
-
-def small_vit() -> nn.Module:
-    """Six blocks of width 192 on 4×4 patches."""
-    return VisionTransformer(
-        image_size=32,
-        patch_size=4,
-        num_layers=6,
-        num_heads=3,
-        hidden_dim=192,
-        mlp_dim=768,
-        num_classes=CLASSES,
-    )
-
-
-MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], int]] = {
-    "lenet5": (lenet5, (1, 28, 28), 100),
-    "resnet18": (resnet18_small_images, (3, 32, 32), 64),
-    "mobilenet_v2": (lambda: mobilenet_v2(num_classes=CLASSES), (3, 32, 32), 64),
-    "vit": (small_vit, (3, 32, 32), 64),
-}
-
-
-class Classifier(LightningModule):
-    """A plain module that knows nothing of potentials."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        """Cross entropy of a batch."""
-        images, labels = batch
-        return functional.cross_entropy(self.network(images), labels)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Plain SGD."""
-        return torch.optim.SGD(self.parameters(), lr=0.01)
-
-
-class RandomImages(Dataset[tuple[Tensor, int]]):
-    """The same random image again and again."""
-
-    def __init__(self, shape: tuple[int, int, int], length: int) -> None:
-        self._image = torch.randn(shape)
-        self._length = length
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self._image, index % CLASSES
+PROFILED_STEPS = 5
 
 
 class Alternate(Callback):
-    """Runs every other block of steps with the penalty and takes the time from the start of a step to the next's."""
+    """Runs blocks of steps in turn without penalty, with the callback and with hooks, and takes the time of each step.
 
-    def __init__(self, psp: PSPCallback, progress: tqdm[Any]) -> None:
-        self.psp = psp
+    Args:
+        arms: of "none", "callback" and "naive" those that take turns.
+        progress: the bar that shows the steps.
+    """
+
+    def __init__(self, arms: tuple[str, ...], progress: tqdm[Any]) -> None:
+        self.psp = PSPCallback(lam=LAM)
         self.blocks: list[list[float]] = []
+        self._arms = arms
         self._progress = progress
         self._start: float | None = None
 
@@ -130,11 +66,15 @@ class Alternate(Callback):
             self.blocks[-1].append(time.perf_counter() - self._start)
         self._progress.update()
         if batch_idx % BLOCK == 0:
-            self.blocks.append([])
-            if len(self.blocks) % 2:
-                self.psp.teardown(trainer, pl_module, "fit")
-            else:
+            assert isinstance(pl_module, Classifier)
+            self.psp.teardown(trainer, pl_module, "fit")
+            pl_module.remove_hooks()
+            arm = self._arms[len(self.blocks) % len(self._arms)]
+            if arm == "callback":
                 self.psp.on_fit_start(trainer, pl_module)
+            elif arm == "naive":
+                pl_module.penalise_by_hooks()
+            self.blocks.append([])
         self._start = time.perf_counter()
 
     def on_before_backward(self, *args: Any) -> None:
@@ -147,17 +87,27 @@ class Alternate(Callback):
         self.psp.on_train_batch_end(*args)
 
 
-def fit(options: argparse.Namespace, name: str, callbacks: list[Callback], steps: int) -> None:
-    """Trains one of the models for some steps."""
+def fit(
+    options: argparse.Namespace, name: str, callbacks: list[Callback], steps: int, arm: str = "", tiny: bool = False
+) -> None:
+    """Trains one of the models for some steps on one random batch."""
     torch.manual_seed(0)
-    make, shape, batch_size = MODELS[name]
-    batch_size = options.batch_size or batch_size
-    network = make()
+    model = MODELS[name]
+    size = model.smallest_size if tiny else model.size
+    batch_size = 2 if tiny else options.batch_size or model.batch_size
+    inputs, labels = model.batch(size, batch_size, options.device)
+    network = model.make(size)
     if options.channels_last:
         network = network.to(memory_format=torch.channels_last)
+        inputs = inputs.to(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
+    module = Classifier(network)
+    if arm == "naive":
+        module.penalise_by_hooks()
+    if options.compile:
+        module.network = torch.compile(network)
     trainer = Trainer(
         max_steps=steps,
-        callbacks=callbacks,
+        callbacks=[*callbacks, PSPCallback(lam=LAM)] if arm == "callback" else callbacks,
         accelerator=options.device,
         devices=1,
         precision=options.precision,
@@ -166,53 +116,37 @@ def fit(options: argparse.Namespace, name: str, callbacks: list[Callback], steps
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(
-        Classifier(network),
-        DataLoader(RandomImages(shape, steps * batch_size), batch_size=batch_size),
-    )
+    trainer.fit(module, DataLoader([(inputs, labels)] * steps, batch_size=None))
 
 
-def time_ratio(options: argparse.Namespace, name: str) -> dict[str, float]:
-    """Median over pairs of neighbouring blocks of the time with over the time without."""
-    steps = 2 * BLOCK * (options.pairs + 1) + 1
-    with tqdm(total=steps, desc=name, leave=False) as progress:
-        alternate = Alternate(PSPCallback(lam=LAM), progress)
-        fit(options, name, [alternate], steps)
+def time_blocks(options: argparse.Namespace, name: str, arms: tuple[str, ...], tiny: bool) -> dict[str, list[float]]:
+    """For each arm the median time of a step in each of its blocks, in seconds."""
+    steps = len(arms) * BLOCK * (options.pairs + 1) + 1
+    with tqdm(total=steps, desc=name, leave=False, disable=None) as progress:
+        alternate = Alternate(arms, progress)
+        fit(options, name, [alternate], steps, tiny=tiny)
     medians = [statistics.median(block[NOT_COUNTED:]) for block in alternate.blocks if len(block) == BLOCK]
-    without, with_penalty = medians[2::2], medians[3::2]  # the first pair warms up
-    quartiles = statistics.quantiles([a / b for a, b in zip(with_penalty, without, strict=True)], n=4)
-    return {
-        "without_ms": 1e3 * statistics.median(without),
-        "ratio": quartiles[1],
-        "first_quartile": quartiles[0],
-        "third_quartile": quartiles[2],
-    }
+    count = len(arms)
+    return {arm: medians[count + index :: count] for index, arm in enumerate(arms)}  # the first round warms up
 
 
-def peak_memory(options: argparse.Namespace, name: str) -> dict[str, float]:
-    """Peak memory in MiB of processes that train with and without the callback, above the one that has loaded."""
-    peaks = {}
-    for arm in ("with", "without"):
-        command = [
-            sys.executable,
-            __file__,
-            "--memory-of",
-            arm,
-            "--models",
-            name,
-            "--device",
-            options.device,
-        ]
-        command += ["--precision", options.precision, "--batch-size", str(options.batch_size)]
-        command += ["--channels-last"] if options.channels_last else []
-        peaks[arm] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return {"memory_without": peaks["without"], "memory_ratio": peaks["with"] / peaks["without"]}
+def quartiles(values: list[float]) -> list[float]:
+    """The three quartiles."""
+    return statistics.quantiles(values, n=4) if len(values) > 1 else 3 * values
+
+
+def peak_memory(options: argparse.Namespace, name: str, arm: str) -> float:
+    """Peak memory in MiB of a process that trains, above the one that has loaded."""
+    command = [sys.executable, __file__, "--memory-of", arm, "--models", name, "--device", options.device]
+    command += ["--precision", options.precision, "--batch-size", str(options.batch_size)]
+    command += ["--channels-last"] * options.channels_last + ["--compile"] * options.compile
+    return float(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
 
 
 def measure_memory(options: argparse.Namespace, name: str) -> float:
     """Peak memory of a few training steps in this process, in MiB."""
     before = process_memory("VmRSS")
-    fit(options, name, [PSPCallback(lam=LAM)] if options.memory_of == "with" else [], 3)
+    fit(options, name, [], 3, options.memory_of)
     if options.device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return process_memory("VmHWM") - before
@@ -224,21 +158,101 @@ def process_memory(field: str) -> float:
     return next(float(line.split()[1]) / 2**10 for line in lines if line.startswith(f"{field}:"))
 
 
+def print_ratios(options: argparse.Namespace) -> None:
+    """Prints a line a model: the ratios of time and memory."""
+    # Hooks that come and go would have a compiled network compiled anew in every block.
+    arms = ("none", "callback") if options.compile else ("none", "callback", "naive")
+    title = f"{'model':<14}{'step (ms)':>10}{'memory (MiB)':>14}"
+    print(title + "".join(f"{arm + ' time':>15}{'quartiles':>14}{'memory':>8}" for arm in arms[1:]))
+    for name in options.models:
+        times = time_blocks(options, name, arms, tiny=False)
+        memory = {arm: peak_memory(options, name, arm) for arm in arms}
+        line = f"{name:<14}{1e3 * statistics.median(times['none']):>10.1f}{memory['none']:>14.0f}"
+        for arm in arms[1:]:
+            first, median, third = quartiles([a / b for a, b in zip(times[arm], times["none"], strict=True)])
+            line += f"{median:>15.3f}{f'{first:.3f}-{third:.3f}':>14}{memory[arm] / memory['none']:>8.3f}"
+        print(line, flush=True)
+
+
+def print_python(options: argparse.Namespace) -> None:
+    """Prints what the callback adds to a step of a batch of two of the smallest inputs, where kernels cost little."""
+    print(f"{'model':<14}{'step (ms)':>10}{'callback adds (ms)':>20}{'quartiles':>18}")
+    for name in options.models:
+        times = time_blocks(options, name, ("none", "callback"), tiny=True)
+        first, median, third = quartiles([1e3 * (a - b) for a, b in zip(times["callback"], times["none"], strict=True)])
+        step = 1e3 * statistics.median(times["none"])
+        print(f"{name:<14}{step:>10.2f}{median:>20.3f}{f'{first:.3f} to {third:.3f}':>18}", flush=True)
+
+
+class Profiled(Callback):
+    """Runs a profiler over the steps behind the first."""
+
+    def __init__(self, profiler: cProfile.Profile | profile) -> None:
+        self._profiler = profiler
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == NOT_COUNTED:
+            self._profiler.__enter__()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._profiler.__exit__(None, None, None)
+
+
+def print_profile(options: argparse.Namespace) -> None:
+    """Prints where the callback's Python spends its time, and which kernels it adds."""
+    steps = NOT_COUNTED + PROFILED_STEPS
+    for name in options.models:
+        python = cProfile.Profile()
+        fit(options, name, [Profiled(python)], steps, "callback")
+        folder = str(Path(lightning_psp.__file__).parent)
+        entries = pstats.Stats(python).stats.items()  # type: ignore[attr-defined]
+        own = {key: entry for key, entry in entries if key[0].startswith(folder)}
+        total = sum(entry[2] for entry in own.values())
+        print(f"{name}: own time of lightning_psp's functions {1e3 * total / PROFILED_STEPS:.3f} ms a step, profiled")
+        for (file, line, function), (_, calls, seconds, *_) in sorted(own.items(), key=lambda item: -item[1][2])[:12]:
+            where = f"{Path(file).name}:{line} {function}"
+            print(f"  {where:<50}{1e3 * seconds / PROFILED_STEPS:>8.3f} ms{calls / PROFILED_STEPS:>10.1f} calls")
+        added = count_kernels(options, name, "callback")
+        added.subtract(count_kernels(options, name, "none"))
+        print(f"  kernels added: {sum(added.values()) / PROFILED_STEPS:.1f} a step")
+        for kernel, count in sorted(added.items(), key=lambda item: -abs(item[1]))[:12]:
+            if count:
+                print(f"  {kernel[:60]:<60}{count / PROFILED_STEPS:>+10.1f}", flush=True)
+
+
+def count_kernels(options: argparse.Namespace, name: str, arm: str) -> Counter[str]:
+    """The kernels of some steps: those of the GPU, or torch's operators on a CPU."""
+    is_cuda = options.device == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_cuda else [])]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        profiler = profile(activities=activities)
+        fit(options, name, [Profiled(profiler)], NOT_COUNTED + PROFILED_STEPS, arm)
+    counts: Counter[str] = Counter()
+    for event in profiler.events():
+        if event.device_type == DeviceType.CUDA if is_cuda else event.name.startswith("aten::"):
+            counts[event.name] += 1
+    return counts
+
+
 def parse() -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument("--pairs", type=int, default=12, help="pairs of blocks of steps")
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(SMALL_MODELS))
+    parser.add_argument("--pairs", type=int, default=12, help="rounds of blocks of steps")
     parser.add_argument("--batch-size", type=int, default=0, help="0: the model's own")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--channels-last", action="store_true")
-    parser.add_argument("--memory-of", choices=["with", "without"], help=argparse.SUPPRESS)
+    parser.add_argument("--compile", action="store_true", help="torch.compile the network; without the naive arm")
+    parser.add_argument("--python", action="store_true", help="the callback's own time in a step on tiny data")
+    parser.add_argument("--profile", action="store_true", help="where the callback's time goes, in a few steps")
+    parser.add_argument("--memory-of", choices=["none", "callback", "naive"], help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main() -> None:
-    """Prints a line a model."""
+    """Prints what the options ask for."""
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     options = parse()
@@ -246,15 +260,12 @@ def main() -> None:
         print(measure_memory(options, options.models[0]))
         return
     print(f"torch {torch.__version__}, {options.device}, {options.precision}, {torch.get_num_threads()} threads")
-    print(f"{'model':<14}{'step (ms)':>10}{'time ratio':>12}{'quartiles':>16}{'memory (MiB)':>14}{'ratio':>8}")
-    for name in options.models:
-        row = {**time_ratio(options, name), **peak_memory(options, name)}
-        quartiles = f"{row['first_quartile']:.3f}-{row['third_quartile']:.3f}"
-        print(
-            f"{name:<14}{row['without_ms']:>10.1f}{row['ratio']:>12.3f}{quartiles:>16}"
-            f"{row['memory_without']:>14.0f}{row['memory_ratio']:>8.3f}",
-            flush=True,
-        )
+    if options.python:
+        print_python(options)
+    elif options.profile:
+        print_profile(options)
+    else:
+        print_ratios(options)
 
 
 if __name__ == "__main__":
