@@ -226,6 +226,12 @@ class PSPCallback(Callback):
         if watch is None or not watch.has_trained:  # resumed at the end of an epoch
             return
         self._check_layers(watch)
+        if watch.left_out:
+            self._say(
+                "kinds",
+                "Complex, sparse and nested tensors are not penalised. Such tensors enter the nonlinearities of"
+                f" {', '.join(watch.left_out)}. Name them in `exclude` to leave them out without this warning.",
+            )
         if watch.lam > 0 and not watch.penalised_layers:
             self._say(
                 "nothing",
@@ -309,7 +315,8 @@ class PSPCallback(Callback):
         values = {f"psp/z2_{stage}": sum(layers.values()) / len(layers)}
         if self.log_layers:
             values.update({f"psp_z2_{stage}/{layer}": mean for layer, mean in layers.items()})
-        pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1)
+        if not trainer.barebones:
+            pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1)
         self._report_broken(layers, stage)
 
     def _report_broken(self, layers: Mapping[str, float], stage: str) -> None:

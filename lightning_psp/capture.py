@@ -17,9 +17,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric, MetricCollection
 
+from lightning_psp.graph import reach_from
 from lightning_psp.nonlinearities import Activation, Nonlinearities, TorchFunction
 from lightning_psp.outputs import OutputFinder
-from lightning_psp.provenance import Handler, Kept, NetworkCall, Potential, Provenance
+from lightning_psp.provenance import Handler, Kept, NetworkCall, Potential, Provenance, tensors_in
 from lightning_psp.selection import LayerSelection
 
 _ACTIVATION_MODULES: tuple[type[nn.Module], ...] = tuple(
@@ -73,6 +74,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.root_is_network = root_is_network
         self._tracks_units = tracks_units
         self.fused: dict[str, None] = {}  # modules with fused kernels that the selection leaves out
+        self.left_out: dict[str, None] = {}  # where complex, sparse and nested tensors enter nonlinearities
         self._foreign: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self.provenance = Provenance(nonlinearities, tracks_units)
         self._paths: dict[nn.Module, str] = {}
@@ -86,7 +88,11 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def _make_handlers(self) -> dict[TorchFunction, Handler]:
         known = self.nonlinearities
-        handlers: dict[TorchFunction, Handler] = {**self.provenance.handlers, Tensor.backward: self._backward}
+        handlers: dict[TorchFunction, Handler] = {
+            **self.provenance.handlers,
+            Tensor.backward: self._backward,
+            torch.autograd.grad: self._differentiate,
+        }
         handlers.update(self.outputs.handlers(known))
         handlers.update(dict.fromkeys(known.fused, self._fused))
         handlers.update(dict.fromkeys(known.hidden, self._activation))
@@ -210,20 +216,22 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if frame.starts_call:
             assert self.call is not None
             self.outputs.note_network(module, frame.path, self.call, output)
-            self.call = None
             if self.root_is_network and frame.path == "":
-                self.outputs.resolve()
+                self.outputs.resolve()  # still within the call, which a wrapper of the network may have made
                 self.outputs.is_resolved = True
                 if self.on_outputs is not None:
                     self.on_outputs()
+            self.call = None
 
     # --- functions ---------------------------------------------------------------------------------------------
 
     def _activation(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         z = args[0] if args else kwargs.get("input")
-        if self.suppressed or not isinstance(z, Tensor) or not self.is_potential(z):
-            return func(*args, **kwargs)
         activation = self.nonlinearities.hidden[func]
+        if self.suppressed or not isinstance(z, Tensor) or not self.is_potential(z):
+            if isinstance(z, Tensor) and _is_of_another_kind(z) and not self.suppressed and self.counts():
+                self.left_out[self.host(activation.label)] = None
+            return func(*args, **kwargs)
         in_place = activation.overwrites(args, kwargs)
         values = self.provenance.of(z).values
         # The logits once more; or, in a loss outside the network, the same values once more.
@@ -292,6 +300,16 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             self.on_backward(args[0])
         return func(*args, **kwargs)
 
+    def _differentiate(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        gradients = func(*args, **kwargs)
+        if any(gradient.requires_grad for gradient in tensors_in(gradients)):
+            # A loss made of them depends on potentials that it may not reach through their nonlinearity's result.
+            for differentiated in tensors_in(args[0] if args else kwargs["outputs"]):
+                edges = reach_from((differentiated.grad_fn, differentiated.output_nr)).edges
+                for potential in self.potentials:
+                    potential.is_differentiated |= not edges.isdisjoint(potential.results)
+        return gradients
+
     # --- potentials --------------------------------------------------------------------------------------------
 
     def is_potential(self, z: Any) -> bool:
@@ -341,6 +359,10 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         origin.values.potentials.append(potential)
         self.potentials.append(potential)
         return potential
+
+
+def _is_of_another_kind(z: Tensor) -> bool:
+    return z.requires_grad and (z.is_complex() or z.layout is not torch.strided or z.is_nested)
 
 
 def _is_batched(z: Tensor) -> bool:

@@ -217,7 +217,8 @@ class Injector:
         for tap in taps:
             if not graph.holds(tap.edge):  # which a tap that was penalised has let go of
                 continue
-            if any(edge[0] is not None and edge in graph.edges for edge in tap.potential.results):
+            results = tap.potential.results
+            if tap.potential.is_differentiated or any(e[0] is not None and e in graph.edges for e in results):
                 tap.check_unchanged()
                 layers.setdefault(tap.layer, []).append(tap)
         if not layers:
@@ -231,21 +232,21 @@ class Injector:
             for layer, passes in layers.items()
             if factors[layer] != 0.0
         }
-        assert loss.grad_fn is not None
-        self._loss_handle = loss.grad_fn.register_prehook(self._note_arriving(loss.output_nr))
+        self._loss_handle = loss.register_hook(self._note_arriving)  # type: ignore[no-untyped-call]
+        # Hooks of the user change the gradient of the loss, not that of the penalty: they run after this one.
+        hooks = loss._backward_hooks
+        assert hooks is not None and self._loss_handle is not None
+        for number in [*hooks]:
+            if number != self._loss_handle.id:
+                hooks[number] = hooks.pop(number)
         self._armed = [tap for passes in layers.values() for tap in passes]
         for term in terms.values():
             term.arm(scale, lambda: self._arriving)
         return terms
 
-    def _note_arriving(self, output_nr: int) -> Callable[[tuple[Tensor | None, ...]], None]:
-        def note(gradients: tuple[Tensor | None, ...]) -> None:
-            gradient = gradients[output_nr]
-            if gradient is not None:
-                total = gradient.detach().sum()
-                self._arriving = total.item() if total.device.type == "cpu" else total
-
-        return note
+    def _note_arriving(self, gradient: Tensor) -> None:
+        total = gradient.detach().sum()
+        self._arriving = total.item() if total.device.type == "cpu" else total
 
     def take_sums(self) -> None:
         """Takes the sums of squares of the potentials that the backward pass did not reach."""

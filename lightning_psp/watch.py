@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -56,6 +56,7 @@ class Watch:
         self._terms: list[LayerTerm] = []  # of all backward passes of the step so far
         self.layers: dict[str, None] = {}  # every layer seen, chosen or not, in order of call
         self.fused: dict[str, None] = {}  # modules left out whose potentials could not be seen
+        self.left_out: dict[str, None] = {}  # layers whose potentials are complex, sparse or nested
         self.chosen_layers: dict[str, None] = {}  # those of them that are to be penalised
         self.has_trained = False
         self.takes_samples = False
@@ -119,7 +120,7 @@ class Watch:
             loss: the tensor whose `backward` is about to be called.
             scale: the factor by which the user's loss was multiplied to give it.
         """
-        self._capture.outputs.resolve()
+        self._capture.outputs.resolve(loss)
         self._note_layers()
         self._injector.disarm()
         terms = self._injector.arm(loss, self._taps(), self.lam, scale)
@@ -162,6 +163,7 @@ class Watch:
         try:
             with self._capture:
                 output = step(*args, **kwargs)
+                self._capture.outputs.resolve(_loss_in(output))
         except BaseException:
             self.release()
             raise
@@ -173,8 +175,15 @@ class Watch:
     def _note_layers(self) -> None:
         self.layers.update(dict.fromkeys(potential.layer for potential in self._capture.potentials))
         self.fused.update(self._capture.fused)
+        self.left_out.update(dict.fromkeys(filter(self._selection.selects, self._capture.left_out)))
         self.chosen_layers.update(dict.fromkeys(tap.layer for tap in self._taps()))
 
     def _check_backward(self, loss: Tensor) -> None:
         if self._is_training and self.lam != 0.0 and not self._injector.is_armed:
             self._on_unseen_backward()
+
+
+def _loss_in(output: Any) -> Tensor | None:
+    """The loss in what a step returned."""
+    loss = output.get("loss") if isinstance(output, Mapping) else output
+    return loss if isinstance(loss, Tensor) else None
