@@ -323,7 +323,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             and z.is_floating_point()
             and z.layout is torch.strided
             and not z.is_nested
-            and not _is_batched(z)
+            and not _is_transformed(z)
             and not isinstance(z, nn.Parameter)
             and self.counts()
             and self._is_of_this_network()
@@ -365,9 +365,14 @@ def _is_of_another_kind(z: Tensor) -> bool:
     return z.requires_grad and (z.is_complex() or z.layout is not torch.strided or z.is_nested)
 
 
-def _is_batched(z: Tensor) -> bool:
+def _is_transformed(z: Tensor) -> bool:
     if torch._C._functorch.is_batchedtensor(z):
         raise NotImplementedError(
             "Potentials inside `torch.vmap` cannot be seen as the tensors of one batch. Call the network on the batch."
+        )
+    if torch._C._functorch.is_gradtrackingtensor(z):
+        raise NotImplementedError(
+            "Potentials inside `torch.func.grad` and its like cannot be penalised. Call the network as ever, and"
+            " `torch.autograd.grad(..., create_graph=True)` on its output."
         )
     return False

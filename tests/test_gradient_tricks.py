@@ -122,6 +122,20 @@ def test_a_loss_after_a_step_that_is_differentiated_through():
     module.check(steps=2)
 
 
+@pytest.mark.parametrize(
+    ("transform", "remedy"), [(torch.func.grad, "torch.autograd.grad"), (torch.func.vmap, "on the batch")]
+)
+def test_function_transforms_are_refused(transform, remedy):
+    class Transformed(Followed):
+        def training_step(self, batch, batch_index):
+            features = batch[0][0] if transform is torch.func.grad else batch[0]
+            slope = transform(lambda x: self(x[None]).sum())(features)
+            return slope.square().sum() + functional.cross_entropy(self(batch[0]), batch[1])
+
+    with pytest.raises(NotImplementedError, match=remedy):
+        fit(seeded(Transformed))
+
+
 # --- hooks -----------------------------------------------------------------------------------------------------------
 
 
