@@ -24,6 +24,7 @@ from lightning_psp.trainer_state import (
     log_step,
     loss_scale,
     means_over_processes,
+    splits_layers,
     training_progress,
 )
 from lightning_psp.watch import Watch
@@ -115,6 +116,12 @@ class PSPCallback(Callback):
             raise NotImplementedError(
                 "PSPCallback(reduction='squared_mean') needs the mean of each potential over the whole batch, of which"
                 f" each of {trainer.world_size} processes sees a part. Use reduction='mean' or 'sum'."
+            )
+        if self.lam > 0 and splits_layers(trainer):
+            raise NotImplementedError(
+                "PSPCallback cannot penalise layers whose units are split over processes (tensor parallelism), for each"
+                " process sees a part of a layer. Use"
+                f" ModelParallelStrategy(data_parallel_size={trainer.world_size}, tensor_parallel_size=1)."
             )
         self._said = set()
         self._attach(trainer, pl_module)
@@ -312,7 +319,9 @@ class PSPCallback(Callback):
 
     # --- reporting -------------------------------------------------------------------------------------------------
 
-    def _log_means(self, trainer: Trainer, pl_module: LightningModule, means: LayerMeans, stage: str) -> dict[str, float]:
+    def _log_means(
+        self, trainer: Trainer, pl_module: LightningModule, means: LayerMeans, stage: str
+    ) -> dict[str, float]:
         """Logs them and returns those of all processes."""
         layers = means_over_processes(trainer, means)
         if not layers:

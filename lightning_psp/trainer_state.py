@@ -6,6 +6,7 @@ import math
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from lightning_psp.schedules import TrainingProgress
@@ -24,6 +25,12 @@ def loss_scale(trainer: Trainer, module: LightningModule) -> float:
     scale = 1.0 / trainer.accumulate_grad_batches if module.automatic_optimization else 1.0
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return scale * float(scaler.get_scale()) if scaler is not None else scale
+
+
+def splits_layers(trainer: Trainer) -> bool:
+    """Whether a process may hold a part of a layer's units."""
+    strategy = trainer.strategy
+    return isinstance(strategy, ModelParallelStrategy) and strategy.device_mesh["tensor_parallel"].size() > 1
 
 
 def learning_rate(trainer: Trainer) -> float:

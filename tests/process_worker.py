@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -27,6 +29,11 @@ from tests.small import BATCH, FEATURES, Classifier, loader, quiet_trainer
 
 PROCESSES = 2
 Batch = tuple[Tensor, Tensor]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of which each process may hold a part."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 class Distributed(Classifier):
@@ -45,8 +52,8 @@ class Distributed(Classifier):
         """The gradients of an optimiser step are kept."""
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        self.weights.append({name: value.detach().clone() for name, value in self.state_dict().items()})
-        self.gradients.append([p.grad.clone() for p in self.parameters() if p.grad is not None])
+        self.weights.append({name: whole(value).detach().clone() for name, value in self.state_dict().items()})
+        self.gradients.append([whole(p.grad).clone() for p in self.parameters() if p.grad is not None])
 
 
 class DeadHead(Distributed):
@@ -96,6 +103,23 @@ class ByHand(Distributed):
         optimizer.zero_grad()
         self.manual_backward(super().training_step(batch, batch_index))
         optimizer.step()
+
+
+class Sharded(Distributed):
+    """Each process keeps a part of the weights."""
+
+    def configure_model(self) -> None:
+        if not isinstance(self.first.weight, DTensor):
+            mesh = self.device_mesh["data_parallel"]
+            for part in (self.first, self.second, self.third, self):
+                fully_shard(part, mesh=mesh)
+
+
+class Split(Distributed):
+    """Each process is meant to compute a part of each layer."""
+
+    def configure_model(self) -> None:
+        """Lightning asks for it."""
 
 
 class Broken(Distributed):
@@ -149,6 +173,11 @@ def sampled(rank: int) -> DataLoader[Any]:
     return DataLoader(TensorDataset(features[:11], labels[:11]), batch_size=3)
 
 
+SHARDED = {"data_parallel_size": PROCESSES, "tensor_parallel_size": 1}
+SPLIT = {"data_parallel_size": 1, "tensor_parallel_size": PROCESSES}
+# Lightning takes a module in double precision as it is there.
+AS_IT_IS = {"precision": "32-true"}
+
 # Name of a run to the module's class, the arguments of its strategy, further ones of the trainer, and the data.
 RUNS: dict[str, tuple[type[Distributed], dict[str, Any], dict[str, Any], Callable[[int], DataLoader[Any]]]] = {
     "plain": (Distributed, {}, {}, parts),
@@ -163,18 +192,21 @@ RUNS: dict[str, tuple[type[Distributed], dict[str, Any], dict[str, Any], Callabl
     "resting first": (OneRestsFirst, {}, {}, parts),
     "empty": (OneIsEmpty, {}, {}, parts),
     "broken": (Broken, {}, {}, parts),
+    "split": (Split, SPLIT, AS_IT_IS, parts),
+    "sharded": (Sharded, SHARDED, AS_IT_IS, parts),
 }
 
 
 def run(name: str, rank: int) -> dict[str, Any]:
     kind, strategy, settings, data = RUNS[name]
     torch.manual_seed(0)
+    shares = ModelParallelStrategy if "tensor_parallel_size" in strategy else DDPStrategy
     module, logger, steps = kind().double(), Kept(), Steps()
     trainer = quiet_trainer(
         PSPCallback(lam=LAM),
         steps,
         devices=PROCESSES,
-        strategy=DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=20), **strategy),
+        strategy=shares(process_group_backend="gloo", timeout=timedelta(seconds=20), **strategy),
         logger=logger,
         **{"use_distributed_sampler": False, "log_every_n_steps": 2, **settings},
     )
@@ -182,7 +214,7 @@ def run(name: str, rank: int) -> dict[str, Any]:
         warnings.simplefilter("always")
         trainer.fit(module, data(rank), parts(rank, 2, seed=1))
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
-        final = module.state_dict()
+        final = {name: whole(value).detach().clone() for name, value in module.state_dict().items()}
         trainer.test(module, parts(rank, 1, seed=2), verbose=False)
     return {
         "batches": module.batches,
@@ -205,7 +237,7 @@ def main() -> None:
         except BaseException:
             result = {"error": traceback.format_exc()}
         torch.save(result, folder / f"{name} {rank}.pt")
-        if "error" in result:  # the other process cannot go on either
+        if "error" in result and name != "split":  # the other process cannot go on either
             break
 
 
