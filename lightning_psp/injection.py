@@ -235,7 +235,8 @@ class Injector:
         self._loss_handle = loss.register_hook(self._note_arriving)  # type: ignore[no-untyped-call]
         # Hooks of the user change the gradient of the loss, not that of the penalty: they run after this one.
         hooks = loss._backward_hooks
-        assert hooks is not None and self._loss_handle is not None
+        assert hooks is not None
+        assert self._loss_handle is not None
         for number in [*hooks]:
             if number != self._loss_handle.id:
                 hooks[number] = hooks.pop(number)

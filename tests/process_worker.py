@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_psp import PSPCallback
 from tests.followed import LAM
-from tests.small import BATCH, FEATURES, Classifier, loader, quiet_trainer
+from tests.small import BATCH, Classifier, loader, quiet_trainer
 
 PROCESSES = 2
 Batch = tuple[Tensor, Tensor]

@@ -7,13 +7,13 @@ import pickle
 import pytest
 import torch
 from lightning.fabric import Fabric
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, parametrize
 
 from lightning_psp import PSPCallback, psp_penalty, record_potentials
-from tests.followed import LAM, Followed, assert_same, mean_square, potentials, total
+from tests.followed import LAM, Followed, assert_same, mean_square, total
 from tests.small import BATCH, CLASSES, FEATURES, Classifier, loader, quiet_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")

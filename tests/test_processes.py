@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from tests.followed import LAM, assert_same, mean_square, potentials, total
-from tests.process_worker import PROCESSES, RUNS, DeadHead, parts, sampled
-from tests.small import BATCH
+from tests.process_worker import PROCESSES, RUNS, DeadHead, parts
 
 # Those who run tests in parallel with `--dist loadgroup` have the processes started once.
 pytestmark = pytest.mark.xdist_group("processes")

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from lightning_psp import PSPCallback, record_potentials
 from tests.followed import LAM, Followed, assert_same, mean_square, potentials, total
-from tests.small import BATCH, CLASSES, FEATURES, Classifier, loader, quiet_trainer
+from tests.small import BATCH, Classifier, loader, quiet_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
 
