@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
@@ -77,7 +77,7 @@ class Watch:
         self._strategy = trainer.strategy
         for name in _STEPS:
             run = self._run_training_step if name == "training_step" else self._run_evaluation_step
-            setattr(self._strategy, name, partial(run, getattr(self._strategy, name)))
+            setattr(self._strategy, name, _WatchedStep(run, self._strategy, name))
 
     def close(self) -> None:
         """Gives the strategy its own steps back and lets go of everything."""
@@ -181,6 +181,21 @@ class Watch:
     def _check_backward(self, loss: Tensor) -> None:
         if self._is_training and self.lam != 0.0 and not self._injector.is_armed:
             self._on_unseen_backward()
+
+
+class _WatchedStep:
+    """A step of a strategy that runs under the watch; a copy of the strategy has its own step again."""
+
+    def __init__(self, run: Callable[..., Any], strategy: Strategy, name: str) -> None:
+        self._run = run
+        self._step = getattr(strategy, name)
+        self._origin = (strategy, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._run(self._step, *args, **kwargs)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Strategy, str]]:
+        return getattr, self._origin
 
 
 def _loss_in(output: Any) -> Tensor | None:

@@ -3,11 +3,13 @@
 import copy
 import io
 import pickle
+from types import MethodType
 
 import pytest
 import torch
 from lightning.fabric import Fabric
 from lightning.pytorch import Callback
+from lightning.pytorch.strategies import Strategy
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, parametrize
@@ -131,23 +133,9 @@ def test_a_lightning_module_within_another(kind):
 # --- weights that are computed ---------------------------------------------------------------------------------------
 
 
-class Computed(Followed):
-    """Some weights are functions of the trained parameters."""
-
-    def on_after_backward(self):
-        Classifier.on_after_backward(self)
-        with torch.enable_grad():
-            self.expected.append(torch.autograd.grad(total(self, self.batch), list(self.parameters())))
-
-
 class Softened(nn.Module):
     def forward(self, weight):
         return functional.softplus(weight) - torch.sigmoid(weight)
-
-
-def spectral(module):
-    parametrizations.spectral_norm(module).eval()  # in training, each call changes the vectors of its power iteration
-    module.parametrizations.weight.eval()
 
 
 REPARAMETRISED = {
@@ -159,7 +147,7 @@ REPARAMETRISED = {
 
 @pytest.mark.parametrize("how", REPARAMETRISED)
 def test_weights_that_are_functions_of_parameters(how):
-    module = seeded(Computed)
+    module = seeded()
     for layer in (module.first, module.second, module.third):
         REPARAMETRISED[how](layer)
     trainer = fit(module)
@@ -168,7 +156,7 @@ def test_weights_that_are_functions_of_parameters(how):
 
 
 def test_spectral_norm():
-    class Spectral(Computed):
+    class Spectral(Followed):
         def on_after_backward(self):
             self.eval()  # the vectors that the step has used
             super().on_after_backward()
@@ -283,6 +271,8 @@ class Copying(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, *args):
         self.copy(trainer, pl_module)
+        for duplicate in (copy.deepcopy(trainer), pickle.loads(pickle.dumps(trainer))):
+            assert duplicate.strategy.training_step == MethodType(Strategy.training_step, duplicate.strategy)
 
 
 class Copied(Followed):

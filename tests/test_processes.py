@@ -168,6 +168,8 @@ def test_values_of_epochs(results, name):
         seen = together([together(result["batches"]) for result in both])[0]
         assert (len(seen), len(seen.unique(dim=0))) == (12, 11)  # one sample counts twice, for equal parts
     for result in both:
+        named = {key.removeprefix("psp_z2_train/") for key in result["metrics"] if key.startswith("psp_z2_train/")}
+        assert named == set(sums)
         for stage, means in expected.items():
             overall = sum(means.values()) / len(means)
             assert result["metrics"][f"psp/z2_{stage}"] == pytest.approx(overall, rel=1e-6)
