@@ -104,7 +104,6 @@ class PSPCallback(Callback):
         self._train_means = LayerMeans()
         self._evaluation_means = LayerMeans()
         self._first_learning_rate: float | None = None
-        self._epoch: int | None = None  # which `_train_means` is of
         self._samples: dict[str, Tensor] = {}
         self._said: set[str] = set()
         self._watch: Watch | None = None
@@ -115,7 +114,6 @@ class PSPCallback(Callback):
         """Forgets the training before, of which a checkpoint may have been made up to now."""
         if stage == "fit":
             self._first_learning_rate = None
-            self._epoch = None
             self._train_means.reset()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -181,9 +179,8 @@ class PSPCallback(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Starts a new mean with a new epoch, and has the last batch of an epoch sampled for histograms."""
-        # Lightning does not start an epoch anew that it resumes, and may not announce the one behind it.
-        if self._epoch != trainer.current_epoch:
-            self._epoch = trainer.current_epoch
+        # Some versions of Lightning announce an epoch once more where they resume it, others not even the next one.
+        if batch_idx == 0:
             self._train_means.reset()
         if self._watch is not None:
             self._watch.takes_samples = self.histograms and trainer.is_last_batch
@@ -358,12 +355,11 @@ class PSPCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training needs: the first learning rate and the sums of an epoch that has begun."""
         sums = {layer: list(entry) for layer, entry in self._train_means.sums().items()}
-        return {"first_learning_rate": self._first_learning_rate, "epoch": self._epoch, "train_sums": sums}
+        return {"first_learning_rate": self._first_learning_rate, "train_sums": sums}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up a training where a checkpoint left it."""
         self._first_learning_rate = state_dict["first_learning_rate"]
-        self._epoch = state_dict["epoch"]
         self._train_means.load({layer: (total, count) for layer, (total, count) in state_dict["train_sums"].items()})
 
 

@@ -24,7 +24,7 @@ def test_block_runs(block, tmp_path, monkeypatch):
 
 def test_every_situation_names_a_test_that_exists():
     rows = re.findall(r"^\| (?!situation)([^|]*)\|([^|]*)\|([^|]*)\|$", SUPPORTED, flags=re.MULTILINE)
-    assert len(rows) > 50
+    assert len(rows) == SUPPORTED.count("\n| ") - SUPPORTED.count("\n| situation") > 50
     for situation, verdict, tests in rows:
         named = re.findall(r"`(tests/\w+\.py)::(\w+)`", tests)
         assert named or "untested" in tests or "see below" in verdict, situation

@@ -65,11 +65,11 @@ class Crash(Callback):
             raise RuntimeError("crash")
 
 
-def train(*callbacks, checkpoint=None, seed=0, callback=None):
+def train(*callbacks, checkpoint=None, seed=0, callback=None, epochs=EPOCHS):
     torch.manual_seed(seed)
     module = Model().double()
     callbacks = (callback or PSPCallback(lam=LAM, schedule="learning_rate"), *callbacks)
-    trainer = quiet_trainer(*callbacks, max_epochs=EPOCHS, enable_checkpointing=True)
+    trainer = quiet_trainer(*callbacks, max_epochs=epochs, enable_checkpointing=True)
     crashes = any(isinstance(other, Crash) for other in callbacks)
     with pytest.raises(RuntimeError, match="crash") if crashes else nullcontext():
         trainer.fit(module, Resumable(), loader(1), ckpt_path=checkpoint)
@@ -84,6 +84,8 @@ def saving(folder):
 @pytest.mark.parametrize("crash", [True, False])
 def test_a_training_resumed_within_an_epoch_equals_an_uninterrupted_one(tmp_path, step, crash):
     module, metrics = train()
+    last_epoch = torch.tensor(module.mean_squares[-BATCHES:]).mean()
+    assert metrics["psp/z2_train"] == pytest.approx(last_epoch.item(), rel=1e-6)
     train(saving(tmp_path), *([Crash(step)] if crash else []))
     resumed, resumed_metrics = train(saving(tmp_path), checkpoint=tmp_path / f"step={step}.ckpt", seed=1)
     if resumed.epochs != module.epochs[step:]:
@@ -112,3 +114,13 @@ def test_the_same_callback_trains_another_model_after_a_crash():
     module, metrics = train(callback=callback)
     module.check(steps=EPOCHS * BATCHES)
     assert metrics == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_checkpoint_of_a_training_without_the_callback(tmp_path):
+    plain = quiet_trainer(saving(tmp_path), max_epochs=1, enable_checkpointing=True)
+    plain.fit(Model().double(), Resumable())
+    callback = PSPCallback(lam=LAM)
+    train(Crash(3), callback=callback)
+    module, metrics = train(saving(tmp_path), callback=callback, checkpoint=tmp_path / "step=2.ckpt", epochs=1)
+    module.check(steps=BATCHES - 2)
+    assert metrics["psp/z2_train"] == pytest.approx(torch.tensor(module.mean_squares).mean().item(), rel=1e-6)
