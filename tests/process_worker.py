@@ -46,7 +46,10 @@ class Distributed(Classifier):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         self.batches.append(batch)
-        return functional.cross_entropy(self(batch[0]), batch[1])
+        return self.loss(self(batch[0]), batch[1])
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return functional.cross_entropy(logits, labels)
 
     def on_after_backward(self) -> None:
         """The gradients of an optimiser step are kept."""
@@ -103,6 +106,13 @@ class ByHand(Distributed):
         optimizer.zero_grad()
         self.manual_backward(super().training_step(batch, batch_index))
         optimizer.step()
+
+
+class WrittenOut(Distributed):
+    """No function of its loss tells of the output layer."""
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return (logits - labels[:, None]).square().mean()
 
 
 class Sharded(Distributed):
@@ -186,6 +196,7 @@ RUNS: dict[str, tuple[type[Distributed], dict[str, Any], dict[str, Any], Callabl
     "buckets": (Distributed, {"gradient_as_bucket_view": True}, {}, parts),
     "accumulated": (Distributed, {}, {"accumulate_grad_batches": 2}, parts),
     "manual": (ByHand, {}, {}, parts),
+    "written out": (WrittenOut, {}, {}, parts),
     "uneven": (Distributed, {}, {}, uneven),
     "sampled": (Distributed, {}, {"use_distributed_sampler": True}, sampled),
     "resting": (OneRests, {}, {}, parts),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.followed import LAM, assert_same, mean_square, potentials, total
+from tests.followed import LAM, assert_same, mean_square, potentials
 from tests.process_worker import PROCESSES, RUNS, DeadHead, parts
 
 # Those who run tests in parallel with `--dist loadgroup` have the processes started once.
@@ -67,6 +67,11 @@ def module_with(name, weights):
     module = RUNS[name][0]().double()
     module.load_state_dict(weights)
     return module
+
+
+def total(module, batch):
+    layers = potentials(module, batch[0])
+    return module.loss(layers[-1], batch[1]) + LAM * sum(mean_square(z) for z in layers) / 3
 
 
 def layers_of(module, batch):
