@@ -20,7 +20,7 @@ test: $(VENV)/.has-dev
 	$(RUN) ruff check
 	$(RUN) ruff format --check
 	$(RUN) mypy
-	$(RUN) pytest --numprocesses auto $(PYTEST_ARGS)
+	$(RUN) pytest --numprocesses auto --dist loadgroup $(PYTEST_ARGS)
 
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)

@@ -18,11 +18,13 @@ from lightning_psp.schedules import Schedule, make_schedule
 from lightning_psp.selection import LayerSelection, matches
 from lightning_psp.statistics import LayerMeans, mean_over_layers
 from lightning_psp.trainer_state import (
+    STEP_VALUES,
     first_learning_rate,
     is_logging_step,
     log_step,
     loss_scale,
     means_over_processes,
+    splits_layers,
     training_progress,
 )
 from lightning_psp.watch import Watch
@@ -108,12 +110,24 @@ class PSPCallback(Callback):
 
     # --- beginning and end -----------------------------------------------------------------------------------------
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forgets the training before, of which a checkpoint may have been made up to now."""
+        if stage == "fit":
+            self._first_learning_rate = None
+            self._train_means.reset()
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts watching the trainer's steps."""
         if self.reduction == "squared_mean" and trainer.world_size > 1:
             raise NotImplementedError(
                 "PSPCallback(reduction='squared_mean') needs the mean of each potential over the whole batch, of which"
                 f" each of {trainer.world_size} processes sees a part. Use reduction='mean' or 'sum'."
+            )
+        if self.lam > 0 and splits_layers(trainer):
+            raise NotImplementedError(
+                "PSPCallback cannot penalise layers whose units are split over processes (tensor parallelism), for each"
+                " process sees a part of a layer. Use"
+                f" ModelParallelStrategy(data_parallel_size={trainer.world_size}, tensor_parallel_size=1)."
             )
         self._said = set()
         self._attach(trainer, pl_module)
@@ -129,12 +143,10 @@ class PSPCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leaves nothing behind."""
         self._detach()
-        self._first_learning_rate = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leaves nothing behind."""
         self._detach()
-        self._first_learning_rate = None
 
     def _attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._detach()
@@ -165,12 +177,11 @@ class PSPCallback(Callback):
 
     # --- training --------------------------------------------------------------------------------------------------
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts a new mean."""
-        self._train_means.reset()
-
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Has the last batch of an epoch sampled for histograms."""
+        """Starts a new mean with a new epoch, and has the last batch of an epoch sampled for histograms."""
+        # Some versions of Lightning announce an epoch once more where they resume it, others not even the next one.
+        if batch_idx == 0:
+            self._train_means.reset()
         if self._watch is not None:
             self._watch.takes_samples = self.histograms and trainer.is_last_batch
 
@@ -178,7 +189,9 @@ class PSPCallback(Callback):
         """Prepares the penalty's gradient."""
         if self._watch is None or self._watch.lam == 0.0:
             return
-        if pl_module.automatic_optimization and not self._watch.saw_empty_batch:
+        # Of several processes, one may have a step without the network.
+        is_checked = self._watch.layers or trainer.world_size == 1
+        if is_checked and pl_module.automatic_optimization and not self._watch.saw_empty_batch:
             self._check_layers(self._watch)
         self._watch.arm(loss, loss_scale(trainer, pl_module))
         if not self._watch.penalised_layers and not self._watch.saw_empty_batch:
@@ -204,11 +217,11 @@ class PSPCallback(Callback):
         # With manual optimisation a step may run a part of the model only.
         if watch.layers and not watch.saw_empty_batch and (pl_module.automatic_optimization or not sums):
             self._check_layers(watch)
-        if sums:
-            self._train_means.update(sums)
-            mean = mean_over_layers(sums)
-            values = {"psp/lam": watch.lam, "psp/penalty": watch.penalty(), "psp/z2": mean}
-            log_step(trainer, pl_module, values)
+        self._train_means.update(sums)
+        mean = mean_over_layers(sums) if sums else None
+        values = {} if mean is None else dict(zip(STEP_VALUES, (watch.lam, watch.penalty(), mean), strict=True))
+        log_step(trainer, pl_module, values)
+        if mean is not None:
             # An accelerator is not made to wait in every step.
             is_read = mean.device.type == "cpu" or is_logging_step(trainer)
             if is_read and not math.isfinite(mean):
@@ -218,14 +231,21 @@ class PSPCallback(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the means over the epoch."""
-        self._log_means(trainer, pl_module, self._train_means, "train")
+        means = self._log_means(trainer, pl_module, self._train_means, "train")
         if self.histograms:
             write_histograms(trainer, pl_module, self._samples)
             self._samples = {}
         watch = self._watch
         if watch is None or not watch.has_trained:  # resumed at the end of an epoch
             return
-        self._check_layers(watch)
+        if watch.layers or not means:
+            self._check_layers(watch)
+        if watch.left_out:
+            self._say(
+                "kinds",
+                "Complex, sparse and nested tensors are not penalised. Such tensors enter the nonlinearities of"
+                f" {', '.join(watch.left_out)}. Name them in `exclude` to leave them out without this warning.",
+            )
         if watch.lam > 0 and not watch.penalised_layers:
             self._say(
                 "nothing",
@@ -302,15 +322,21 @@ class PSPCallback(Callback):
 
     # --- reporting -------------------------------------------------------------------------------------------------
 
-    def _log_means(self, trainer: Trainer, pl_module: LightningModule, means: LayerMeans, stage: str) -> None:
+    def _log_means(
+        self, trainer: Trainer, pl_module: LightningModule, means: LayerMeans, stage: str
+    ) -> dict[str, float]:
+        """Logs them and returns those of all processes."""
         layers = means_over_processes(trainer, means)
         if not layers:
-            return
+            return layers
         values = {f"psp/z2_{stage}": sum(layers.values()) / len(layers)}
         if self.log_layers:
             values.update({f"psp_z2_{stage}/{layer}": mean for layer, mean in layers.items()})
-        pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1)
+        if not trainer.barebones:
+            # The values of all processes are equal already; Lightning warns of what it does not synchronise itself.
+            pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=trainer.world_size > 1)
         self._report_broken(layers, stage)
+        return layers
 
     def _report_broken(self, layers: Mapping[str, float], stage: str) -> None:
         broken = [layer for layer, value in layers.items() if not math.isfinite(value)]

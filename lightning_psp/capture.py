@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torchmetrics import Metric, MetricCollection
 
 from lightning_psp.compilation import announce_graph, told_of_graphs
+from lightning_psp.graph import reach_from
 from lightning_psp.module_calls import told_of_module_calls
 from lightning_psp.nonlinearities import Activation, Nonlinearities, TorchFunction
 from lightning_psp.outputs import OutputFinder
@@ -83,6 +84,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.root_is_network = root_is_network
         self._tracks_units = tracks_units
         self.fused: dict[str, None] = {}  # modules with fused kernels that the selection leaves out
+        self.left_out: dict[str, None] = {}  # where complex, sparse and nested tensors enter nonlinearities
         self._foreign: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self.provenance = Provenance(nonlinearities, tracks_units)
         self._paths: dict[nn.Module, str] = {}
@@ -99,7 +101,11 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def _make_handlers(self) -> dict[TorchFunction, Handler]:
         known = self.nonlinearities
-        handlers: dict[TorchFunction, Handler] = {**self.provenance.handlers, Tensor.backward: self._backward}
+        handlers: dict[TorchFunction, Handler] = {
+            **self.provenance.handlers,
+            Tensor.backward: self._backward,
+            torch.autograd.grad: self._differentiate,
+        }
         handlers.update(self.outputs.handlers(known))
         handlers.update(dict.fromkeys(known.recurrent, self._recurrent))
         handlers.update(dict.fromkeys(known.fused, self._fused))
@@ -230,12 +236,12 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if frame.starts_call:
             assert self.call is not None
             self.outputs.note_network(module, frame.path, self.call, output)
-            self.call = None
             if self.root_is_network and frame.path == "":
-                self.outputs.resolve()
+                self.outputs.resolve()  # still within the call, which a wrapper of the network may have made
                 self.outputs.is_resolved = True
                 if self.on_outputs is not None:
                     self.on_outputs()
+            self.call = None
 
     # --- compiled functions ----------------------------------------------------------------------------------------
 
@@ -265,9 +271,11 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def _activation(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         z = args[0] if args else kwargs.get("input")
-        if self.suppressed or not isinstance(z, Tensor) or not self.is_potential(z):
-            return func(*args, **kwargs)
         activation = self.nonlinearities.hidden[func]
+        if self.suppressed or not isinstance(z, Tensor) or not self.is_potential(z):
+            if isinstance(z, Tensor) and _is_of_another_kind(z) and not self.suppressed and self.counts():
+                self.left_out[self.host(activation.label)] = None
+            return func(*args, **kwargs)
         in_place = activation.overwrites(args, kwargs)
         values = self.provenance.of(z).values
         # The logits once more; or, in a loss outside the network, the same values once more.
@@ -365,6 +373,16 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             self.on_backward(args[0])
         return func(*args, **kwargs)
 
+    def _differentiate(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        gradients = func(*args, **kwargs)
+        if any(gradient.requires_grad for gradient in tensors_in(gradients)):
+            # A loss made of them depends on potentials that it may not reach through their nonlinearity's result.
+            for differentiated in tensors_in(args[0] if args else kwargs["outputs"]):
+                edges = reach_from((differentiated.grad_fn, differentiated.output_nr)).edges
+                for potential in self.potentials:
+                    potential.is_differentiated |= not edges.isdisjoint(potential.results)
+        return gradients
+
     # --- potentials --------------------------------------------------------------------------------------------
 
     def is_potential(self, z: Any) -> bool:
@@ -378,7 +396,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             and z.is_floating_point()
             and z.layout is torch.strided
             and not z.is_nested
-            and not _is_batched(z)
+            and not _is_transformed(z)
             and not isinstance(z, nn.Parameter)
             and self.counts()
             and self._is_of_this_network()
@@ -423,9 +441,18 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         return potential
 
 
-def _is_batched(z: Tensor) -> bool:
+def _is_of_another_kind(z: Tensor) -> bool:
+    return z.requires_grad and (z.is_complex() or z.layout is not torch.strided or z.is_nested)
+
+
+def _is_transformed(z: Tensor) -> bool:
     if torch._C._functorch.is_batchedtensor(z):
         raise NotImplementedError(
             "Potentials inside `torch.vmap` cannot be seen as the tensors of one batch. Call the network on the batch."
+        )
+    if torch._C._functorch.is_gradtrackingtensor(z):
+        raise NotImplementedError(
+            "Potentials inside `torch.func.grad` and its like cannot be penalised. Call the network as ever, and"
+            " `torch.autograd.grad(..., create_graph=True)` on its output."
         )
     return False

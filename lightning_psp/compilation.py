@@ -23,6 +23,7 @@ from torch._dynamo.comptime import comptime
 from lightning_psp.compiled_graph import Mention, Region, find_potentials
 from lightning_psp.graph import Edge
 from lightning_psp.graph_rewriting import Place, Point, copy_graph
+from lightning_psp.outputs import Returned
 from lightning_psp.provenance import Measured, NetworkCall, Potential, is_within
 
 if TYPE_CHECKING:
@@ -133,12 +134,13 @@ class _Run:
             self._mark(tensor, found.mention)
             if found.entering is not None:
                 origin.entering = self._tensor_of(found.entering)
-        for path, call, mentions in region.returned:
+        for path, call, mentions, is_trained in region.returned:
             capture.number_of_calls += 1
             tensors = [self._tensor_of(mention) for mention in mentions]
             mapped = self._call(call)
             assert mapped is not None
-            capture.outputs.note_returned(self._rebased(path), mapped, tensors)
+            edges = [edge for mention in mentions for edge in self._edges(mention)]
+            capture.outputs.note_returned(Returned(self._rebased(path), mapped, tensors, is_trained, edges))
         for call, mention in region.confirmed:
             mapped = self._call(call)
             if mapped is not None:
@@ -181,7 +183,7 @@ class _Run:
 
     def _measured(self, point: Point) -> Measured:
         tensors = [self._tensor(place) for place in point.outputs]
-        results: list[Edge] = [(t.grad_fn, t.output_nr) for t in map(self._tensor, point.results)]
+        results: list[Edge] = [(tensor.grad_fn, tensor.output_nr) for tensor in map(self._tensor, point.results)]
         sizes = [self._tensor(size) if isinstance(size, Place) else size for size in point.sizes]
         coefficient = None if point.coefficient is None else self._coefficients[point.coefficient]
         return Measured(tensors, coefficient, sizes, results)
@@ -202,6 +204,14 @@ class _Run:
         self._capture.provenance.renew(stand_in)
         self._mark(stand_in, mention)
         return stand_in
+
+    def _edges(self, mention: Mention) -> list[Edge]:
+        """To a tensor, or to what the graph made of it."""
+        if mention.place is not None:
+            tensor = self._tensor(mention.place)
+            return [(tensor.grad_fn, tensor.output_nr)]
+        places = [place for number in mention.points for place in self._region.points[number].results]
+        return [(tensor.grad_fn, tensor.output_nr) for tensor in map(self._tensor, places)]
 
     def _mark(self, tensor: Tensor, mention: Mention) -> None:
         origin = self._capture.provenance.of(tensor)

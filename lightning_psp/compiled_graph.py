@@ -61,7 +61,7 @@ class Region:
     calls_of_inputs: dict[int, NetworkCall] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
     origins: list[ResultOrigin] = field(default_factory=list)
-    returned: list[tuple[str, NetworkCall, list[Mention]]] = field(default_factory=list)
+    returned: list[tuple[str, NetworkCall, list[Mention], bool]] = field(default_factory=list)
     confirmed: list[tuple[NetworkCall, Mention]] = field(default_factory=list)
     has_loss: bool = False
 
@@ -180,8 +180,8 @@ class _Analysis(fx.Interpreter):
     def _see(self, z: Tensor, potential: Potential[_Seen], in_place: bool) -> _Seen:
         origin = self._static.provenance.of(z)
         givers = self._givers.get(id(z))
-        if givers is None and in_place and self._node.args:  # what overwrites a view works on a copy of it
-            givers = [node for node in self._node.args[:1] if isinstance(node, fx.Node)]
+        if givers is None and _function(self._node) in self._static.nonlinearities.hidden:
+            givers = self._node.all_input_nodes[:1]  # what overwrites a view works on a copy of it
         if not givers:
             raise NotImplementedError(
                 f"The potentials of layer {potential.layer!r} lie inside an operation of a compiled function that"
@@ -246,7 +246,8 @@ class _Analysis(fx.Interpreter):
             region.points.append(point)
         outputs = static.outputs
         region.returned = [
-            (path, call, [mention(tensor) for tensor in tensors]) for path, call, tensors in outputs.returned
+            (given.path, given.call, [mention(tensor) for tensor in given.tensors], given.is_trained)
+            for given in outputs.returned
         ]
         region.confirmed = [(call, mention(tensor)) for call, tensor in outputs.confirmed]
         region.has_loss = outputs.has_loss
@@ -266,7 +267,7 @@ class _Analysis(fx.Interpreter):
         self._rewriting.include(point, seen.z, seen.givers, seen.user, has_gradient, is_overwritten)
         if not seen.in_place or point.coefficient is None:
             return
-        function = getattr(Tensor, seen.user.target) if isinstance(seen.user.target, str) else seen.user.target
+        function = _function(seen.user)
         activation = self._static.nonlinearities.hidden.get(function)
         if activation is None:
             raise NotImplementedError(
@@ -278,6 +279,10 @@ class _Analysis(fx.Interpreter):
 
 def _is_inside(node: fx.Node, key: str) -> bool:
     return node.op.startswith("call") and key in node.meta.get(_MODULE_STACK, ())
+
+
+def _function(node: fx.Node) -> Any:
+    return getattr(Tensor, str(node.target), None) if node.op == "call_method" else node.target
 
 
 def _without_values(value: Any) -> Any:

@@ -33,12 +33,11 @@ class Arriving:
         """Has a function called with it before the gradient goes on."""
         self._waiting.append(callback)
 
-    def note(self, gradient: Tensor | None) -> None:
+    def note(self, gradient: Tensor) -> None:
         """Takes it from the hook on the loss."""
-        if gradient is not None:
-            total = gradient.detach().sum()
-            # A tensor on an accelerator is not read, for the step would have to wait for it.
-            self.value = total.item() if total.device.type == "cpu" else total
+        total = gradient.detach().sum()
+        # A tensor on an accelerator is not read, for the step would have to wait for it.
+        self.value = total.item() if total.device.type == "cpu" else total
         for callback in self._waiting:
             callback(self.value)
 
@@ -94,8 +93,9 @@ class Tap:
     def is_live(self, graph: ReachedGraph) -> bool:
         """Whether gradient of the loss arrives at the potential, through its nonlinearity too, and at a parameter."""
         # A tap that was penalised has let go of its edge.
-        return graph.holds(self.edge) and any(
-            edge[0] is not None and edge in graph.edges for edge in self.potential.results
+        results = self.potential.results
+        return graph.holds(self.edge) and (
+            self.potential.is_differentiated or any(e[0] is not None and e in graph.edges for e in results)
         )
 
     def check_unchanged(self) -> None:
@@ -261,10 +261,15 @@ class Injector:
             for layer, passes in layers.items()
             if factors[layer] != 0.0
         }
-        assert loss.grad_fn is not None
         arriving = Arriving()
-        output_nr = loss.output_nr
-        self._loss_handle = loss.grad_fn.register_prehook(lambda gradients: arriving.note(gradients[output_nr]))
+        self._loss_handle = loss.register_hook(arriving.note)  # type: ignore[no-untyped-call]
+        # Hooks of the user change the gradient of the loss, not that of the penalty: they run after this one.
+        hooks = loss._backward_hooks
+        assert hooks is not None
+        assert self._loss_handle is not None
+        for number in [*hooks]:
+            if number != self._loss_handle.id:
+                hooks[number] = hooks.pop(number)
         self._armed = [tap for passes in layers.values() for tap in passes]
         for term in terms.values():
             term.arm(scale, arriving)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,16 @@ _SOFTMAX = (functional.softmax, torch.softmax, Tensor.softmax, torch.special.sof
 _LOG_SOFTMAX = (functional.log_softmax, torch.log_softmax, Tensor.log_softmax, torch.special.log_softmax)
 
 
+class Returned(NamedTuple):
+    """What an outermost call of a module returned."""
+
+    path: str
+    call: NetworkCall
+    tensors: list[Tensor]
+    is_trained: bool  # whether the module has a parameter that is not frozen
+    edges: list[Edge]  # to them, or to what a compiled function made of them
+
+
 class OutputFinder(Generic[Kept]):
     """Decides which potentials are the output layer's, from the losses and network calls that a capture sees.
 
@@ -35,7 +45,7 @@ class OutputFinder(Generic[Kept]):
         """Forgets everything."""
         self.is_resolved = False  # for good: what follows outside the network adds no output layer
         self.has_loss = False  # whether a loss's own softmax or sigmoid was met
-        self.returned: list[tuple[str, NetworkCall, list[Tensor]]] = []  # by outermost calls of modules
+        self.returned: list[Returned] = []
         self.confirmed: list[tuple[NetworkCall, Tensor]] = []  # outputs that entered a loss as they are
         self._outside: list[Potential[Kept]] = []  # not yet known to be hidden or part of a loss
         self._call_results: list[Edge] = []
@@ -66,33 +76,37 @@ class OutputFinder(Generic[Kept]):
         entering = [o.entering if o.entering is not None else t for o, t in zip(origins, tensors, strict=True)]
         if self._last_softmax is not None:
             self._last_softmax.entering = None
-        self._call_results.extend((tensor.grad_fn, tensor.output_nr) for tensor in tensors)
-        self.note_returned(path, call, entering)
+        is_trained = any(parameter.requires_grad for parameter in module.parameters())
+        edges: list[Edge] = [(tensor.grad_fn, tensor.output_nr) for tensor in tensors]
+        self.note_returned(Returned(path, call, entering, is_trained, edges))
 
-    def note_returned(self, path: str, call: NetworkCall, tensors: list[Tensor]) -> None:
+    def note_returned(self, returned: Returned) -> None:
         """Notes the tensors that an outermost call of a module returned, or of which it returned the softmax."""
-        self._call_results.extend((tensor.grad_fn, tensor.output_nr) for tensor in tensors)
-        self.returned.append((path, call, tensors))
+        self._call_results.extend(returned.edges)
+        self.returned.append(returned)
 
-    def resolve(self) -> None:
-        """Takes the network's return value for the output layer where no loss with a softmax or sigmoid did so."""
+    def resolve(self, loss: Tensor | None = None) -> None:
+        """Takes the network's return value for the output layer where no loss with a softmax or sigmoid did so.
+
+        Args:
+            loss: what the step returned or is about to call `backward` of, where that is known.
+        """
         self.resolve_outside()
         outputs, self.returned = self.returned, []
         confirmed, self.confirmed = self.confirmed, []
         has_loss, self.has_loss = self.has_loss, False
-        paths = {path for path, call, _ in outputs if any(call is confirmed_call for confirmed_call, _ in confirmed)}
+        paths = {o.path for o in outputs if any(o.call is call for call, _ in confirmed)}
         if has_loss:
-            outputs = [
-                (path, call, [tensor]) for path, call, _ in outputs for other, tensor in confirmed if other is call
-            ]
+            outputs = [o._replace(tensors=[tensor]) for o in outputs for call, tensor in confirmed if call is o.call]
         elif paths:
-            outputs = [entry for entry in outputs if entry[0] in paths]
+            outputs = [o for o in outputs if o.path in paths]
         elif outputs:
             # The network that was called last: what came before it was its input.
-            outputs = [entry for entry in outputs if entry[0] == outputs[-1][0]]
-        for path, call, tensors in outputs:
-            for tensor in tensors:
-                self._add_output(tensor, path, call)
+            last = _without_teachers(outputs, loss)[-1].path
+            outputs = [o for o in outputs if o.path == last]
+        for output in outputs:
+            for tensor in output.tensors:
+                self._add_output(tensor, output.path, output.call)
 
     def _add_output(self, tensor: Tensor, path: str, call: NetworkCall) -> None:
         origin = self._capture.provenance.of(tensor)
@@ -192,3 +206,12 @@ class OutputFinder(Generic[Kept]):
                     self._last_softmax.entering = None
                 self._last_softmax = origin
         return result
+
+
+def _without_teachers(outputs: list[Returned], loss: Tensor | None) -> list[Returned]:
+    """The outputs of networks that are trained, and of those the ones that the loss is computed from, if any."""
+    outputs = [o for o in outputs if o.is_trained] or outputs
+    if loss is None or len({o.path for o in outputs}) == 1:
+        return outputs
+    reached = reach_from((loss.grad_fn, loss.output_nr)).edges
+    return [o for o in outputs if not reached.isdisjoint(o.edges)] or outputs

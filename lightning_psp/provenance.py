@@ -57,7 +57,17 @@ class Potential(Generic[Kept]):
         is_output: whether it is the output layer's.
     """
 
-    __slots__ = ("is_output", "kept", "label", "layer", "measured", "number_of_calls", "results", "unit_dim")
+    __slots__ = (
+        "is_differentiated",
+        "is_output",
+        "kept",
+        "label",
+        "layer",
+        "measured",
+        "number_of_calls",
+        "results",
+        "unit_dim",
+    )
 
     def __init__(self, layer: str, unit_dim: int, is_output: bool) -> None:
         self.layer = layer
@@ -66,6 +76,7 @@ class Potential(Generic[Kept]):
         self.kept: Kept | None = None
         self.results: list[Edge] = []  # to what the nonlinearity gave
         self.measured: Measured | None = None
+        self.is_differentiated = False  # whether a gradient that passed it may be part of a loss
         self.label = ""  # of a nonlinearity outside the network
         self.number_of_calls = 0  # of the network before that
 

@@ -6,10 +6,14 @@ import math
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from lightning_psp.schedules import TrainingProgress
 from lightning_psp.statistics import LayerMeans
+
+# What is logged in every training step: λ, the penalty, ⟨z²⟩ of the batch.
+STEP_VALUES = ("psp/lam", "psp/penalty", "psp/z2")
 
 
 def loss_scale(trainer: Trainer, module: LightningModule) -> float:
@@ -21,6 +25,12 @@ def loss_scale(trainer: Trainer, module: LightningModule) -> float:
     scale = 1.0 / trainer.accumulate_grad_batches if module.automatic_optimization else 1.0
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return scale * float(scaler.get_scale()) if scaler is not None else scale
+
+
+def splits_layers(trainer: Trainer) -> bool:
+    """Whether a process may hold a part of a layer's units."""
+    strategy = trainer.strategy
+    return isinstance(strategy, ModelParallelStrategy) and strategy.device_mesh["tensor_parallel"].size() > 1
 
 
 def learning_rate(trainer: Trainer) -> float:
@@ -73,16 +83,35 @@ def log_step(trainer: Trainer, module: LightningModule, values: dict[str, float 
     """Puts the values of a training step into `trainer.callback_metrics`, and into the loggers when these are due.
 
     A `LightningModule.log` of its own for each value would take longer than a small model's step.
+
+    Args:
+        trainer: the trainer; with several processes, each of them has to call this in every step.
+        module: the user's module.
+        values: the values of this process's step, none if no potential was seen in it. Loggers get their mean over the
+            processes that have some.
     """
     tensors = {
         key: value.detach() if isinstance(value, Tensor) else torch.tensor(value) for key, value in values.items()
     }
+    trainer.callback_metrics.update(tensors)
     is_accumulating = trainer.fit_loop._should_accumulate() and module.automatic_optimization
-    if is_logging_step(trainer) and not is_accumulating:
-        if trainer.world_size > 1:
-            tensors = {key: trainer.strategy.reduce(value, reduce_op="mean") for key, value in tensors.items()}
+    if not is_logging_step(trainer) or is_accumulating:
+        return
+    if trainer.world_size > 1:
+        tensors = _mean_over_processes(trainer, tensors)
+    if tensors:
         scalars = {key: float(value) for key, value in tensors.items()}
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
         trainer.logged_metrics.update(tensors)
-    trainer.callback_metrics.update(tensors)
+
+
+def _mean_over_processes(trainer: Trainer, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The mean over the processes that have these values; a process may have none."""
+    device = trainer.strategy.root_device
+    own = torch.zeros(len(STEP_VALUES) + 1, dtype=torch.float64, device=device)
+    if tensors:
+        own[:-1] = torch.stack([tensors[key].to(device, torch.float64) for key in STEP_VALUES])
+        own[-1] = 1.0
+    *totals, number = trainer.strategy.reduce(own, reduce_op="sum").unbind()
+    return {key: total / number for key, total in zip(STEP_VALUES, totals, strict=True)} if number else {}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
@@ -57,6 +57,7 @@ class Watch:
         self._terms: list[LayerTerm] = []  # of all backward passes of the step so far
         self.layers: dict[str, None] = {}  # every layer seen, chosen or not, in order of call
         self.fused: dict[str, None] = {}  # modules left out whose potentials could not be seen
+        self.left_out: dict[str, None] = {}  # layers whose potentials are complex, sparse or nested
         self.chosen_layers: dict[str, None] = {}  # those of them that are to be penalised
         self.has_trained = False
         self.takes_samples = False
@@ -83,7 +84,7 @@ class Watch:
         self._strategy = trainer.strategy
         for name in _STEPS:
             run = self._run_training_step if name == "training_step" else self._run_evaluation_step
-            setattr(self._strategy, name, partial(run, getattr(self._strategy, name)))
+            setattr(self._strategy, name, _WatchedStep(run, self._strategy, name))
 
     def close(self) -> None:
         """Gives the strategy its own steps back and lets go of everything."""
@@ -126,7 +127,7 @@ class Watch:
             loss: the tensor whose `backward` is about to be called.
             scale: the factor by which the user's loss was multiplied to give it.
         """
-        self._capture.outputs.resolve()
+        self._capture.outputs.resolve(loss)
         self._note_layers()
         self._injector.disarm()
         terms = self._injector.arm(loss, self._taps(), self.lam, scale)
@@ -172,6 +173,7 @@ class Watch:
         try:
             with self._capture:
                 output = step(*args, **kwargs)
+                self._capture.outputs.resolve(_loss_in(output))
         except BaseException:
             self.release()
             raise
@@ -183,8 +185,30 @@ class Watch:
     def _note_layers(self) -> None:
         self.layers.update(dict.fromkeys(potential.layer for potential in self._capture.potentials))
         self.fused.update(self._capture.fused)
+        self.left_out.update(dict.fromkeys(filter(self._selection.selects, self._capture.left_out)))
         self.chosen_layers.update(dict.fromkeys(tap.layer for tap in self._taps()))
 
     def _check_backward(self, loss: Tensor) -> None:
         if self._is_training and self.lam != 0.0 and not self._injector.is_armed:
             self._on_unseen_backward()
+
+
+class _WatchedStep:
+    """A step of a strategy that runs under the watch; a copy of the strategy has its own step again."""
+
+    def __init__(self, run: Callable[..., Any], strategy: Strategy, name: str) -> None:
+        self._run = run
+        self._step = getattr(strategy, name)
+        self._origin = (strategy, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._run(self._step, *args, **kwargs)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Strategy, str]]:
+        return getattr, self._origin
+
+
+def _loss_in(output: Any) -> Tensor | None:
+    """The loss in what a step returned."""
+    loss = output.get("loss") if isinstance(output, Mapping) else output
+    return loss if isinstance(loss, Tensor) else None

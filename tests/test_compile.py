@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_psp import PSPCallback, psp_penalty, record_potentials
+from lightning_psp import PSPCallback
 from tests.cases import Case
 from tests.cases_activations import ACTIVATION_CASES
 from tests.cases_structures import STRUCTURE_CASES

@@ -200,8 +200,12 @@ def test_lbfgs_starts_every_closure_clean():
             self.expected.append(reference(self, functional.cross_entropy))
 
     module = Closures().double()
-    quiet_trainer(PSPCallback(lam=LAM)).fit(module, loader(1))
+    trainer = quiet_trainer(PSPCallback(lam=LAM))
+    trainer.fit(module, loader(1))
     assert len(module.gradients) > 2
+    # of the last closure alone
+    metrics = trainer.callback_metrics
+    assert metrics["psp/penalty"].item() == pytest.approx(LAM * metrics["psp/z2"].item(), rel=1e-6)
     for found, expected in zip(module.gradients, module.expected, strict=True):
         assert_close(found, expected)
 
