@@ -186,7 +186,11 @@ class _Run:
         results: list[Edge] = [(tensor.grad_fn, tensor.output_nr) for tensor in map(self._tensor, point.results)]
         sizes = [self._tensor(size) if isinstance(size, Place) else size for size in point.sizes]
         coefficient = None if point.coefficient is None else self._coefficients[point.coefficient]
-        return Measured(tensors, coefficient, sizes, results)
+        sources: list[Edge] | None = None
+        if not point.depends_on_parameter:
+            inputs = [self._inputs[index] for index in point.inputs]
+            sources = [(tensor.grad_fn, tensor.output_nr) for tensor in inputs]
+        return Measured(tensors, coefficient, sizes, results, sources)
 
     def _tensor(self, place: Place) -> Any:
         return (self._inputs if place.is_input else self._outputs)[place.number]

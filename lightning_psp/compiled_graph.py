@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lightning_psp.graph import reach_from
+from lightning_psp.graph import Edge, reach_from
 from lightning_psp.graph_rewriting import Place, Point, Rewriting
 from lightning_psp.provenance import NetworkCall, Potential, tensors_in
 
@@ -77,6 +77,8 @@ class _Seen(NamedTuple):
     is_returned: bool
     call: NetworkCall | None
     has_grad: bool
+    depends_on_parameter: bool
+    inputs: list[int]  # of the graph on which it depends, other than parameters
 
 
 def find_potentials(graph: fx.GraphModule, examples: Sequence[Any], capture: Capture[Any]) -> Region:
@@ -103,6 +105,7 @@ class _Analysis(fx.Interpreter):
         self._stack: list[tuple[str, nn.Module]] = []
         self._node = self._nodes[0]  # that is being run
         self._givers: dict[int, list[fx.Node]] = {}  # by the identity of the tensor
+        self._edges_of_inputs: dict[int, Edge] = {}
         is_dynamic = any(not isinstance(example, Tensor) for example in examples)
         self._rewriting = Rewriting(graph, capture.reduction, is_dynamic)
         with FakeTensorMode(allow_non_fake_inputs=True), self._static:
@@ -121,6 +124,7 @@ class _Analysis(fx.Interpreter):
         before = [tensor._version if isinstance(tensor, Tensor) else 0 for tensor in inputs]
         for index, tensor in enumerate(inputs):
             if isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter):
+                self._edges_of_inputs[index] = (tensor.grad_fn, tensor.output_nr)
                 call = self.region.calls_of_inputs[index] = NetworkCall()
                 self._static.provenance.of(tensor).call = call
         outputs = self.run(*inputs)
@@ -142,7 +146,7 @@ class _Analysis(fx.Interpreter):
         if n.op.startswith("call"):
             self._enter_modules(list(n.meta.get(_MODULE_STACK, ())))
         result = super().run_node(n)
-        for tensor in tensors_in(result):
+        for tensor in tensors_in(result) if n.op != "output" else ():
             self._givers.setdefault(id(tensor), []).append(n)
         return result
 
@@ -189,7 +193,15 @@ class _Analysis(fx.Interpreter):
             )
         call = self._static.call or origin.call
         has_grad = torch.is_grad_enabled()
-        return _Seen(z, list(givers), self._node, in_place, z._version, origin.path is not None, call, has_grad)
+        is_returned = origin.path is not None
+        return _Seen(z, list(givers), self._node, in_place, z._version, is_returned, call, has_grad, *self._origins(z))
+
+    def _origins(self, tensor: Tensor) -> tuple[bool, list[int]]:
+        """Whether a trained parameter is among what a tensor is made of, and which other inputs of the graph are."""
+        reached = reach_from((tensor.grad_fn, tensor.output_nr))
+        above = reached.nodes_of_parameters
+        inputs = [index for index, edge in self._edges_of_inputs.items() if edge in reached.edges]
+        return above is None or tensor.grad_fn in above, inputs
 
     # --- what was found --------------------------------------------------------------------------------------------
 
@@ -215,6 +227,7 @@ class _Analysis(fx.Interpreter):
             if givers[0].op == "placeholder":
                 return Mention([], place=Place(True, self._placeholders.index(givers[0])))
             origin = static.provenance.of(tensor)
+            origins = self._origins(tensor)
             point = Point(
                 name=origin.path or "",
                 is_returned=origin.path is not None,
@@ -224,6 +237,8 @@ class _Analysis(fx.Interpreter):
                 has_grad=True,
                 is_candidate=True,
                 results=results_of([(tensor.grad_fn, tensor.output_nr)]),
+                depends_on_parameter=origins[0],
+                inputs=origins[1],
             )
             self._rewriting.include(point, tensor, givers, None, tensor.requires_grad, False)
             region.points.append(point)
@@ -241,6 +256,8 @@ class _Analysis(fx.Interpreter):
                 has_grad=seen.has_grad,
                 is_candidate=False,
                 results=results_of(potential.results),
+                depends_on_parameter=seen.depends_on_parameter,
+                inputs=seen.inputs,
             )
             self._include(point, seen)
             region.points.append(point)

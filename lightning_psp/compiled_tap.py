@@ -30,6 +30,7 @@ class CompiledTap:
         self.square_sum, *others = (tensor.detach() for tensor in measured.tensors)
         self.batch_sum = others[0] if others else None
         self._coefficient = measured.coefficient if is_penalised else None
+        self._sources = measured.sources
         self._factor = 0.0
 
     @property
@@ -39,16 +40,14 @@ class CompiledTap:
 
     def is_live(self, graph: ReachedGraph) -> bool:
         """Whether gradient of the loss arrives at the potential and goes on to a trained parameter."""
-        return self._coefficient is not None and any(graph.holds(edge) for edge in self.potential.results)
+        is_trained = self._sources is None or any(graph.holds(edge) for edge in self._sources)
+        return self._coefficient is not None and is_trained and any(map(graph.holds, self.potential.results))
 
     def check_unchanged(self) -> None:
         """Nothing outside the compiled function can overwrite the potential."""
 
     def arm(self, alpha: float, direction: Tensor | None, arriving: Arriving) -> None:
         """Makes the next backward pass add `alpha` times the gradient that arrives at the loss times the potential."""
-        if direction is not None:
-            # The function has the mean over its own batch only, over the number of passes of which alpha is a mean.
-            pass
         self._factor = alpha
         arriving.when_known(self._fill)
 

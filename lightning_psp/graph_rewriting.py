@@ -34,6 +34,8 @@ class Point:
         has_grad: whether gradient is enabled where it arises.
         is_candidate: whether it is no potential yet.
         results: what depends on its nonlinearity, among the graph's results and the inputs that it overwrites.
+        depends_on_parameter: whether a trained parameter is among what it is made of.
+        inputs: the numbers of the other inputs that it is made of.
         source: the input that it is.
         coefficient: the number of its coefficient; None where no gradient passes it.
         outputs: the outputs that tell of it: its values if these are asked for, else the sum of its squares and (for
@@ -49,6 +51,8 @@ class Point:
     has_grad: bool
     is_candidate: bool
     results: list[Place]
+    depends_on_parameter: bool
+    inputs: list[int]
     source: Place | None = None
     coefficient: int | None = None
     outputs: list[Place] = field(default_factory=list)

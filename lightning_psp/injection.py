@@ -205,6 +205,12 @@ class LayerTerm:
 
 
 def _mean_over_batch(taps: list[AnyTap]) -> Tensor:
+    if len(taps) > 1 and any(isinstance(tap, CompiledTap) for tap in taps):
+        raise NotImplementedError(
+            f"The passes of layer {taps[0].layer!r} in this step run in a function made by `torch.compile`, which has"
+            " the mean over the batch of one pass only, where reduction='squared_mean' needs that of all. Use"
+            " reduction='mean' or 'sum', or call the network once with all inputs."
+        )
     sums = [tap.batch_sum for tap in taps if tap.batch_sum is not None]
     if any(other.shape != sums[0].shape for other in sums):
         raise ValueError(

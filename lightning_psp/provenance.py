@@ -40,12 +40,14 @@ class Measured:
         coefficient: the factor on the potential in what its gradient gets added; None where no gradient passes it.
         sizes: its number of values, its number of units and the size of its batch.
         results: to what depends on its nonlinearity.
+        sources: to what it is made of outside the function; None where a trained parameter inside is part of that.
     """
 
     tensors: list[Tensor]
     coefficient: Tensor | None
     sizes: list[int]
     results: list[Edge]
+    sources: list[Edge] | None
 
 
 class Potential(Generic[Kept]):
