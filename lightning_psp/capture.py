@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric, MetricCollection
 
+from lightning_psp.checkpoints import Checkpoints, in_backward
 from lightning_psp.nonlinearities import Activation, Nonlinearities, TorchFunction
 from lightning_psp.outputs import OutputFinder
 from lightning_psp.provenance import Handler, Kept, NetworkCall, Potential, Provenance
@@ -81,6 +82,9 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self._skip_without_grad = False
         self.suppressed = 0
         self.outputs = OutputFinder(self)
+        self.checkpoints = Checkpoints(
+            {**dict.fromkeys(self.outputs.handlers(nonlinearities)), **nonlinearities.hidden}
+        )
         self._handlers = self._make_handlers()
         self._start()
 
@@ -114,6 +118,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             module_hooks.register_module_forward_pre_hook(self._enter_module),
             module_hooks.register_module_forward_hook(self._leave_module, always_call=True),
         ]
+        self.checkpoints.install()
         try:
             super().__enter__()  # type: ignore[no-untyped-call]
         except BaseException:
@@ -138,6 +143,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.outputs.start()
 
     def _remove_hooks(self) -> None:
+        self.checkpoints.uninstall()
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -155,11 +161,18 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             if self._tracks_units and func not in self.nonlinearities.channels:
                 self.provenance.follow_units(args, result)
             return result
+        if in_backward():
+            return func(*args, **(kwargs or {}))
+        if self.checkpoints.regions:
+            with self.checkpoints.call(func):
+                return handler(func, args, kwargs or {})
         return handler(func, args, kwargs or {})
 
     # --- modules -----------------------------------------------------------------------------------------------
 
     def _enter_module(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if in_backward():
+            return
         path = self._paths.get(module)
         if path is None and (module._parameters or module._modules) and module not in self._foreign:
             self._find_paths()  # a module that was added since
@@ -194,7 +207,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         return potential
 
     def _leave_module(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if not self._frames or self._frames[-1].module is not module:
+        if in_backward() or not self._frames or self._frames[-1].module is not module:
             return  # entered before the watch began
         frame = self._frames.pop()
         if isinstance(module, ParametrizationList):
@@ -235,7 +248,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if in_place and z.requires_grad:
             if z._is_view():
                 return self._overwrite_view(func, z, activation, args, kwargs)
-            if args and activation.label in _KEEPS_RESULT and self.provenance.can_be_replaced(z):
+            is_held = not self.checkpoints.regions
+            if is_held and args and activation.label in _KEEPS_RESULT and self.provenance.can_be_replaced(z):
                 return self._replace(func, z, activation, args, kwargs)
         potential = self.add(z, self.host(activation.label), in_place, is_output=False)
         result = func(*args, **kwargs)
@@ -337,7 +351,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         call = self.call or origin.call or self._step_call
         potential: Potential[Kept] = Potential(call.number(name), origin.unit_dim, is_output)
         if self._selection.selects(potential.layer, is_output):
-            potential.kept = self._keep(z, potential, in_place)
+            with self.checkpoints.unseen():
+                potential.kept = self._keep(z, potential, in_place)
         origin.values.potentials.append(potential)
         self.potentials.append(potential)
         return potential

@@ -8,10 +8,12 @@ no product and no further accumulation over activations.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node
+from torch.utils.checkpoint import CheckpointError
 from torch.utils.hooks import RemovableHandle
 
 from lightning_psp.graph import reach
@@ -28,9 +30,18 @@ class Tap:
         potential: its layer.
         in_place: whether the nonlinearity is about to overwrite it.
         reduction: reduction of the penalty, or None to keep the statistic alone.
+        save: inside a checkpointed function, has the potential computed again in the backward pass and returns the
+            node that will hold it, and None elsewhere.
     """
 
-    def __init__(self, z: Tensor, potential: Potential[Tap], in_place: bool, reduction: Reduction | None) -> None:
+    def __init__(
+        self,
+        z: Tensor,
+        potential: Potential[Tap],
+        in_place: bool,
+        reduction: Reduction | None,
+        save: Callable[[Tensor], Any],
+    ) -> None:
         self.potential = potential
         self.elements = z.numel()
         self.batch_size = z.shape[0]
@@ -39,9 +50,9 @@ class Tap:
         self.batch_sum: Tensor | None = None
         self._square_sum: Tensor | None = None
         self._value: Tensor | None = None
-        self._is_copy = False
-        self._version = 0
-        self._dtype = z.dtype
+        self._placeholder: Any = None
+        self._witness: Tensor | None = None  # shares the version counter of the potential
+        self._shape, self._dtype = z.shape, z.dtype
         self._handle: RemovableHandle | None = None
         with torch.no_grad():
             if reduction is None or z.grad_fn is None:
@@ -49,10 +60,17 @@ class Tap:
             elif reduction == "squared_mean":
                 self._square_sum = square_sum(z)
                 self.batch_sum = z.sum(dim=0, dtype=accumulation_dtype(z.dtype))
+            elif (placeholder := save(z)) is not None:
+                self._placeholder = placeholder
+                self._square_sum = square_sum(z)
+                if not in_place:
+                    self._witness = z.detach()
+                    self._witness.data = z.new_empty(0)  # lets go of the memory
             elif in_place:
-                self._value, self._is_copy = z.detach().clone(), True
+                self._value = z.detach().clone()
             else:
-                self._value, self._version = z.detach(), z._version
+                self._value = self._witness = z.detach()
+        self._version = 0 if self._witness is None else self._witness._version
 
     @property
     def layer(self) -> str:
@@ -70,7 +88,7 @@ class Tap:
 
     def check_unchanged(self) -> None:
         """Raises a RuntimeError if the potential was overwritten after its nonlinearity had read it."""
-        if self._value is not None and not self._is_copy and self._value._version != self._version:
+        if self._witness is not None and self._witness._version != self._version:
             raise RuntimeError(
                 f"The potentials of layer {self.layer!r} were overwritten in place after their nonlinearity had read"
                 " them, so that their penalty cannot be computed. Write the operation that follows out of place"
@@ -104,19 +122,41 @@ class Tap:
         self._handle = node.register_prehook(add_penalty)
 
     def _add_value(self, gradient: Tensor | None, alpha: float, arrived: float | Tensor) -> Tensor:
-        value = self._value
-        assert value is not None
-        self._value = None  # its memory is free as soon as the gradient has passed
+        value = self._take_value()
         if gradient is None:
             gradient = torch.zeros_like(value)
         # The memory of a potential that nothing else needs any more takes the sum.
         out = value if can_be_overwritten(value) else None
         if isinstance(arrived, Tensor):
             # A tensor on an accelerator is not read, for the step would have to wait for it.
-            self._square_sum = square_sum(value)
+            if self._square_sum is None:
+                self._square_sum = square_sum(value)
             return torch.addcmul(gradient, value, arrived.to(gradient), value=alpha, out=out)
         result, self._square_sum = add_potential(gradient, value, alpha * arrived, out)
         return result
+
+    def _take_value(self) -> Tensor:
+        # Its memory is free as soon as the gradient has passed.
+        value, self._value, self._witness = self._value, None, None
+        return self._recompute() if value is None else value
+
+    def _recompute(self) -> Tensor:
+        placeholder, self._placeholder = self._placeholder, None
+        try:
+            (saved,) = placeholder.saved_tensors
+        except CheckpointError as error:
+            raise self._not_recomputed() from error
+        if saved.shape != self._shape:
+            raise self._not_recomputed()
+        value: Tensor = saved.detach()
+        return value
+
+    def _not_recomputed(self) -> RuntimeError:
+        return RuntimeError(
+            f"The potentials of layer {self.layer!r} lie inside an activation checkpoint whose recomputation did not"
+            " come by them again, so that their penalty cannot be computed. Let the checkpointed function do the same"
+            " in both passes, or leave the layer out with the argument `exclude`."
+        )
 
     def _add_direction(
         self, gradient: Tensor | None, direction: Tensor, alpha: float, arrived: float | Tensor
@@ -135,7 +175,7 @@ class Tap:
             self._handle = None
         self.edge = (None, 0)
         self.potential.results.clear()
-        self._value = None
+        self._value = self._witness = self._placeholder = None
         self.batch_sum = None
 
 

@@ -142,7 +142,8 @@ class Watch:
         is_penalised = self._is_training and self.lam * self._layer_factor(potential.layer) != 0.0
         if self.takes_samples and self._is_training:
             self.samples[potential.layer] = sample(z)
-        return Tap(z, potential, in_place, self._reduction if is_penalised else None)
+        reduction = self._reduction if is_penalised else None
+        return Tap(z, potential, in_place, reduction, self._capture.checkpoints.save)
 
     def _run_training_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.has_trained = True
