@@ -104,12 +104,12 @@ class Checkpoints:
         finally:
             self._can_save = False
 
-    def save(self, z: Tensor) -> Any:
+    def save(self, z: Tensor) -> Tensor | None:
         """Has the first argument of the running call saved for the backward pass without being held.
 
         Returns:
-            A node whose `saved_tensors` is computed in the backward pass; None outside a checkpointed function, or
-            where the tensor is none that the recomputation would come by again.
+            What :func:`restore` makes the tensor of in the backward pass; None outside a checkpointed function, or
+            where the recomputation would not come by the tensor again.
         """
         if not self._can_save:
             return None
@@ -137,10 +137,22 @@ class _Save(torch.autograd.Function):
         return z.new_empty(0)
 
 
-def _save_for_backward(z: Tensor) -> Any:
+def _save_for_backward(z: Tensor) -> Tensor:
     with torch.enable_grad():
-        result: Tensor = _Save.apply(z)
-    return result.grad_fn
+        placeholder: Tensor = _Save.apply(z)
+    return placeholder
+
+
+def restore(placeholder: Tensor) -> Tensor:
+    """The tensor for which a place holder stands; runs the checkpointed function again where no other has done so.
+
+    Raises:
+        CheckpointError: if the recomputation saves other tensors than the first pass.
+    """
+    node: Any = placeholder.grad_fn
+    (saved,) = node.saved_tensors
+    restored: Tensor = saved.detach()
+    return restored
 
 
 class _Recomputation(TorchFunctionMode):

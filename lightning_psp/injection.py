@@ -8,7 +8,6 @@ no product and no further accumulation over activations.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch.autograd.graph import Node
 from torch.utils.checkpoint import CheckpointError
 from torch.utils.hooks import RemovableHandle
 
+from lightning_psp.checkpoints import restore
 from lightning_psp.graph import reach
 from lightning_psp.kernels import add_potential, can_be_overwritten, square_sum
 from lightning_psp.penalty import Reduction, accumulation_dtype, count_units
@@ -30,8 +30,8 @@ class Tap:
         potential: its layer.
         in_place: whether the nonlinearity is about to overwrite it.
         reduction: reduction of the penalty, or None to keep the statistic alone.
-        save: inside a checkpointed function, has the potential computed again in the backward pass and returns the
-            node that will hold it, and None elsewhere.
+        save: inside a checkpointed function, has the potential computed again in the backward pass and returns what
+            :func:`~lightning_psp.checkpoints.restore` makes it of; None elsewhere.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Tap:
         potential: Potential[Tap],
         in_place: bool,
         reduction: Reduction | None,
-        save: Callable[[Tensor], Any],
+        save: Callable[[Tensor], Tensor | None],
     ) -> None:
         self.potential = potential
         self.elements = z.numel()
@@ -50,7 +50,7 @@ class Tap:
         self.batch_sum: Tensor | None = None
         self._square_sum: Tensor | None = None
         self._value: Tensor | None = None
-        self._placeholder: Any = None
+        self._placeholder: Tensor | None = None  # for a value that is computed again
         self._witness: Tensor | None = None  # shares the version counter of the potential
         self._shape, self._dtype = z.shape, z.dtype
         self._handle: RemovableHandle | None = None
@@ -142,13 +142,13 @@ class Tap:
 
     def _recompute(self) -> Tensor:
         placeholder, self._placeholder = self._placeholder, None
+        assert placeholder is not None
         try:
-            (saved,) = placeholder.saved_tensors
+            value = restore(placeholder)
         except CheckpointError as error:
             raise self._not_recomputed() from error
-        if saved.shape != self._shape:
+        if value.shape != self._shape:
             raise self._not_recomputed()
-        value: Tensor = saved.detach()
         return value
 
     def _not_recomputed(self) -> RuntimeError:

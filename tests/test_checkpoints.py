@@ -44,7 +44,8 @@ def test_gradient_and_values(name, reentrant, reduction):
     lam = step.balanced_lam()
     assert_matters(step, lam)
 
-    module, trainer = fit(network, case.loss, [batch], PSPCallback(lam=lam, reduction=reduction))
+    # torch 2.6 compares the default types of the two passes of nested checkpoints, which precision="64-true" sets in one
+    module, trainer = fit(network, case.loss, [batch], PSPCallback(lam=lam, reduction=reduction), precision="32-true")
 
     (gradients,) = module.gradients
     assert_equal_gradients(gradients, step.gradients(lam), 1e-8)
