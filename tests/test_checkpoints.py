@@ -44,7 +44,7 @@ def test_gradient_and_values(name, reentrant, reduction):
     lam = step.balanced_lam()
     assert_matters(step, lam)
 
-    # torch 2.6 compares the default types of the two passes of nested checkpoints, which precision="64-true" sets in one
+    # "64-true" sets the default type in the first pass alone, which nested checkpoints of torch 2.6 take for a change
     module, trainer = fit(network, case.loss, [batch], PSPCallback(lam=lam, reduction=reduction), precision="32-true")
 
     (gradients,) = module.gradients
