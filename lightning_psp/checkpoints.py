@@ -193,7 +193,7 @@ def _generator(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Ge
     original = _replaced.originals[_GENERATORS[0]]
     owners = [owner for owner in _installed if owner.thread == threading.get_ident()]
     with ExitStack() as stack:
-        if torch.is_grad_enabled() and not in_backward():
+        if torch.is_grad_enabled():
             for owner in reversed(owners):
                 function = partial(_recompute, stack.enter_context(owner.region()), function)
         yield from original(function, *args, **kwargs)
@@ -205,7 +205,7 @@ class _NonReentrant(CheckpointFunction):
     @classmethod
     def apply(cls, function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
         # A reentrant checkpoint gives gradients to its parameters only where one of its inputs asks for one.
-        if not torch.is_grad_enabled() or not any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
+        if not any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
             original = _replaced.originals["CheckpointFunction"]
             return original.apply(function, preserve_rng_state, *args)
         result = torch_checkpoint.checkpoint(

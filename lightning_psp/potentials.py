@@ -60,7 +60,7 @@ def record_potentials(
             cannot be concatenated.
         RuntimeError: if a potential is overwritten in place after its nonlinearity has read it.
         NotImplementedError: if a recurrent layer with fused gates is called, or the network is compiled or uses
-            reentrant activation checkpoints.
+            reentrant activation checkpoints of another library.
 
     Example:
         >>> import torch
@@ -127,7 +127,7 @@ def _collect(capture: Capture[_Recorded], selection: LayerSelection, recorded: P
             recorded.unit_dims[potential.layer] = potential.unit_dim
     last = next((tensors[-1] for tensors in reversed(passes.values())), None)
     if last is not None:
-        reach(last)  # raises an error where a reentrant checkpoint hides potentials
+        reach(last)  # raises an error where a checkpoint hides potentials
     recorded.clear()
     for layer, tensors in passes.items():
         try:

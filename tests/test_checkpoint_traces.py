@@ -126,24 +126,29 @@ def test_overwritten_potential_is_refused(reentrant):
 
 
 class Forgetful(nn.Module):
-    """Does without its nonlinearity when it runs again."""
+    """Does without its nonlinearity when it runs again, or without a part of its potentials."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: int) -> None:
         super().__init__()
+        self.rows = rows
         self.fc = nn.Linear(8, 8)
         self.runs = 0
 
     def forward(self, x: Tensor) -> Tensor:
         self.runs += 1
         z = self.fc(x)
-        return z + torch.round(z) if self.runs == 1 else 2 * z
+        if self.runs == 1:
+            return z + torch.round(z)
+        return torch.round(z[: self.rows]) if self.rows else z
 
 
-def test_potential_that_does_not_come_again_is_refused():
+@pytest.mark.parametrize("rows", [0, 3])
+@KINDS
+def test_potential_that_does_not_come_again_is_refused(reentrant, rows):
     callback = PSPCallback(activations=("torch.round",))
     batch = classification_batch(5, 6)
     with pytest.raises(RuntimeError, match=r"network\.2\.part\.fc.*lie inside an activation checkpoint"):
-        fit(checkpointed(Forgetful, False), cross_entropy, [batch], callback, precision=32)
+        fit(checkpointed(partial(Forgetful, rows), reentrant), cross_entropy, [batch], callback, precision=32)
 
 
 def test_originals_are_back_after_an_error():

@@ -118,6 +118,13 @@ def test_class_named_in_activations(reentrant, reduction):
     assert_equal_gradients(module.gradients[0], step.gradients(lam), 1e-8)
 
 
+class Centred(nn.Module):
+    """Calls what the watch itself calls."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.sum(0) / 5 + x.view(-1).dot(x.view(-1))
+
+
 def keep_all(context, function, *args, **kwargs) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE
 
@@ -132,7 +139,7 @@ def keep_products(context, function, *args, **kwargs) -> CheckpointPolicy:
 def test_selective(policy, reduction):
     def part() -> nn.Module:
         if policy is keep_all:  # torch forbids to overwrite what was kept
-            return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Tanh())
+            return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Tanh(), Centred())
         return nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(inplace=True), nn.Linear(8, 8), nn.Tanh())
 
     contexts = partial(create_selective_checkpoint_contexts, policy)
@@ -200,9 +207,15 @@ class TwoLosses(Classifier):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         features, labels = batch
         hidden = torch.tanh(self.trunk(F.silu(self.first(features))))
-        one, two = F.cross_entropy(self.third(hidden), labels), F.cross_entropy(self.fourth(hidden), labels)
-        self.manual_backward(one, retain_graph=True)
-        self.manual_backward(two)
+        self.backward_pass(F.cross_entropy(self.third(hidden), labels), retain_graph=True)
+        self.backward_pass(F.cross_entropy(self.fourth(hidden), labels))
+
+    def backward_pass(self, loss: Tensor, **settings: bool) -> None:
+        self.manual_backward(loss, **settings)
+
+    def layers(self) -> set[str]:
+        logged = self.trainer.callback_metrics
+        return {key.removeprefix("psp_z2_train/") for key in logged if key.startswith("psp_z2_train/")}
 
     def on_after_backward(self) -> None:
         pass
@@ -222,8 +235,22 @@ def test_two_losses_of_one_checkpoint(reentrant):
     trained = [p for name, p in module.named_parameters() if not name.startswith("second")]
     for p, expected in zip(trained, torch.autograd.grad(loss, trained), strict=True):
         torch.testing.assert_close(p.grad, expected, rtol=1e-10, atol=1e-12)
-    layers = {key.removeprefix("psp_z2_train/") for key in trainer.callback_metrics if "z2_train/" in key}
-    assert layers == {"first", "trunk.part.0", "trunk.part.2", "third", "fourth"}
+    assert module.layers() == {"first", "trunk.part.0", "trunk.part.2", "third", "fourth"}
+
+
+@KINDS
+def test_a_recomputation_adds_no_layers(reentrant):
+    """Where a backward pass runs under the eyes of the watch, and a part of the network behind it."""
+
+    class Unheard(TwoLosses):
+        def backward_pass(self, loss: Tensor, **settings: bool) -> None:
+            torch.autograd.backward(loss, **settings)
+
+    module = Unheard(reentrant).double()
+    module.trunk.part[1] = nn.Sigmoid()  # outside the network, it would make an output layer
+    with pytest.warns(UserWarning, match="No penalty was added"):
+        quiet_trainer(PSPCallback(), max_steps=1).fit(module, loader(1))
+    assert module.layers() == {"first", "trunk.part.0", "trunk.part.2", "third", "fourth"}
 
 
 # --- what a reentrant checkpoint does differently --------------------------------------------------------------------
@@ -261,6 +288,63 @@ def test_tensors_inside_other_objects_stay_cut_off():
     # so weak that the gradient is the loss's own
     for found, expected in zip(train_with_aside(PSPCallback(lam=1e-14)), train_with_aside(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+class Changing(nn.Module):
+    """Its second pass computes the same in other types, which a reentrant checkpoint does not mind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+        self.runs = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        scale = torch.full((5, 8), 2, dtype=torch.float64 if self.runs == 1 else torch.float32)
+        return F.relu(self.fc(x), inplace=True) * scale
+
+
+def test_reentrant_without_a_check_of_types():
+    batch = classification_batch(5, 6)
+    gradients = []
+    for wrap in (lambda part: part, lambda part: Checkpoint(part, True)):
+        network, (batch,) = Case("changing", lambda wrap=wrap: around(wrap(Changing())), flat).build()
+        module, _ = fit(network, cross_entropy, [batch], PSPCallback(lam=0.5))
+        gradients.append({name.replace("part.", ""): g for name, g in module.gradients[0].items()})
+    assert_equal_gradients(gradients[1], gradients[0], 1e-8)
+
+
+@pytest.mark.parametrize("preserved", [False, True])
+def test_reentrant_draws_the_same_random_numbers(preserved):
+    states = []
+    for callbacks in ([], [PSPCallback(lam=0.5)]):
+        part = Checkpoint(nn.Dropout(0.5), True, preserve_rng_state=preserved)
+        module = Classifier()
+        module.relu = nn.Sequential(module.relu, part)
+        torch.manual_seed(0)
+        quiet_trainer(*callbacks, max_steps=1).fit(module, loader(1))
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+
+
+def test_gradient_that_is_enabled_inside_a_checkpoint():
+    def adapted(x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return F.relu(x * weight, inplace=True).sum()
+
+    def loss(network, batch):
+        with torch.no_grad():
+            inside = torch.utils.checkpoint.checkpoint(adapted, batch[0], use_reentrant=False)
+        return cross_entropy(network, batch) + inside
+
+    weight = nn.Parameter(torch.full((6,), 0.5, dtype=torch.float64))
+    case = Case("plain", lambda: around(layer()), flat, loss)
+    network, (batch,) = case.build()
+    fit(network, loss, [batch], PSPCallback(lam=0.5))
+
+    z = batch[0] * weight
+    penalised = F.relu(z).sum() + 0.5 * z.square().mean() / 5  # four layers more are the network's
+    torch.testing.assert_close(weight.grad, *torch.autograd.grad(penalised, weight), rtol=1e-10, atol=1e-12)
 
 
 def test_reentrant_without_an_input_that_needs_gradient():
