@@ -253,6 +253,26 @@ def test_a_recomputation_adds_no_layers(reentrant):
     assert module.layers() == {"first", "trunk.part.0", "trunk.part.2", "third", "fourth"}
 
 
+@KINDS
+def test_a_recomputation_is_no_call_of_the_network(reentrant):
+    """Without a softmax in the loss, the module called last gives the output layer."""
+
+    class Written(TwoLosses):
+        def deep(self, x: Tensor) -> Tensor:
+            return torch.tanh(2 * self.trunk(x))
+
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+            x = torch.tanh(self.first(batch[0]))
+            output = self.third(torch.utils.checkpoint.checkpoint(self.deep, x, use_reentrant=reentrant))
+            self.manual_backward(output.square().mean(), retain_graph=True)
+            self.manual_backward(output.exp().mean())
+
+    module = Written(reentrant).double()
+    module.trunk = nn.Sequential(nn.Linear(8, 8), nn.Tanh()).double()
+    quiet_trainer(PSPCallback(), max_steps=1).fit(module, loader(1))
+    assert module.layers() == {"first", "trunk.0", "tanh", "third"}
+
+
 # --- what a reentrant checkpoint does differently --------------------------------------------------------------------
 
 
