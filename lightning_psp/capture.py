@@ -16,6 +16,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 from torchmetrics import Metric, MetricCollection
 
+from lightning_psp.checkpoints import Checkpoints, in_backward
 from lightning_psp.compilation import announce_graph, told_of_graphs
 from lightning_psp.graph import reach_from
 from lightning_psp.module_calls import told_of_module_calls
@@ -96,6 +97,9 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         # Code compiled under one capture serves another one only if this is the same.
         self._compilation_key = f"{reduction} {nonlinearities.named}"
         self.outputs = OutputFinder(self)
+        self.checkpoints = Checkpoints(
+            {**dict.fromkeys(self.outputs.handlers(nonlinearities)), **nonlinearities.hidden}
+        )
         self._handlers = self._make_handlers()
         self._start()
 
@@ -133,6 +137,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         with ExitStack() as stack:
             stack.enter_context(told_of_module_calls(self, self._paths))
             stack.enter_context(told_of_graphs(self))
+            stack.callback(self.checkpoints.uninstall)
+            self.checkpoints.install()
             super().__enter__()  # type: ignore[no-untyped-call]
             self._scope = stack.pop_all()
         return self
@@ -172,13 +178,18 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             if self._tracks_units and not self._is_suspended and func not in self.nonlinearities.channels:
                 self.provenance.follow_units(args, result)
             return result
+        if in_backward():
+            return func(*args, **(kwargs or {}))
+        if self.checkpoints.regions:
+            with self.checkpoints.call(func):
+                return handler(func, args, kwargs or {})
         return handler(func, args, kwargs or {})
 
     # --- modules -----------------------------------------------------------------------------------------------
 
     def enter_module(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Notes that the forward of a module starts."""
-        if self._is_suspended:
+        if self._is_suspended or in_backward():
             return
         path = self._paths.get(module)
         if path is None and (module._parameters or module._modules) and module not in self._foreign:
@@ -215,12 +226,9 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def leave_module(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Notes what the forward of a module returned."""
-        if (
-            torch.compiler.is_dynamo_compiling()
-            or self._is_suspended
-            or not self._frames
-            or self._frames[-1].module is not module
-        ):
+        if self._is_suspended or in_backward():
+            return
+        if not self._frames or self._frames[-1].module is not module:
             return  # entered before the watch began
         frame = self._frames.pop()
         if isinstance(module, ParametrizationList):
@@ -287,7 +295,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if in_place and z.requires_grad:
             if z._is_view():
                 return self._overwrite_view(func, z, activation, args, kwargs)
-            if args and activation.label in _KEEPS_RESULT and self.provenance.can_be_replaced(z):
+            is_held = not self.checkpoints.regions
+            if is_held and args and activation.label in _KEEPS_RESULT and self.provenance.can_be_replaced(z):
                 return self._replace(func, z, activation, args, kwargs)
         potential = self.add(z, self.host(activation.label), in_place, is_output=False)
         result = func(*args, **kwargs)
@@ -435,7 +444,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             potential.measured = origin.measured
             potential.results.extend(origin.measured.results)
         if self._selection.selects(potential.layer, is_output):
-            potential.kept = self._keep(z, potential, in_place)
+            with self.checkpoints.unseen():
+                potential.kept = self._keep(z, potential, in_place)
         origin.values.potentials.append(potential)
         self.potentials.append(potential)
         return potential

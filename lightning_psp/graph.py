@@ -40,7 +40,7 @@ def reach(loss: Tensor) -> ReachedGraph:
 
     Raises:
         NotImplementedError: if a reentrant activation checkpoint lies on the way, inside which no potential can be
-            seen from here.
+            seen from here: one of another library, for torch's own run as non-reentrant ones in a watch.
     """
     return reach_from((loss.grad_fn, loss.output_nr))
 
@@ -66,7 +66,8 @@ def reach_from(edge: Edge) -> ReachedGraph:
             continue
         if type(node).__name__ == "CheckpointFunctionBackward":
             raise NotImplementedError(
-                "The loss depends on a reentrant activation checkpoint, which hides the potentials inside it. Call"
+                "The loss depends on a reentrant activation checkpoint that is not torch's own or was called outside"
+                " of what is watched, which hides the potentials inside it. Call"
                 " `torch.utils.checkpoint.checkpoint(..., use_reentrant=False)` instead."
             )
         edges.update(following)

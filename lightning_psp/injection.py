@@ -13,8 +13,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node
+from torch.utils.checkpoint import CheckpointError
 from torch.utils.hooks import RemovableHandle
 
+from lightning_psp.checkpoints import restore
 from lightning_psp.compiled_tap import CompiledTap
 from lightning_psp.graph import ReachedGraph, reach
 from lightning_psp.kernels import add_potential, can_be_overwritten, square_sum
@@ -50,9 +52,18 @@ class Tap:
         potential: its layer.
         in_place: whether the nonlinearity is about to overwrite it.
         reduction: reduction of the penalty, or None to keep the statistic alone.
+        save: inside a checkpointed function, has the potential computed again in the backward pass and returns what
+            :func:`~lightning_psp.checkpoints.restore` makes it of; None elsewhere.
     """
 
-    def __init__(self, z: Tensor, potential: Potential[Any], in_place: bool, reduction: Reduction | None) -> None:
+    def __init__(
+        self,
+        z: Tensor,
+        potential: Potential[Any],
+        in_place: bool,
+        reduction: Reduction | None,
+        save: Callable[[Tensor], Tensor | None],
+    ) -> None:
         self.potential = potential
         self.elements = z.numel()
         self.batch_size = z.shape[0]
@@ -61,9 +72,9 @@ class Tap:
         self.batch_sum: Tensor | None = None
         self._square_sum: Tensor | None = None
         self._value: Tensor | None = None
-        self._is_copy = False
-        self._version = 0
-        self._dtype = z.dtype
+        self._placeholder: Tensor | None = None  # for a value that is computed again
+        self._witness: Tensor | None = None  # shares the version counter of the potential
+        self._shape, self._dtype = z.shape, z.dtype
         self._handle: RemovableHandle | None = None
         with torch.no_grad():
             if reduction is None or z.grad_fn is None:
@@ -71,10 +82,17 @@ class Tap:
             elif reduction == "squared_mean":
                 self._square_sum = square_sum(z)
                 self.batch_sum = z.sum(dim=0, dtype=accumulation_dtype(z.dtype))
+            elif (placeholder := save(z)) is not None:
+                self._placeholder = placeholder
+                self._square_sum = square_sum(z)
+                if not in_place:
+                    self._witness = z.detach()
+                    self._witness.data = z.new_empty(0)  # lets go of the memory
             elif in_place:
-                self._value, self._is_copy = z.detach().clone(), True
+                self._value = z.detach().clone()
             else:
-                self._value, self._version = z.detach(), z._version
+                self._value = self._witness = z.detach()
+        self._version = 0 if self._witness is None else self._witness._version
 
     @property
     def layer(self) -> str:
@@ -100,7 +118,7 @@ class Tap:
 
     def check_unchanged(self) -> None:
         """Raises a RuntimeError if the potential was overwritten after its nonlinearity had read it."""
-        if self._value is not None and not self._is_copy and self._value._version != self._version:
+        if self._witness is not None and self._witness._version != self._version:
             raise RuntimeError(
                 f"The potentials of layer {self.layer!r} were overwritten in place after their nonlinearity had read"
                 " them, so that their penalty cannot be computed. Write the operation that follows out of place"
@@ -141,16 +159,38 @@ class Tap:
         self._handle = node.register_prehook(add_penalty)
 
     def _add_value(self, gradient: Tensor, alpha: float, arrived: float | Tensor) -> Tensor:
-        value = self._value
-        assert value is not None
-        self._value = None  # its memory is free as soon as the gradient has passed
+        value = self._take_value()
         # The memory of a potential that nothing else needs any more takes the sum.
         out = value if can_be_overwritten(value) else None
         if isinstance(arrived, Tensor):
-            self._square_sum = square_sum(value)
+            if self._square_sum is None:
+                self._square_sum = square_sum(value)
             return torch.addcmul(gradient, value, arrived.to(gradient), value=alpha, out=out)
         result, self._square_sum = add_potential(gradient, value, alpha * arrived, out)
         return result
+
+    def _take_value(self) -> Tensor:
+        # Its memory is free as soon as the gradient has passed.
+        value, self._value, self._witness = self._value, None, None
+        return self._recompute() if value is None else value
+
+    def _recompute(self) -> Tensor:
+        placeholder, self._placeholder = self._placeholder, None
+        assert placeholder is not None
+        try:
+            value = restore(placeholder)
+        except CheckpointError as error:
+            raise self._not_recomputed() from error
+        if value.shape != self._shape:
+            raise self._not_recomputed()
+        return value
+
+    def _not_recomputed(self) -> RuntimeError:
+        return RuntimeError(
+            f"The potentials of layer {self.layer!r} lie inside an activation checkpoint whose recomputation did not"
+            " come by them again, so that their penalty cannot be computed. Let the checkpointed function do the same"
+            " in both passes, or leave the layer out with the argument `exclude`."
+        )
 
     def _add_direction(self, gradient: Tensor, direction: Tensor, alpha: float, arrived: float | Tensor) -> Tensor:
         step = direction.to(self._dtype).expand(self.batch_size, *direction.shape)
@@ -165,7 +205,7 @@ class Tap:
             self._handle = None
         self.edge = (None, 0)
         self.potential.results.clear()
-        self._value = None
+        self._value = self._witness = self._placeholder = None
         self.batch_sum = None
 
 

@@ -140,18 +140,19 @@ class OutputFinder(Generic[Kept]):
                 self._capture.potentials.remove(potential)
 
     def _loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        result = func(*args, **kwargs)
-        z = args[0] if args else kwargs.get("input")
-        if isinstance(z, Tensor):
-            self._enter_loss(z, self._capture.nonlinearities.output.get(func, "log_softmax"), result)
-        return result
+        return self._run_loss(func, args, kwargs, self._capture.nonlinearities.output.get(func, "log_softmax"))
 
     def _loss_outside(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._capture.call is not None:
             return func(*args, **kwargs)
+        return self._run_loss(func, args, kwargs, self._capture.nonlinearities.output_of_loss[func])
+
+    def _run_loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any], label: str) -> Any:
+        z = args[0] if args else kwargs.get("input")
+        entering = self._enter_loss(z, label) if isinstance(z, Tensor) else []
         result = func(*args, **kwargs)
-        if args and isinstance(args[0], Tensor):
-            self._enter_loss(args[0], self._capture.nonlinearities.output_of_loss[func], result)
+        for potential in entering:
+            potential.add_result(result)
         return result
 
     def _direct_loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -168,19 +169,19 @@ class OutputFinder(Generic[Kept]):
         handler = self._softmax if self._capture.call is not None else self._loss
         return handler(func, args, kwargs)
 
-    def _enter_loss(self, z: Tensor, label: str, result: Any) -> None:
+    def _enter_loss(self, z: Tensor, label: str) -> list[Potential[Kept]]:
         """Takes the tensor that enters a loss's own softmax or sigmoid for the output layer."""
         if self._capture.suppressed or not self._capture.is_potential(z):
-            return
+            return []
         if self.is_resolved and self._capture.call is None:
-            return  # the network's return value is the output layer already
+            return []  # the network's return value is the output layer already
         self.has_loss = True
         values = self._capture.provenance.of(z).values
         if not values.potentials:
             self._capture.add(z, self._capture.host(label), in_place=False, is_output=True)
         for potential in values.potentials:
             potential.is_output = True
-            potential.add_result(result)
+        return values.potentials
 
     def _probability_loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
@@ -190,7 +191,8 @@ class OutputFinder(Generic[Kept]):
                 origin.potential.is_output = True
                 self.has_loss = True
             elif origin.entering is not None:
-                self._enter_loss(origin.entering, "log_softmax", result)
+                for potential in self._enter_loss(origin.entering, "log_softmax"):
+                    potential.add_result(result)
         return result
 
     def _softmax(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -64,8 +64,8 @@ def record_potentials(
         ValueError: at the end of the block, if no layer was found or a pattern matches none; if the passes of a layer
             cannot be concatenated.
         RuntimeError: if a potential is overwritten in place after its nonlinearity has read it.
-        NotImplementedError: if a fused function hides the potentials of a layer, or the network is compiled or uses
-            reentrant activation checkpoints.
+        NotImplementedError: if a fused function hides the potentials of a layer, or the network uses reentrant
+            activation checkpoints of another library.
 
     Example:
         >>> import torch
@@ -129,7 +129,7 @@ def _collect(capture: Capture[_Recorded], selection: LayerSelection, recorded: P
             recorded.unit_dims[potential.layer] = potential.unit_dim
     last = next((tensors[-1] for tensors in reversed(passes.values())), None)
     if last is not None:
-        reach(last)  # raises an error where a reentrant checkpoint hides potentials
+        reach(last)  # raises an error where a checkpoint hides potentials
     recorded.clear()
     for layer, tensors in passes.items():
         try:

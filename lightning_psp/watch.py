@@ -152,7 +152,8 @@ class Watch:
             return CompiledTap(potential, potential.measured, is_penalised)
         if self.takes_samples and self._is_training:
             self.samples[potential.layer] = sample(z)
-        return Tap(z, potential, in_place, self._reduction if is_penalised else None)
+        reduction = self._reduction if is_penalised else None
+        return Tap(z, potential, in_place, reduction, self._capture.checkpoints.save)
 
     def _run_training_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.has_trained = True

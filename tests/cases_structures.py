@@ -194,11 +194,14 @@ STRUCTURE_CASES = [
     Case("frozen backbone", n.Frozen, flat, layers=3, partly_live=True),
     Case("dead head", n.DeadHead, flat, layers=4, partly_live=True),
     Case("detached branch", n.DetachedBranch, flat, names=("left", "right", "fc"), partly_live=True),
-    Case(
-        "checkpoint, non-reentrant",
-        lambda: n.Checkpointed(use_reentrant=False),
-        flat,
-        names=("fc1", "fc2", "fc3"),
+    *(
+        Case(
+            f"checkpoint, {'reentrant' if reentrant else 'non-reentrant'}",
+            partial(n.Checkpointed, use_reentrant=reentrant),
+            flat,
+            names=("fc1", "fc2", "fc3"),
+        )
+        for reentrant in (False, True)
     ),
     Case("nonlinearity of the input", n.activated_input, flat, layers=3, partly_live=True),
     Case(
@@ -326,12 +329,5 @@ HARD_CASES = [
         flat,
         layers=2,
         refusal="fc1",
-    ),
-    Case(
-        "checkpoint, reentrant",
-        lambda: n.Checkpointed(use_reentrant=True),
-        flat,
-        names=("fc1", "fc2", "fc3"),
-        refusal="use_reentrant=False",
     ),
 ]

@@ -221,7 +221,7 @@ def _recorded(network: nn.Module, output_layer: OutputLayer) -> Iterator[list[li
     yield calls
 
 
-def _called(function: Callable, *args: Any, use_reentrant: bool) -> Any:
+def _called(function: Callable, *args: Any, use_reentrant: bool, **settings: Any) -> Any:
     """Activation checkpointing without the checkpointing."""
     return function(*args)
 
