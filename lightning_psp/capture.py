@@ -80,6 +80,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.root = root
         self.reduction = reduction
         self.nonlinearities = nonlinearities
+        self._special_classes: tuple[type[nn.Module], ...] = (ParametrizationList, *nonlinearities.module_classes)
         self._selection = selection
         self._keep = keep
         self.root_is_network = root_is_network
@@ -132,7 +133,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     def __enter__(self) -> Capture[Kept]:
         """Starts a new watch."""
         self._start()
-        self._find_paths()
+        if not self._paths:
+            self._find_paths()
         self.skips_without_grad = torch.is_grad_enabled()
         with ExitStack() as stack:
             stack.enter_context(told_of_module_calls(self, self._paths))
@@ -205,10 +207,11 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             self.call = NetworkCall()
             self.number_of_calls += 1
         potential = None
-        if isinstance(module, ParametrizationList):  # makes a weight
-            self.suppressed += 1
-        if self.nonlinearities.module_classes and isinstance(module, self.nonlinearities.module_classes):
-            potential = self._enter_activation_module(module, path, inputs)
+        if isinstance(module, self._special_classes):
+            if isinstance(module, ParametrizationList):  # makes a weight
+                self.suppressed += 1
+            if isinstance(module, self.nonlinearities.module_classes):
+                potential = self._enter_activation_module(module, path, inputs)
         self._frames.append(_Frame(module, path, starts_call, potential))
 
     def _enter_activation_module(
@@ -231,9 +234,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if not self._frames or self._frames[-1].module is not module:
             return  # entered before the watch began
         frame = self._frames.pop()
-        if isinstance(module, ParametrizationList):
-            self.suppressed -= 1
-        if self.nonlinearities.module_classes and isinstance(module, self.nonlinearities.module_classes):
+        if isinstance(module, self._special_classes):
             self.suppressed -= 1
             if frame.potential is not None and isinstance(output, Tensor):
                 frame.potential.add_result(output)
@@ -396,12 +397,13 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def is_potential(self, z: Any) -> bool:
         """Whether this tensor counts as a potential where it is met."""
-        if isinstance(z, Tensor) and z.numel() == 0:
+        if not isinstance(z, Tensor):
+            return False
+        if z.numel() == 0:
             self.saw_empty_batch = True
             return False
         return (
-            isinstance(z, Tensor)
-            and z.ndim > 0
+            z.ndim > 0
             and z.is_floating_point()
             and z.layout is torch.strided
             and not z.is_nested
@@ -428,11 +430,11 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def host(self, label: str) -> str:
         """The name of a layer whose potential is no module's output."""
-        known = [frame for frame in self._frames if frame.path is not None]
-        path = (known[-1].path or "") if known else ""
-        if path and isinstance(known[-1].module, _ACTIVATION_MODULES):
-            return path
-        return f"{path}.{label}" if path else label
+        innermost = next((frame for frame in reversed(self._frames) if frame.path is not None), None)
+        if innermost is None or not innermost.path:
+            return label
+        is_activation = isinstance(innermost.module, _ACTIVATION_MODULES)
+        return innermost.path if is_activation else f"{innermost.path}.{label}"
 
     def add(self, z: Tensor, host: str, in_place: bool, is_output: bool) -> Potential[Kept]:
         """Takes a tensor for a potential; `host` is its layer's name where it is no module's output."""

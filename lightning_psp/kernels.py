@@ -12,6 +12,8 @@ from lightning_psp.penalty import accumulation_dtype
 # error grows with the length).
 _PART = 2**18
 
+_use_count = getattr(torch._C, "_storage_Use_Count", None)
+
 
 @torch.no_grad()
 def square_sum(potential: Tensor) -> Tensor:
@@ -34,8 +36,10 @@ def square_sum(potential: Tensor) -> Tensor:
     if flat.device.type != "cpu":
         norm: Tensor = torch.linalg.vector_norm(flat, dtype=dtype)
         return norm.square()
-    sums = [torch.dot(part, part) for part in flat.to(dtype).split(_PART)]  # type: ignore[no-untyped-call]
-    return sums[0] if len(sums) == 1 else torch.stack(sums).sum()
+    flat = flat.to(dtype)
+    if flat.numel() <= _PART:
+        return torch.dot(flat, flat)
+    return torch.stack([torch.dot(part, part) for part in flat.split(_PART)]).sum()  # type: ignore[no-untyped-call]
 
 
 def _flatten(potential: Tensor) -> Tensor | None:
@@ -56,13 +60,12 @@ def owns_storage(tensor: Tensor) -> bool:
 
     False where this version of torch does not tell.
     """
-    count = getattr(torch._C, "_storage_Use_Count", None)
-    if count is None:
+    if _use_count is None:
         return False
     # The handle is a holder, too, while it lives: older versions of torch let go of it with its last reference, newer
     # ones with the memory.
     handle = tensor.untyped_storage()
-    return bool(count(handle._cdata) == 2)
+    return bool(_use_count(handle._cdata) == 2)
 
 
 def add_potential(gradient: Tensor, potential: Tensor, alpha: float, out: Tensor | None) -> tuple[Tensor, Tensor]:
