@@ -29,6 +29,8 @@ from lightning_psp.selection import LayerSelection
 
 Other = TypeVar("Other")
 
+_is_traced = torch.compiler.is_dynamo_compiling
+
 _ACTIVATION_MODULES: tuple[type[nn.Module], ...] = tuple(
     getattr(activation_modules, name) for name in activation_modules.__all__ if name != "MultiheadAttention"
 )
@@ -172,7 +174,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self, func: TorchFunction, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Called by torch in place of every torch function."""
-        if torch.compiler.is_dynamo_compiling():
+        if _is_traced():
             return announce_graph(self._compilation_key, func, args, kwargs or {})
         handler = None if self._is_suspended else self._handlers.get(func)
         if handler is None:

@@ -69,7 +69,8 @@ class Tap:
         self.elements = z.numel()
         self.batch_size = z.shape[0]
         self.observations = self.elements // count_units(z, potential.unit_dim)
-        self.edge: tuple[Node | None, int] = (z.grad_fn, z.output_nr)
+        node: Node | None = z.grad_fn
+        self.edge = (node, z.output_nr)
         self.batch_sum: Tensor | None = None
         self._square_sum: Tensor | None = None
         self._value: Tensor | None = None
@@ -77,7 +78,7 @@ class Tap:
         self._witness: Tensor | None = None  # shares the version counter of the potential
         self._shape, self._dtype = z.shape, z.dtype
         self._handle: RemovableHandle | None = None
-        if reduction is None or z.grad_fn is None:
+        if reduction is None or node is None:
             self._square_sum = square_sum(z)
         elif reduction == "squared_mean":
             self._square_sum = square_sum(z)
