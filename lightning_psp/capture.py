@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
+from torch.utils import swap_tensors
 from torchmetrics import Metric, MetricCollection
 
 from lightning_psp.checkpoints import Checkpoints, in_backward
@@ -31,8 +32,6 @@ Other = TypeVar("Other")
 _is_traced = torch.compiler.is_dynamo_compiling
 
 _NO_NETWORK = (_Loss, nn.PairwiseDistance, nn.CosineSimilarity, Metric, MetricCollection)
-# Their backward needs their result alone; the graph of all others holds the potential itself.
-_KEEPS_RESULT = ("relu", "sigmoid", "tanh")
 
 
 class Capture(TorchFunctionMode, Generic[Kept]):
@@ -266,7 +265,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             if z._is_view():
                 return self._overwrite_view(func, z, activation, args, kwargs)
             is_held = not self.checkpoints.regions
-            if is_held and args and activation.label in _KEEPS_RESULT and self.provenance.can_be_replaced(z):
+            if is_held and args and self.provenance.can_be_replaced(z):
                 return self._replace(func, z, activation, args, kwargs)
         potential = self.add(z, self.frames.host(activation.label), in_place, is_output=False)
         result = func(*args, **kwargs)
@@ -283,9 +282,11 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     ) -> Tensor:
         # Nobody else holds the memory of the potential: instead of a copy of it, the nonlinearity gets new memory to
         # write to, and the tensor that it was to overwrite becomes its result.
-        result: Tensor = activation.out_of_place(func, args, kwargs)
-        self.provenance.exchange(z, result)
-        potential = self.add(result, self.frames.host(activation.label), False, is_output=False)
+        held = z.new_empty(0)
+        self.provenance.exchange(z, held)  # before the graph holds the potential: what it holds cannot change places
+        result = activation.out_of_place(func, (held, *args[1:]), kwargs)
+        swap_tensors(z, result)  # type: ignore[no-untyped-call]
+        potential = self.add(held, self.frames.host(activation.label), False, is_output=False)
         potential.add_result(z)
         self.provenance.record_result(z, potential)
         return z
