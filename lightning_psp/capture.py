@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.backends import mha
 from torch.nn.modules.loss import _Loss
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
@@ -111,6 +112,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.frames.running = []
         self.suppressed = 0
         self.saw_empty_batch = False
+        self.has_skipped = False  # whether something was not counted because it came without gradient
         self._step_call = NetworkCall()
         self.call: NetworkCall | None = None
         self.number_of_calls = 0
@@ -125,6 +127,10 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             stack.enter_context(told_of_graphs(self))
             stack.callback(self.checkpoints.uninstall)
             self.checkpoints.install()
+            # Without a mode of functions, transformers of torch run in one fused kernel where no gradient is asked for;
+            # compiled code does not see the mode.
+            stack.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
+            mha.set_fastpath_enabled(False)
             super().__enter__()  # type: ignore[no-untyped-call]
             self._scope = stack.pop_all()
         return self
@@ -249,7 +255,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     def _activation(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         z = args[0] if args else kwargs.get("input")
         activation = self.nonlinearities.hidden[func]
-        if self.suppressed or not isinstance(z, Tensor) or not self.is_potential(z):
+        if self.suppressed or not isinstance(z, Tensor) or not self.is_potential(z) or self._is_of_no_network(z):
             if isinstance(z, Tensor) and _is_of_another_kind(z) and not self.suppressed and self.counts():
                 self.left_out[self.frames.host(activation.label)] = None
             return func(*args, **kwargs)
@@ -385,11 +391,19 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def counts(self) -> bool:
         """False for a call without gradient inside a watch that began with it."""
-        return torch.is_grad_enabled() or not self.skips_without_grad
+        if torch.is_grad_enabled() or not self.skips_without_grad:
+            return True
+        self.has_skipped = True
+        return False
 
     def is_recurrent(self, path: str) -> bool:
         """Whether the module at a path is a recurrent layer, whose results are no potentials."""
         return isinstance(self.frames.module_at(path), RECURRENT_MODULES)
+
+    def _is_of_no_network(self, z: Tensor) -> bool:
+        """Whether a tensor outside every module call is made of data alone, such as a target."""
+        is_outside = self.call is None and not self.root_is_network
+        return is_outside and not z.requires_grad and torch.is_grad_enabled()
 
     def _is_of_this_network(self) -> bool:
         """False inside the call of another network than `root`."""

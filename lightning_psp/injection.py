@@ -31,9 +31,10 @@ class Arriving:
     def __init__(self) -> None:
         self.value: float | Tensor = 1.0
         self._waiting: list[Callable[[float | Tensor], None]] = []
+        self._has_arrived = False
 
     def when_known(self, callback: Callable[[float | Tensor], None]) -> None:
-        """Has a function called with it before the gradient goes on."""
+        """Has a function called with it before the gradient goes on, and with 0 in a second pass from the loss."""
         self._waiting.append(callback)
 
     def note(self, gradient: Tensor) -> None:
@@ -42,7 +43,8 @@ class Arriving:
         # A tensor on an accelerator is not read, for the step would have to wait for it.
         self.value = total.item() if total.device.type == "cpu" else total
         for callback in self._waiting:
-            callback(self.value)
+            callback(0.0 if self._has_arrived else self.value)
+        self._has_arrived = True
 
 
 class Tap:
@@ -78,6 +80,7 @@ class Tap:
         self._witness: Tensor | None = None  # shares the version counter of the potential
         self._shape, self._dtype = z.shape, z.dtype
         self._handle: RemovableHandle | None = None
+        self._has_penalty = False
         if reduction is None or node is None:
             self._square_sum = square_sum(z)
         elif reduction == "squared_mean":
@@ -143,6 +146,9 @@ class Tap:
                     "backward(create_graph=True) cannot differentiate the penalty on potentials a second time. Leave"
                     " the callback out and add `lam * psp_penalty(potentials)` of `record_potentials` to the loss."
                 )
+            if self._has_penalty:  # of an earlier pass through the same graph
+                return gradients
+            self._has_penalty = True
             gradient = gradients[output_nr]
             if gradient is None:
                 raise RuntimeError(

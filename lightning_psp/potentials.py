@@ -90,6 +90,12 @@ def record_potentials(
     try:
         with capture:
             yield recorded
+        if not capture.potentials and capture.has_skipped:
+            raise ValueError(
+                "No potential was recorded: the network was called without gradient in a block that was entered with"
+                " gradient, as a teacher is. To record it, enter the block without gradient, too:"
+                " `with torch.no_grad(), record_potentials(...) as potentials`."
+            )
         selection.check({**dict.fromkeys(potential.layer for potential in capture.potentials), **capture.fused})
     finally:
         capture.potentials = []  # the capture itself lives until cycles of references are collected

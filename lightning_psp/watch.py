@@ -141,8 +141,15 @@ class Watch:
         return [
             potential.kept
             for potential in self._capture.potentials
-            if potential.kept is not None and self._selection.selects(potential.layer, potential.is_output)
+            if potential.kept is not None
+            and self._selection.selects(potential.layer, potential.is_output)
+            and not self._is_of_data(potential)
         ]
+
+    def _is_of_data(self, potential: Potential[AnyTap]) -> bool:
+        # Without gradient, a nonlinearity of targets looks like one of a loss. Training has shown which it is.
+        is_outside = bool(potential.label) and not self._is_training
+        return is_outside and self.has_trained and potential.layer not in self.layers
 
     def _keep(self, z: Tensor, potential: Potential[AnyTap], in_place: bool) -> AnyTap:
         is_penalised = self._is_training and self.lam * self._layer_factor(potential.layer) != 0.0
