@@ -73,6 +73,7 @@ def _with_potentials(compile_graph: Callable[..., Any]) -> Callable[..., Any]:
         graph = copy_graph(graph)
         with _entered[-1].suspended():
             region = find_potentials(graph, inputs, _entered[-1])
+        used = {index for point in region.points if not point.depends_on_parameter for index in point.inputs}
         compiled = compile_graph(graph, [*inputs, *_coefficients(region)])
 
         def run(*values: Any) -> Any:
@@ -80,10 +81,12 @@ def _with_potentials(compile_graph: Callable[..., Any]) -> Callable[..., Any]:
             capture = _entered[-1] if _entered else None
             if capture is None:
                 return compiled(*values, *coefficients)[: region.number_of_results]
+            # Before the graph overwrites an input, which then has another history.
+            sources = {index: (values[index].grad_fn, values[index].output_nr) for index in used}
             with capture.suspended():
                 outputs = compiled(*values, *coefficients)
             if not capture.suppressed:
-                _Run(region, capture, values, outputs, coefficients).tell()
+                _Run(region, capture, values, sources, outputs, coefficients).tell()
             return outputs[: region.number_of_results]
 
         return run
@@ -105,12 +108,14 @@ class _Run:
         region: Region,
         capture: Capture[Any],
         inputs: Sequence[Any],
+        sources: dict[int, Edge],
         outputs: Sequence[Any],
         coefficients: list[Tensor],
     ) -> None:
         self._region = region
         self._capture = capture
         self._inputs = inputs
+        self._sources = sources
         self._outputs = outputs
         self._coefficients = coefficients
         self._prefix = capture.innermost_path()
@@ -186,10 +191,7 @@ class _Run:
         results: list[Edge] = [(tensor.grad_fn, tensor.output_nr) for tensor in map(self._tensor, point.results)]
         sizes = [self._tensor(size) if isinstance(size, Place) else size for size in point.sizes]
         coefficient = None if point.coefficient is None else self._coefficients[point.coefficient]
-        sources: list[Edge] | None = None
-        if not point.depends_on_parameter:
-            inputs = [self._inputs[index] for index in point.inputs]
-            sources = [(tensor.grad_fn, tensor.output_nr) for tensor in inputs]
+        sources = None if point.depends_on_parameter else [self._sources[index] for index in point.inputs]
         return Measured(tensors, coefficient, sizes, results, sources)
 
     def _tensor(self, place: Place) -> Any:

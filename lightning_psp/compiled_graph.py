@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from lightning_psp.capture import Capture
 
 _MODULE_STACK = "nn_module_stack"
+# A call of a module: the number of the module with that of the call, and where the module was found. Both differ
+# between two calls only if the module was found in the same place.
+_Entry: TypeAlias = tuple[str, str]
 
 
 class Mention(NamedTuple):
@@ -102,7 +105,7 @@ class _Analysis(fx.Interpreter):
         self._modules = {str(id(module)): module for module in capture.root.modules()}
         self._nodes = list(graph.graph.nodes)
         self._placeholders = [node for node in self._nodes if node.op == "placeholder"]
-        self._stack: list[tuple[str, nn.Module]] = []
+        self._stack: list[tuple[_Entry, nn.Module]] = []
         self._node = self._nodes[0]  # that is being run
         self._givers: dict[int, list[fx.Node]] = {}  # by the identity of the tensor
         self._edges_of_inputs: dict[int, Edge] = {}
@@ -144,38 +147,38 @@ class _Analysis(fx.Interpreter):
         """Runs a node inside the modules that it was traced in."""
         self._node = n
         if n.op.startswith("call"):
-            self._enter_modules(list(n.meta.get(_MODULE_STACK, ())))
+            self._enter_modules(_modules_around(n))
         result = super().run_node(n)
         for tensor in tensors_in(result) if n.op != "output" else ():
             self._givers.setdefault(id(tensor), []).append(n)
         return result
 
-    def _enter_modules(self, keys: list[str]) -> None:
-        """Leaves and enters modules until those of the keys are entered."""
+    def _enter_modules(self, entries: list[_Entry]) -> None:
+        """Leaves and enters modules until these are entered."""
         common = 0
-        for (key, _), wanted in zip(self._stack, keys, strict=False):
-            if key != wanted:
+        for (entry, _), wanted in zip(self._stack, entries, strict=False):
+            if entry != wanted:
                 break
             common += 1
         while len(self._stack) > common:
-            key, module = self._stack.pop()
-            self._static.leave_module(module, (), tuple(self._given_by(key)))
-        for key in keys[common:]:
-            module = self._modules.get(key.partition("@")[0]) or nn.Module()
-            self._stack.append((key, module))
-            self._static.enter_module(module, tuple(self._given_to(key)))
+            entry, module = self._stack.pop()
+            self._static.leave_module(module, (), tuple(self._given_by(entry)))
+        for entry in entries[common:]:
+            module = self._modules.get(entry[0].partition("@")[0]) or nn.Module()
+            self._stack.append((entry, module))
+            self._static.enter_module(module, tuple(self._given_to(entry)))
 
-    def _given_by(self, key: str) -> Iterator[Tensor]:
+    def _given_by(self, entry: _Entry) -> Iterator[Tensor]:
         """The tensors made inside a module that are used outside."""
         for node, value in self.env.items():
-            is_given = _is_inside(node, key) and any(not _is_inside(user, key) for user in node.users)
+            is_given = _is_inside(node, entry) and any(not _is_inside(user, entry) for user in node.users)
             if is_given and isinstance(value, Tensor):
                 yield value
 
-    def _given_to(self, key: str) -> Iterator[Tensor]:
+    def _given_to(self, entry: _Entry) -> Iterator[Tensor]:
         """The tensors made outside a module, other than parameters, that are used inside."""
         for node in self._nodes:
-            if _is_inside(node, key):
+            if _is_inside(node, entry):
                 for used in node.all_input_nodes:
                     value = self.env.get(used)
                     if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
@@ -294,8 +297,13 @@ class _Analysis(fx.Interpreter):
         self._rewriting.work_out_of_place(seen.user, function, activation)
 
 
-def _is_inside(node: fx.Node, key: str) -> bool:
-    return node.op.startswith("call") and key in node.meta.get(_MODULE_STACK, ())
+def _modules_around(node: fx.Node) -> list[_Entry]:
+    """The calls of modules in which a node was traced, the outermost first."""
+    return [(key, name) for key, (name, _) in node.meta.get(_MODULE_STACK, {}).items()]
+
+
+def _is_inside(node: fx.Node, entry: _Entry) -> bool:
+    return node.op.startswith("call") and entry in _modules_around(node)
 
 
 def _function(node: fx.Node) -> Any:
