@@ -192,7 +192,8 @@ class _Analysis(fx.Interpreter):
         if not givers:
             raise NotImplementedError(
                 f"The potentials of layer {potential.layer!r} lie inside an operation of a compiled function that"
-                " cannot be looked into, such as an activation checkpoint. Leave the layer outside of `torch.compile`."
+                " cannot be looked into, such as an activation checkpoint or a recurrent cell. Leave the layer out of the"
+                " compiled code: put `torch.compiler.disable` around its module or around the checkpointed function."
             )
         call = self._static.call or origin.call
         has_grad = torch.is_grad_enabled()
@@ -284,7 +285,10 @@ class _Analysis(fx.Interpreter):
             point.source = Place(True, self._placeholders.index(seen.givers[-1]))
         has_gradient = seen.has_grad and seen.z.requires_grad
         is_overwritten = seen.in_place or seen.z._version != seen.version
-        self._rewriting.include(point, seen.z, seen.givers, seen.user, has_gradient, is_overwritten)
+        # A loss may be told of logits whose softmax was taken before.
+        is_read = any(giver in seen.user.all_input_nodes for giver in seen.givers)
+        user = seen.user if is_read else None
+        self._rewriting.include(point, seen.z, seen.givers, user, has_gradient, is_overwritten)
         if not seen.in_place or point.coefficient is None:
             return
         function = _function(seen.user)
