@@ -36,9 +36,14 @@ _entered: list[Capture[Any]] = []
 def told_of_graphs(capture: Capture[Any]) -> Iterator[None]:
     """While open, compiled graphs tell this capture of their potentials."""
     _entered.append(capture)
+    # A transformer's layer has a kernel of its own for evaluation, which a torch function mode keeps it from but where
+    # it is compiled.
+    had_fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(had_fast_path)
         _entered.remove(capture)
 
 
@@ -184,6 +189,9 @@ class _Run:
             potential = capture.add(z, name, in_place=False, is_output=point.is_output)
         finally:
             capture.call = surrounding
+        if point.outside_label and capture.call is None:
+            potential.label, potential.number_of_calls = point.outside_label, capture.number_of_calls
+            capture.outputs.note_outside(potential)
         self._potentials.append(potential)
 
     def _measured(self, point: Point) -> Measured:

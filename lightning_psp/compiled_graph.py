@@ -132,7 +132,8 @@ class _Analysis(fx.Interpreter):
                 self._static.provenance.of(tensor).call = call
         outputs = self.run(*inputs)
         self._enter_modules([])
-        self._static.outputs.resolve_outside()
+        if self._static.outputs.returned:
+            self._static.outputs.resolve_outside()
         overwritten = [
             (Place(True, index), tensor)
             for index, tensor in enumerate(inputs)
@@ -162,18 +163,20 @@ class _Analysis(fx.Interpreter):
             common += 1
         while len(self._stack) > common:
             entry, module = self._stack.pop()
-            self._static.leave_module(module, (), tuple(self._given_by(entry)))
+            given = self._given_by(entry)
+            self._static.leave_module(module, (), given[0] if len(given) == 1 else tuple(given))
         for entry in entries[common:]:
             module = self._modules.get(entry[0].partition("@")[0]) or nn.Module()
             self._stack.append((entry, module))
             self._static.enter_module(module, tuple(self._given_to(entry)))
 
-    def _given_by(self, entry: _Entry) -> Iterator[Tensor]:
-        """The tensors made inside a module that are used outside."""
-        for node, value in self.env.items():
-            is_given = _is_inside(node, entry) and any(not _is_inside(user, entry) for user in node.users)
-            if is_given and isinstance(value, Tensor):
-                yield value
+    def _given_by(self, entry: _Entry) -> list[Tensor]:
+        """The tensors made inside a module that are used outside, or else the last one."""
+        made = [
+            (node, value) for node, value in self.env.items() if isinstance(value, Tensor) and _is_inside(node, entry)
+        ]
+        given = [value for node, value in made if any(not _is_inside(user, entry) for user in node.users)]
+        return given or [value for _, value in made[-1:]]
 
     def _given_to(self, entry: _Entry) -> Iterator[Tensor]:
         """The tensors made outside a module, other than parameters, that are used inside."""
@@ -192,8 +195,8 @@ class _Analysis(fx.Interpreter):
         if not givers:
             raise NotImplementedError(
                 f"The potentials of layer {potential.layer!r} lie inside an operation of a compiled function that"
-                " cannot be looked into, such as an activation checkpoint or a recurrent cell. Leave the layer out of the"
-                " compiled code: put `torch.compiler.disable` around its module or around the checkpointed function."
+                " cannot be looked into, such as an activation checkpoint or a recurrent cell. Leave the layer out of"
+                " the compiled code: put `torch.compiler.disable` around its module or around the checkpointed function."
             )
         call = self._static.call or origin.call
         has_grad = torch.is_grad_enabled()
@@ -266,6 +269,9 @@ class _Analysis(fx.Interpreter):
             self._include(point, seen)
             region.points.append(point)
         outputs = static.outputs
+        if not outputs.returned:
+            for point, potential in zip(region.points, static.potentials, strict=True):
+                point.outside_label = potential.label
         region.returned = [
             (given.path, given.call, [mention(tensor) for tensor in given.tensors], given.is_trained)
             for given in outputs.returned

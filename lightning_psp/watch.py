@@ -149,7 +149,7 @@ class Watch:
     def _keep(self, z: Tensor, potential: Potential[AnyTap], in_place: bool) -> AnyTap:
         is_penalised = self._is_training and self.lam * self._layer_factor(potential.layer) != 0.0
         if potential.measured is not None:
-            return CompiledTap(potential, potential.measured, is_penalised)
+            return CompiledTap(potential, potential.measured)
         if self.takes_samples and self._is_training:
             self.samples[potential.layer] = sample(z)
         reduction = self._reduction if is_penalised else None
