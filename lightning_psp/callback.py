@@ -227,7 +227,7 @@ class PSPCallback(Callback):
         log_step(trainer, pl_module, values)
         if mean is not None:
             # An accelerator is not made to wait in every step.
-            is_read = mean.device.type == "cpu" or is_logging_step(trainer)
+            is_read = not isinstance(mean, Tensor) or is_logging_step(trainer)
             if is_read and not math.isfinite(mean):
                 self._report_broken({layer: float(total) for layer, (total, _) in sums.items()}, "training")
         self._samples.update(watch.samples)

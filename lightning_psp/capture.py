@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import activation as activation_modules
 from torch.nn.modules.loss import _Loss
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
@@ -18,6 +16,7 @@ from torchmetrics import Metric, MetricCollection
 
 from lightning_psp.checkpoints import Checkpoints, in_backward
 from lightning_psp.compilation import announce_graph, told_of_graphs
+from lightning_psp.frames import Frame, Frames
 from lightning_psp.graph import reach_from
 from lightning_psp.module_calls import told_of_module_calls
 from lightning_psp.nonlinearities import Activation, Nonlinearities, TorchFunction
@@ -29,21 +28,11 @@ from lightning_psp.selection import LayerSelection
 
 Other = TypeVar("Other")
 
-_ACTIVATION_MODULES: tuple[type[nn.Module], ...] = tuple(
-    getattr(activation_modules, name) for name in activation_modules.__all__ if name != "MultiheadAttention"
-)
+_is_traced = torch.compiler.is_dynamo_compiling
+
 _NO_NETWORK = (_Loss, nn.PairwiseDistance, nn.CosineSimilarity, Metric, MetricCollection)
 # Their backward needs their result alone; the graph of all others holds the potential itself.
 _KEEPS_RESULT = ("relu", "sigmoid", "tanh")
-
-
-class _Frame(NamedTuple):
-    """A module whose forward is running; path is None for a module outside the network."""
-
-    module: nn.Module
-    path: str | None
-    starts_call: bool
-    potential: Potential[Any] | None
 
 
 class Capture(TorchFunctionMode, Generic[Kept]):
@@ -80,16 +69,15 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.root = root
         self.reduction = reduction
         self.nonlinearities = nonlinearities
+        self._special_classes: tuple[type[nn.Module], ...] = (ParametrizationList, *nonlinearities.module_classes)
         self._selection = selection
         self._keep = keep
         self.root_is_network = root_is_network
         self._tracks_units = tracks_units
         self.fused: dict[str, None] = {}  # modules with fused kernels that the selection leaves out
         self.left_out: dict[str, None] = {}  # where complex, sparse and nested tensors enter nonlinearities
-        self._foreign: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self.provenance = Provenance(nonlinearities, tracks_units)
-        self._paths: dict[nn.Module, str] = {}
-        self._frames: list[_Frame] = []
+        self.frames = Frames(root)
         self._scope = ExitStack()
         self.skips_without_grad = False  # whether calls without gradient are none of the watch's
         self.suppressed = 0
@@ -121,7 +109,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     def _start(self) -> None:
         self.potentials = []
         self.provenance.clear()
-        self._frames = []
+        self.frames.running = []
         self.suppressed = 0
         self.saw_empty_batch = False
         self._step_call = NetworkCall()
@@ -132,10 +120,9 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     def __enter__(self) -> Capture[Kept]:
         """Starts a new watch."""
         self._start()
-        self._find_paths()
         self.skips_without_grad = torch.is_grad_enabled()
         with ExitStack() as stack:
-            stack.enter_context(told_of_module_calls(self, self._paths))
+            stack.enter_context(told_of_module_calls(self, self.frames.modules()))
             stack.enter_context(told_of_graphs(self))
             stack.callback(self.checkpoints.uninstall)
             self.checkpoints.install()
@@ -151,7 +138,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         finally:
             self._scope.close()
-            self._frames = []
+            self.frames.running = []
         if error is None:
             self.outputs.resolve()
             if self.on_outputs is not None:
@@ -159,18 +146,11 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.provenance.clear()
         self.outputs.start()
 
-    def _find_paths(self) -> None:
-        # The module that `torch.compile` puts around another one has the same name.
-        self._paths = {
-            module: ".".join(part for part in path.split(".") if part != "_orig_mod")
-            for path, module in self.root.named_modules()
-        }
-
     def __torch_function__(
         self, func: TorchFunction, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Called by torch in place of every torch function."""
-        if torch.compiler.is_dynamo_compiling():
+        if _is_traced():
             return announce_graph(self._compilation_key, func, args, kwargs or {})
         handler = None if self._is_suspended else self._handlers.get(func)
         if handler is None:
@@ -191,12 +171,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         """Notes that the forward of a module starts."""
         if self._is_suspended or in_backward():
             return
-        path = self._paths.get(module)
-        if path is None and (module._parameters or module._modules) and module not in self._foreign:
-            self._find_paths()  # a module that was added since
-            path = self._paths.get(module)
-            if path is None:
-                self._foreign.add(module)
+        path = self.frames.path_of(module)
         if path == "" and self.redirected:
             self.redirected = False
             path = None
@@ -205,11 +180,12 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             self.call = NetworkCall()
             self.number_of_calls += 1
         potential = None
-        if isinstance(module, ParametrizationList):  # makes a weight
-            self.suppressed += 1
-        if self.nonlinearities.module_classes and isinstance(module, self.nonlinearities.module_classes):
-            potential = self._enter_activation_module(module, path, inputs)
-        self._frames.append(_Frame(module, path, starts_call, potential))
+        if isinstance(module, self._special_classes):
+            if isinstance(module, ParametrizationList):  # makes a weight
+                self.suppressed += 1
+            if isinstance(module, self.nonlinearities.module_classes):
+                potential = self._enter_activation_module(module, path, inputs)
+        self.frames.running.append(Frame(module, path, starts_call, potential))
 
     def _enter_activation_module(
         self, module: nn.Module, path: str | None, inputs: tuple[Any, ...]
@@ -228,12 +204,10 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         """Notes what the forward of a module returned."""
         if self._is_suspended or in_backward():
             return
-        if not self._frames or self._frames[-1].module is not module:
+        if not self.frames.running or self.frames.running[-1].module is not module:
             return  # entered before the watch began
-        frame = self._frames.pop()
-        if isinstance(module, ParametrizationList):
-            self.suppressed -= 1
-        if self.nonlinearities.module_classes and isinstance(module, self.nonlinearities.module_classes):
+        frame = self.frames.running.pop()
+        if isinstance(module, self._special_classes):
             self.suppressed -= 1
             if frame.potential is not None and isinstance(output, Tensor):
                 frame.potential.add_result(output)
@@ -268,12 +242,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def resume_in(self, other: Capture[Any]) -> None:
         """Takes up the place in the network where another capture is."""
-        self._frames = list(other._frames)
+        self.frames.running = list(other.frames.running)
         self.call = None if other.call is None else NetworkCall()
-
-    def innermost_path(self) -> str:
-        """Path of the innermost module of the network whose forward is running; empty outside of them."""
-        return next((frame.path for frame in reversed(self._frames) if frame.path is not None), "")
 
     # --- functions ---------------------------------------------------------------------------------------------
 
@@ -282,7 +252,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         activation = self.nonlinearities.hidden[func]
         if self.suppressed or not isinstance(z, Tensor) or not self.is_potential(z):
             if isinstance(z, Tensor) and _is_of_another_kind(z) and not self.suppressed and self.counts():
-                self.left_out[self.host(activation.label)] = None
+                self.left_out[self.frames.host(activation.label)] = None
             return func(*args, **kwargs)
         in_place = activation.overwrites(args, kwargs)
         values = self.provenance.of(z).values
@@ -298,7 +268,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             is_held = not self.checkpoints.regions
             if is_held and args and activation.label in _KEEPS_RESULT and self.provenance.can_be_replaced(z):
                 return self._replace(func, z, activation, args, kwargs)
-        potential = self.add(z, self.host(activation.label), in_place, is_output=False)
+        potential = self.add(z, self.frames.host(activation.label), in_place, is_output=False)
         result = func(*args, **kwargs)
         potential.add_result(result)
         if isinstance(result, Tensor):
@@ -315,7 +285,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         # write to, and the tensor that it was to overwrite becomes its result.
         result: Tensor = activation.out_of_place(func, args, kwargs)
         self.provenance.exchange(z, result)
-        potential = self.add(result, self.host(activation.label), False, is_output=False)
+        potential = self.add(result, self.frames.host(activation.label), False, is_output=False)
         potential.add_result(z)
         self.provenance.record_result(z, potential)
         return z
@@ -329,7 +299,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         origin = self.provenance.of(z)
         duplicate = self.provenance.of(copied)
         duplicate.path, duplicate.call, duplicate.unit_dim = origin.path, origin.call, origin.unit_dim
-        potential = self.add(copied, self.host(activation.label), True, is_output=False)
+        potential = self.add(copied, self.frames.host(activation.label), True, is_output=False)
         result = func(copied, *args[1:], **{key: value for key, value in kwargs.items() if key != "input"})
         potential.add_result(result)
         z.copy_(result)
@@ -344,9 +314,9 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         # `detach`, because a parameter is an input like any other here.
         if self.suppressed or not self.is_potential(call.input.detach()):
             return func(*args, **kwargs)
-        inside = self._frames[-1] if self._frames else None
+        inside = self.frames.running[-1] if self.frames.running else None
         is_module = inside is not None and isinstance(inside.module, RECURRENT_MODULES)
-        path = (inside.path if inside is not None and is_module else None) or self.host(name)
+        path = (inside.path if inside is not None and is_module else None) or self.frames.host(name)
         network_call = self.call or self._step_call
         added: list[Potential[Kept]] = [
             Potential(network_call.number(layer), -1, is_output=False) for layer in call.layers(path)
@@ -368,7 +338,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     def _fused(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.counts():
             name = self.nonlinearities.fused.get(func) or self.nonlinearities.recurrent[func]
-            path = next((frame.path for frame in reversed(self._frames) if frame.path), name)
+            path = next((frame.path for frame in reversed(self.frames.running) if frame.path), name)
             if self._selection.selects(path):
                 raise NotImplementedError(
                     f"The potentials of {path!r} are computed inside the fused function `{name}` and cannot be seen."
@@ -396,12 +366,13 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def is_potential(self, z: Any) -> bool:
         """Whether this tensor counts as a potential where it is met."""
-        if isinstance(z, Tensor) and z.numel() == 0:
+        if not isinstance(z, Tensor):
+            return False
+        if z.numel() == 0:
             self.saw_empty_batch = True
             return False
         return (
-            isinstance(z, Tensor)
-            and z.ndim > 0
+            z.ndim > 0
             and z.is_floating_point()
             and z.layout is torch.strided
             and not z.is_nested
@@ -417,22 +388,14 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def is_recurrent(self, path: str) -> bool:
         """Whether the module at a path is a recurrent layer, whose results are no potentials."""
-        return any(isinstance(module, RECURRENT_MODULES) for module, known in self._paths.items() if known == path)
+        return isinstance(self.frames.module_at(path), RECURRENT_MODULES)
 
     def _is_of_this_network(self) -> bool:
         """False inside the call of another network than `root`."""
-        if not self._frames or self.call is not None or not self.root_is_network:
+        if not self.frames.running or self.call is not None or not self.root_is_network:
             return True
-        outermost = self._frames[0].module
+        outermost = self.frames.running[0].module
         return not outermost._parameters and not outermost._modules
-
-    def host(self, label: str) -> str:
-        """The name of a layer whose potential is no module's output."""
-        known = [frame for frame in self._frames if frame.path is not None]
-        path = (known[-1].path or "") if known else ""
-        if path and isinstance(known[-1].module, _ACTIVATION_MODULES):
-            return path
-        return f"{path}.{label}" if path else label
 
     def add(self, z: Tensor, host: str, in_place: bool, is_output: bool) -> Potential[Kept]:
         """Takes a tensor for a potential; `host` is its layer's name where it is no module's output."""

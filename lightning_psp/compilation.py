@@ -123,7 +123,7 @@ class _Run:
         self._sources = sources
         self._outputs = outputs
         self._coefficients = coefficients
-        self._prefix = capture.innermost_path()
+        self._prefix = capture.frames.innermost_path()
         self._calls: dict[int, NetworkCall | None] = {id(None): None, id(region.surrounding_call): capture.call}
         for index, call in region.calls_of_inputs.items():
             origin = capture.provenance.find(inputs[index])

@@ -114,7 +114,7 @@ class _Analysis(fx.Interpreter):
         with FakeTensorMode(allow_non_fake_inputs=True), self._static:
             self._static.resume_in(capture)
             self.region = Region(
-                capture.innermost_path(),
+                capture.frames.innermost_path(),
                 self._rewriting.number_of_results,
                 self._static.call,
                 self._rewriting.coefficients,

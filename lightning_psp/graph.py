@@ -55,8 +55,7 @@ def reach_from(edge: Edge) -> ReachedGraph:
     pending = [root]
     trained: list[Node] = []
     has_other_leaves = False
-    while pending:
-        node = pending.pop()
+    for node in pending:
         following = node.next_functions
         if not following:
             if isinstance(getattr(node, "variable", None), nn.Parameter):

@@ -22,6 +22,7 @@ from lightning_psp.graph import ReachedGraph, reach
 from lightning_psp.kernels import add_potential, can_be_overwritten, square_sum
 from lightning_psp.penalty import Reduction, accumulation_dtype, count_units
 from lightning_psp.provenance import Potential
+from lightning_psp.statistics import Total, add_up, read_on_processor
 
 
 class Arriving:
@@ -68,7 +69,8 @@ class Tap:
         self.elements = z.numel()
         self.batch_size = z.shape[0]
         self.observations = self.elements // count_units(z, potential.unit_dim)
-        self.edge: tuple[Node | None, int] = (z.grad_fn, z.output_nr)
+        node: Node | None = z.grad_fn
+        self.edge = (node, z.output_nr)
         self.batch_sum: Tensor | None = None
         self._square_sum: Tensor | None = None
         self._value: Tensor | None = None
@@ -76,22 +78,21 @@ class Tap:
         self._witness: Tensor | None = None  # shares the version counter of the potential
         self._shape, self._dtype = z.shape, z.dtype
         self._handle: RemovableHandle | None = None
-        with torch.no_grad():
-            if reduction is None or z.grad_fn is None:
-                self._square_sum = square_sum(z)
-            elif reduction == "squared_mean":
-                self._square_sum = square_sum(z)
-                self.batch_sum = z.sum(dim=0, dtype=accumulation_dtype(z.dtype))
-            elif (placeholder := save(z)) is not None:
-                self._placeholder = placeholder
-                self._square_sum = square_sum(z)
-                if not in_place:
-                    self._witness = z.detach()
-                    self._witness.data = z.new_empty(0)  # lets go of the memory
-            elif in_place:
-                self._value = z.detach().clone()
-            else:
-                self._value = self._witness = z.detach()
+        if reduction is None or node is None:
+            self._square_sum = square_sum(z)
+        elif reduction == "squared_mean":
+            self._square_sum = square_sum(z)
+            self.batch_sum = z.detach().sum(dim=0, dtype=accumulation_dtype(z.dtype))
+        elif (placeholder := save(z)) is not None:
+            self._placeholder = placeholder
+            self._square_sum = square_sum(z)
+            if not in_place:
+                self._witness = z.detach()
+                self._witness.data = z.new_empty(0)  # lets go of the memory
+        elif in_place:
+            self._value = z.detach().clone()
+        else:
+            self._value = self._witness = z.detach()
         self._version = 0 if self._witness is None else self._witness._version
 
     @property
@@ -232,11 +233,11 @@ class LayerTerm:
         else:
             self._count = 2 * sum(tap.observations for tap in taps)
 
-    def value(self) -> Tensor:
+    def value(self) -> Total:
         """The term; after the backward pass, which takes the sums of squares on its way."""
         if self._batch_mean is not None:
-            return self._weight * self._batch_mean.square().mean()
-        return self._weight / self._count * torch.stack([tap.square_sum for tap in self._taps]).sum()
+            return self._weight * read_on_processor(self._batch_mean.square().mean())
+        return self._weight / self._count * add_up([read_on_processor(tap.square_sum) for tap in self._taps])
 
     def arm(self, scale: float, arriving: Arriving) -> None:
         """Has the gradient of `scale` times the term added in the next backward pass."""

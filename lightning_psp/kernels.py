@@ -12,8 +12,9 @@ from lightning_psp.penalty import accumulation_dtype
 # error grows with the length).
 _PART = 2**18
 
+_use_count = getattr(torch._C, "_storage_Use_Count", None)
 
-@torch.no_grad()
+
 def square_sum(potential: Tensor) -> Tensor:
     """Sum of the squares of all values, in one read and without a temporary of their size where layout allows it.
 
@@ -21,21 +22,28 @@ def square_sum(potential: Tensor) -> Tensor:
         potential: real tensor of any shape; half precision is accumulated in float32.
 
     Returns:
-        A scalar in float32, or in float64 for a float64 input.
+        A scalar in float32, or in float64 for a float64 input, without a graph.
 
     Example:
         >>> square_sum(torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
         tensor(14.)
     """
-    dtype = accumulation_dtype(potential.dtype)
+    potential = potential.detach()
     flat = _flatten(potential)
     if flat is None:
-        return potential.to(dtype).square().sum()
-    if flat.device.type != "cpu":
-        norm: Tensor = torch.linalg.vector_norm(flat, dtype=dtype)
+        return potential.to(accumulation_dtype(potential.dtype)).square().sum()
+    if not flat.is_cpu:
+        norm: Tensor = torch.linalg.vector_norm(flat, dtype=accumulation_dtype(potential.dtype))
         return norm.square()
-    sums = [torch.dot(part, part) for part in flat.to(dtype).split(_PART)]  # type: ignore[no-untyped-call]
-    return sums[0] if len(sums) == 1 else torch.stack(sums).sum()
+    flat = _accumulated(flat)
+    if flat.numel() <= _PART:
+        return torch.dot(flat, flat)
+    return torch.stack([torch.dot(part, part) for part in flat.split(_PART)]).sum()  # type: ignore[no-untyped-call]
+
+
+def _accumulated(potential: Tensor) -> Tensor:
+    dtype = potential.dtype
+    return potential if dtype in (torch.float32, torch.float64) else potential.to(accumulation_dtype(dtype))
 
 
 def _flatten(potential: Tensor) -> Tensor | None:
@@ -43,12 +51,14 @@ def _flatten(potential: Tensor) -> Tensor | None:
     if not potential.is_contiguous():
         by_stride = sorted(range(potential.ndim), key=potential.stride, reverse=True)
         potential = potential.permute(by_stride)
-    return potential.view(-1) if potential.is_contiguous() else None
+        if not potential.is_contiguous():
+            return None
+    return potential.view(-1)
 
 
 def can_be_overwritten(tensor: Tensor) -> bool:
     """Whether nothing else holds the memory of this tensor, and each of its values has its own place there."""
-    return owns_storage(tensor) and _flatten(tensor) is not None
+    return owns_storage(tensor) and (tensor.is_contiguous() or _flatten(tensor) is not None)
 
 
 def owns_storage(tensor: Tensor) -> bool:
@@ -56,13 +66,12 @@ def owns_storage(tensor: Tensor) -> bool:
 
     False where this version of torch does not tell.
     """
-    count = getattr(torch._C, "_storage_Use_Count", None)
-    if count is None:
+    if _use_count is None:
         return False
     # The handle is a holder, too, while it lives: older versions of torch let go of it with its last reference, newer
     # ones with the memory.
     handle = tensor.untyped_storage()
-    return bool(count(handle._cdata) == 2)
+    return bool(_use_count(handle._cdata) == 2)
 
 
 def add_potential(gradient: Tensor, potential: Tensor, alpha: float, out: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -77,17 +86,16 @@ def add_potential(gradient: Tensor, potential: Tensor, alpha: float, out: Tensor
     Returns:
         The new gradient, and the sum of squares as :func:`square_sum` gives it.
     """
-    same_order = gradient.is_contiguous() and potential.is_contiguous()
-    if not same_order or gradient.device.type != "cpu" or gradient.numel() <= _PART:
+    is_small = potential.numel() <= _PART
+    if is_small or not (potential.is_cpu and potential.is_contiguous() and gradient.is_contiguous()):
         total = square_sum(potential)
         return torch.add(gradient, potential, alpha=alpha, out=out), total
     if out is None:
         out = torch.empty_like(gradient)
-    dtype = accumulation_dtype(potential.dtype)
     sums = []
     parts = (tensor.view(-1).split(_PART) for tensor in (gradient, potential, out))  # type: ignore[no-untyped-call]
     for gradient_part, potential_part, out_part in zip(*parts, strict=True):
-        accumulated = potential_part.to(dtype)
+        accumulated = _accumulated(potential_part)
         sums.append(torch.dot(accumulated, accumulated))
         torch.add(gradient_part, potential_part, alpha=alpha, out=out_part)
     return out, torch.stack(sums).sum()

@@ -178,7 +178,7 @@ class OutputFinder(Generic[Kept]):
         self.has_loss = True
         values = self._capture.provenance.of(z).values
         if not values.potentials:
-            self._capture.add(z, self._capture.host(label), in_place=False, is_output=True)
+            self._capture.add(z, self._capture.frames.host(label), in_place=False, is_output=True)
         for potential in values.potentials:
             potential.is_output = True
         return values.potentials

@@ -104,17 +104,28 @@ class Origin:
         tensor: the tensor, held weakly.
     """
 
-    __slots__ = ("call", "entering", "measured", "path", "potential", "reference", "unit_dim", "values")
+    __slots__ = ("_values", "call", "entering", "measured", "path", "potential", "reference", "unit_dim")
 
     def __init__(self, tensor: Tensor) -> None:
         self.reference = weakref.ref(tensor)
         self.path: str | None = None  # of the innermost module whose output it is
         self.call: NetworkCall | None = None
         self.unit_dim = 1
-        self.values = Values()
+        self._values: Values | None = None
         self.potential: Potential[Any] | None = None  # whose nonlinearity gave this tensor
         self.measured: Measured | None = None  # where it stands for a tensor inside a compiled function
         self.entering: Tensor | None = None  # of which this tensor is the softmax or its logarithm
+
+    @property
+    def values(self) -> Values:
+        """The identity of the tensor's values."""
+        if self._values is None:
+            self._values = Values()
+        return self._values
+
+    @values.setter
+    def values(self, values: Values) -> None:
+        self._values = values
 
 
 class Provenance:
@@ -184,7 +195,7 @@ class Provenance:
 
     def record_module(self, path: str, call: NetworkCall | None, output: Any) -> None:
         """Notes that the tensors in `output` are what the module at `path` returned."""
-        for tensor in tensors_in(output):
+        for tensor in (output,) if isinstance(output, Tensor) else tensors_in(output):
             origin = self.of(tensor)
             if origin.path is None or not is_within(origin.path, path):  # else a module inside this one made it
                 origin.path, origin.call = path, call

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class LayerSelection:
         """Whether the layer of this name is chosen."""
         if is_output and not self.output:
             return False
-        return matches(layer, self.include) and not matches(layer, self.exclude)
+        return matches(layer, tuple(self.include)) and not matches(layer, tuple(self.exclude))
 
     def check(self, layers: Collection[str], further_patterns: Iterable[str] = ()) -> None:
         """Raises an error that lists `layers` if a pattern matches none of them, or if none is there.
@@ -81,6 +82,7 @@ class LayerSelection:
                     )
 
 
-def matches(layer: str, patterns: Iterable[str]) -> bool:
+@cache
+def matches(layer: str, patterns: tuple[str, ...]) -> bool:
     """Whether one of the glob patterns matches the name of a layer."""
     return any(fnmatchcase(layer, pattern) for pattern in patterns)

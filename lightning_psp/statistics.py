@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+# On a processor a number; on an accelerator, which a step is not to wait for, a tensor.
+Total: TypeAlias = float | Tensor
 # For each layer the sum of z² and the number of values.
-LayerSums: TypeAlias = dict[str, tuple[Tensor, int]]
+LayerSums: TypeAlias = dict[str, tuple[Total, int]]
+
+
+def read_on_processor(total: Tensor) -> Total:
+    """The number that a tensor holds if reading it makes nothing wait, else the tensor."""
+    return total.item() if total.device.type == "cpu" else total
 
 
 class LayerMeans:
@@ -18,7 +26,7 @@ class LayerMeans:
 
     Example:
         >>> means = LayerMeans()
-        >>> means.update({"fc": (torch.tensor(8.0), 4)})
+        >>> means.update({"fc": (8.0, 4)})
         >>> means.update({"fc": (torch.tensor(1.0), 2)})
         >>> means.compute()
         {'fc': 1.5}
@@ -28,24 +36,29 @@ class LayerMeans:
         """Starts without any layer."""
         self._sums: dict[tuple[str, ...], Tensor] = {}
         self._counts: dict[str, int] = {}
-        self._restored: dict[str, float] = {}
+        self._numbers: dict[str, float] = {}
 
     def update(self, layers: LayerSums) -> None:
         """Adds a batch: for each layer the sum of z² and the number of values."""
-        if not layers:
-            return
-        for layer, (_, elements) in layers.items():
+        tensors: dict[str, Tensor] = {}
+        for layer, (total, elements) in layers.items():
             self._counts[layer] = self._counts.get(layer, 0) + elements
-        names = tuple(layers)
-        first = next(iter(layers.values()))[0]
+            if isinstance(total, Tensor):
+                tensors[layer] = total
+            else:
+                self._numbers[layer] = self._numbers.get(layer, 0.0) + total
+        if not tensors:
+            return
+        names = tuple(tensors)
+        device = next(iter(tensors.values())).device
         # mps has no float64
-        dtype = torch.float32 if first.device.type == "mps" else torch.float64
-        batch = torch.stack([total.to(first.device) for total, _ in layers.values()]).to(dtype)
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        batch = torch.stack([total.to(device) for total in tensors.values()]).to(dtype)
         self._sums[names] = self._sums[names] + batch if names in self._sums else batch
 
     def sums(self) -> dict[str, tuple[float, int]]:
         """For each layer the sum of z² and the number of values so far."""
-        sums = dict(self._restored)
+        sums = dict(self._numbers)
         for names, totals in self._sums.items():
             for layer, total in zip(names, totals.tolist(), strict=True):
                 sums[layer] = sums.get(layer, 0.0) + total
@@ -55,7 +68,7 @@ class LayerMeans:
         """Takes up sums given by :meth:`sums` in place of its own."""
         self.reset()
         for layer, (total, elements) in sums.items():
-            self._restored[layer] = total
+            self._numbers[layer] = total
             self._counts[layer] = elements
 
     def compute(self) -> dict[str, float]:
@@ -66,15 +79,23 @@ class LayerMeans:
         """Forgets every layer."""
         self._sums.clear()
         self._counts.clear()
-        self._restored.clear()
+        self._numbers.clear()
 
 
-def mean_over_layers(sums: LayerSums) -> Tensor:
+def mean_over_layers(sums: LayerSums) -> Total:
     """⟨z²⟩ of a network: the mean over layers, each layer weighing the same.
 
     Example:
-        >>> mean_over_layers({"conv": (torch.tensor(8.0), 4), "fc": (torch.tensor(8.0), 2)})
-        tensor(3.)
+        >>> mean_over_layers({"conv": (8.0, 4), "fc": (8.0, 2)})
+        3.0
     """
-    means = [total / elements for total, elements in sums.values()]
-    return torch.stack([mean.to(means[0].device) for mean in means]).mean()
+    return add_up([total / elements for total, elements in sums.values()]) / len(sums)
+
+
+def add_up(totals: list[Total]) -> Total:
+    """The sum, as a number where all are."""
+    tensors = [total for total in totals if isinstance(total, Tensor)]
+    number = math.fsum(total for total in totals if not isinstance(total, Tensor))
+    if not tensors:
+        return number
+    return torch.stack([total.to(tensors[0].device) for total in tensors]).sum() + number

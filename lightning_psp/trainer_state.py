@@ -91,7 +91,8 @@ def log_step(trainer: Trainer, module: LightningModule, values: dict[str, float 
             processes that have some.
     """
     tensors = {
-        key: value.detach() if isinstance(value, Tensor) else torch.tensor(value) for key, value in values.items()
+        key: value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+        for key, value in values.items()
     }
     trainer.callback_metrics.update(tensors)
     is_accumulating = trainer.fit_loop._should_accumulate() and module.automatic_optimization

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -19,7 +18,7 @@ from lightning_psp.nonlinearities import Nonlinearities
 from lightning_psp.penalty import Reduction
 from lightning_psp.provenance import Potential
 from lightning_psp.selection import LayerSelection
-from lightning_psp.statistics import LayerSums
+from lightning_psp.statistics import LayerSums, Total, add_up, read_on_processor
 
 _STEPS = ("training_step", "validation_step", "test_step")
 
@@ -107,7 +106,7 @@ class Watch:
         sums: LayerSums = {}
         for tap in self._taps():
             total, elements = sums.get(tap.layer, (0.0, 0))
-            sums[tap.layer] = (total + tap.square_sum, elements + tap.elements)
+            sums[tap.layer] = (total + read_on_processor(tap.square_sum), elements + tap.elements)
         return sums
 
     @property
@@ -115,10 +114,9 @@ class Watch:
         """Whether a potential without values was seen in the last step."""
         return self._capture.saw_empty_batch
 
-    def penalty(self) -> Tensor | float:
+    def penalty(self) -> Total:
         """λR of the step, summed over its backward passes."""
-        values = [term.value() for term in self._terms]
-        return torch.stack([value.to(values[0].device) for value in values]).sum() if values else 0.0
+        return add_up([term.value() for term in self._terms])
 
     def arm(self, loss: Tensor, scale: float) -> None:
         """Prepares a backward pass of the training step.
