@@ -240,6 +240,12 @@ class PSPCallback(Callback):
             write_histograms(trainer, pl_module, self._samples)
             self._samples = {}
         watch = self._watch
+        if watch is not None and watch.unsampled:
+            self._say(
+                "samples",
+                "PSPCallback(histograms=True) writes no histogram of potentials inside functions made by"
+                f" `torch.compile`: {', '.join(watch.unsampled)}. Train without `torch.compile` to see them.",
+            )
         if watch is None or not watch.has_trained:  # resumed at the end of an epoch
             return
         if watch.layers or not means:

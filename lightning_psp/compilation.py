@@ -12,13 +12,14 @@ the compiled graph tells the capture of them. What a graph takes and gives for t
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
 from torch._dynamo.comptime import comptime
+from torch._inductor import config as inductor_config
 
 from lightning_psp.compiled_graph import Mention, Region, find_potentials
 from lightning_psp.graph import Edge
@@ -71,15 +72,20 @@ def _with_potentials(compile_graph: Callable[..., Any]) -> Callable[..., Any]:
     """Makes a compiler of graphs that tell of their potentials."""
 
     @functools.wraps(compile_graph)
-    def compile_with_potentials(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    def compile_with_potentials(graph: fx.GraphModule, inputs: Sequence[Any], **options: Any) -> Callable[..., Any]:
         if not _entered:
-            plain: Callable[..., Any] = compile_graph(graph, inputs)
+            plain: Callable[..., Any] = compile_graph(graph, inputs, **options)
             return plain
         graph = copy_graph(graph)
         with _entered[-1].suspended():
             region = find_potentials(graph, inputs, _entered[-1])
         used = {index for point in region.points if not point.depends_on_parameter for index in point.inputs}
-        compiled = compile_graph(graph, [*inputs, *_coefficients(region)])
+        compiled = compile_graph(graph, [*inputs, *_coefficients(region)], **options)
+        if uses_cuda_graphs(compile_graph, [device for device, _ in region.coefficients]):
+            raise NotImplementedError(
+                "CUDA graphs, which `torch.compile` uses with this mode or these options, copy their inputs before the"
+                " penalty on potentials is known. Compile with mode='default' or 'max-autotune-no-cudagraphs'."
+            )
 
         def run(*values: Any) -> Any:
             coefficients = _coefficients(region)
@@ -98,6 +104,14 @@ def _with_potentials(compile_graph: Callable[..., Any]) -> Callable[..., Any]:
 
     compile_with_potentials.tells_of_potentials = True  # type: ignore[attr-defined]
     return compile_with_potentials
+
+
+def uses_cuda_graphs(compile_graph: Callable[..., Any], devices: Iterable[torch.device]) -> bool:
+    """Whether a compiler has devices replay what they were recorded to do."""
+    name = getattr(compile_graph, "__name__", "")
+    options = getattr(compile_graph, "config", None) or {}
+    is_inductors_choice = name == "inductor" and options.get("triton.cudagraphs", inductor_config.triton.cudagraphs)
+    return (is_inductors_choice or name == "cudagraphs") and any(device.type == "cuda" for device in devices)
 
 
 def _coefficients(region: Region) -> list[Tensor]:

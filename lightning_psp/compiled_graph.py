@@ -196,7 +196,7 @@ class _Analysis(fx.Interpreter):
             raise NotImplementedError(
                 f"The potentials of layer {potential.layer!r} lie inside an operation of a compiled function that"
                 " cannot be looked into, such as an activation checkpoint or a recurrent cell. Leave the layer out of"
-                " the compiled code: put `torch.compiler.disable` around its module or around the checkpointed function."
+                " the compiled code: put `torch.compiler.disable` around its module or the checkpointed function."
             )
         call = self._static.call or origin.call
         has_grad = torch.is_grad_enabled()

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from types import CodeType, FunctionType
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch._dynamo.eval_frame import skip_code
@@ -32,6 +33,8 @@ def keep_from_compiler(package: str) -> None:
     Args:
         package: the package whose functions these are; of its modules, those that are imported already.
     """
+    for function in vars(WeakSet).values():  # which hooks of this package use
+        _keep_from_compiler(function)
     modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == package]
     for module in modules:
         for value in vars(module).values():
