@@ -201,8 +201,10 @@ class Rewriting:
         graph = self._module.graph
         with graph.inserting_after(self._last_placeholder):
             self._last_placeholder = graph.placeholder(name)
-        # Compilers ask for the variable that an input of a traced graph was.
+        # Compilers ask for the variable that an input of a traced graph was; under DDP, for a value of it.
         self._last_placeholder._dynamo_source = LocalSource(name)
+        device, dtype = self.coefficients[-1]
+        self._last_placeholder.meta["example_value"] = torch.zeros((), device=device, dtype=dtype)
         return self._last_placeholder
 
 

@@ -68,3 +68,17 @@ def test_gradient_in_lightning(case: Case):
     assert len(layers) == len(step.potentials)
     if case.names is not None:
         assert set(layers) == {f"psp_z2_train/network.{name}" for name in case.names}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_torchvision_under_inductor(name):
+    pytest.importorskip("torchvision")
+    case = next(case for case in TORCHVISION_CASES if case.name == name)
+    network, (batch,) = case.build()
+    step = reference_step(network, case.loss, batch, output_layer=case.output_layer)
+    lam = step.balanced_lam()
+    module, _ = fit(compiled(network, backend="inductor"), case.loss, [batch], PSPCallback(lam=lam))
+    (gradients,) = module.gradients
+    gradients = {name.replace("_orig_mod.", ""): gradient for name, gradient in gradients.items()}
+    assert_equal_gradients(gradients, step.gradients(lam), 1e-8)

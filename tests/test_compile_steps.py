@@ -34,6 +34,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Dynamo"),
     pytest.mark.filterwarnings("ignore:Graph break"),
 ]
+TRACES_LOG = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 7)
 
 
 def one_hot(labels: Tensor) -> Tensor:
@@ -137,7 +138,7 @@ LOSSES = {
     "again": Again,
 }
 QUICK = {("by hand", network), ("nll_loss", step), ("hinge", step), ("siamese", whole_module), ("teacher", network)}
-QUICK |= {("logs", whole_module), ("manual", step), ("twice", network), ("again", whole_module), ("scaled", step)}
+QUICK |= {("logs", step), ("manual", step), ("twice", network), ("again", network), ("scaled", step)}
 
 
 @pytest.mark.parametrize(
@@ -149,6 +150,8 @@ QUICK |= {("logs", whole_module), ("manual", step), ("twice", network), ("again"
     ],
 )
 def test_steps(name, way):
+    if name == "logs" and way in (step, whole_module) and not TRACES_LOG:
+        pytest.skip("this version of torch cannot trace `LightningModule.log`")
     compare(LOSSES[name], way)
 
 
@@ -169,7 +172,7 @@ def test_a_backward_pass_in_a_compiled_step_that_no_callback_hears_of(way):
         quiet_trainer(PSPCallback(lam=LAM)).fit(module if wrapped is None else wrapped, batches())
 
 
-@pytest.mark.parametrize("is_whole", [False, True])
+@pytest.mark.parametrize("is_whole", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_gan(is_whole):
     made = []
     for is_compiled in (False, True):
@@ -343,7 +346,12 @@ NETWORKS = {
     "trained before": TrainedBefore,
 }
 WAY_OF = {name: (network, step)[number % 2] for number, name in enumerate(NETWORKS)}
-WAY_OF |= {"broken blocks": blocks_by_method, "trained before": blocks_by_method, "log-probabilities": step}
+WAY_OF |= {
+    "outputs in turn": network,
+    "broken blocks": blocks_by_method,
+    "trained before": blocks_by_method,
+    "log-probabilities": step,
+}
 
 
 @pytest.mark.parametrize(
@@ -369,7 +377,7 @@ def sines():
     return module
 
 
-@pytest.mark.parametrize("activation", [Sine, torch.sin, "torch.sin"])
+@pytest.mark.parametrize("activation", [Sine, torch.sin])
 @pytest.mark.parametrize("way", [network, pytest.param(step, marks=pytest.mark.slow)])
 def test_activations(activation, way):
     trained = compare(sines, way, lambda: PSPCallback(lam=LAM, activations=[activation]))
@@ -403,7 +411,7 @@ class Convolutions(Network):
         return self.head(torch.tanh(self.blocks(x * 2.0)))
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum", "squared_mean"])
+@pytest.mark.parametrize("reduction", [pytest.param("mean", marks=pytest.mark.slow), "sum", "squared_mean"])
 @pytest.mark.parametrize("way", [step, pytest.param(network, marks=pytest.mark.slow)])
 def test_reductions(reduction, way):
     data = batches(2, last=BATCH - 1, shape=(2, FEATURES))
@@ -421,7 +429,7 @@ class Evaluated(Model):
         self.network.blocks.append(nn.Flatten())
 
 
-@pytest.mark.parametrize("way", [network, whole_module])
+@pytest.mark.parametrize("way", [network, pytest.param(whole_module, marks=pytest.mark.slow)])
 def test_validation(way):
     trained = compare(Evaluated, way, validation=batches(2, last=3), max_epochs=2)
     assert "psp_z2_val/network.blocks.1.linear1" in trained.values
