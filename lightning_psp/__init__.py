@@ -1,9 +1,12 @@
 """Post-synaptic potentials for PyTorch Lightning: see and shape what happens before a nonlinearity."""
 
 from lightning_psp.callback import PSPCallback
+from lightning_psp.eager_code import keep_from_compiler
 from lightning_psp.penalty import psp_penalty
 from lightning_psp.potentials import Potentials, record_potentials
 
 __version__ = "0.1.0"
 
 __all__ = ["PSPCallback", "Potentials", "__version__", "psp_penalty", "record_potentials"]
+
+keep_from_compiler(__name__)

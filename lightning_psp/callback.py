@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_psp.eager_code import keep_out_of_graphs
 from lightning_psp.histograms import write_histograms
 from lightning_psp.nonlinearities import find_nonlinearities
 from lightning_psp.penalty import Reduction, check_reduction
@@ -185,6 +186,8 @@ class PSPCallback(Callback):
         if self._watch is not None:
             self._watch.takes_samples = self.histograms and trainer.is_last_batch
 
+    # A compiled training step with manual optimisation comes by here.
+    @keep_out_of_graphs
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Prepares the penalty's gradient."""
         if self._watch is None or self._watch.lam == 0.0:
@@ -201,6 +204,7 @@ class PSPCallback(Callback):
                 " to it.",
             )
 
+    @keep_out_of_graphs
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ends a backward pass."""
         if self._watch is not None:
@@ -236,6 +240,12 @@ class PSPCallback(Callback):
             write_histograms(trainer, pl_module, self._samples)
             self._samples = {}
         watch = self._watch
+        if watch is not None and watch.unsampled:
+            self._say(
+                "samples",
+                "PSPCallback(histograms=True) writes no histogram of potentials inside functions made by"
+                f" `torch.compile`: {', '.join(watch.unsampled)}. Train without `torch.compile` to see them.",
+            )
         if watch is None or not watch.has_trained:  # resumed at the end of an epoch
             return
         if watch.layers or not means:

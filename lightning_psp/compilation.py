@@ -12,13 +12,14 @@ the compiled graph tells the capture of them. What a graph takes and gives for t
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
 from torch._dynamo.comptime import comptime
+from torch._inductor import config as inductor_config
 
 from lightning_psp.compiled_graph import Mention, Region, find_potentials
 from lightning_psp.graph import Edge
@@ -36,9 +37,14 @@ _entered: list[Capture[Any]] = []
 def told_of_graphs(capture: Capture[Any]) -> Iterator[None]:
     """While open, compiled graphs tell this capture of their potentials."""
     _entered.append(capture)
+    # A transformer's layer has a kernel of its own for evaluation, which a torch function mode keeps it from but where
+    # it is compiled.
+    had_fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(had_fast_path)
         _entered.remove(capture)
 
 
@@ -66,30 +72,46 @@ def _with_potentials(compile_graph: Callable[..., Any]) -> Callable[..., Any]:
     """Makes a compiler of graphs that tell of their potentials."""
 
     @functools.wraps(compile_graph)
-    def compile_with_potentials(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    def compile_with_potentials(graph: fx.GraphModule, inputs: Sequence[Any], **options: Any) -> Callable[..., Any]:
         if not _entered:
-            plain: Callable[..., Any] = compile_graph(graph, inputs)
+            plain: Callable[..., Any] = compile_graph(graph, inputs, **options)
             return plain
         graph = copy_graph(graph)
         with _entered[-1].suspended():
             region = find_potentials(graph, inputs, _entered[-1])
-        compiled = compile_graph(graph, [*inputs, *_coefficients(region)])
+        used = {index for point in region.points if not point.depends_on_parameter for index in point.inputs}
+        compiled = compile_graph(graph, [*inputs, *_coefficients(region)], **options)
+        if uses_cuda_graphs(compile_graph, [device for device, _ in region.coefficients]):
+            raise NotImplementedError(
+                "CUDA graphs, which `torch.compile` uses with this mode or these options, copy their inputs before the"
+                " penalty on potentials is known. Compile with mode='default' or 'max-autotune-no-cudagraphs'."
+            )
 
         def run(*values: Any) -> Any:
             coefficients = _coefficients(region)
             capture = _entered[-1] if _entered else None
             if capture is None:
                 return compiled(*values, *coefficients)[: region.number_of_results]
+            # Before the graph overwrites an input, which then has another history.
+            sources = {index: (values[index].grad_fn, values[index].output_nr) for index in used}
             with capture.suspended():
                 outputs = compiled(*values, *coefficients)
             if not capture.suppressed:
-                _Run(region, capture, values, outputs, coefficients).tell()
+                _Run(region, capture, values, sources, outputs, coefficients).tell()
             return outputs[: region.number_of_results]
 
         return run
 
     compile_with_potentials.tells_of_potentials = True  # type: ignore[attr-defined]
     return compile_with_potentials
+
+
+def uses_cuda_graphs(compile_graph: Callable[..., Any], devices: Iterable[torch.device]) -> bool:
+    """Whether a compiler has devices replay what they were recorded to do."""
+    name = getattr(compile_graph, "__name__", "")
+    options = getattr(compile_graph, "config", None) or {}
+    is_inductors_choice = name == "inductor" and options.get("triton.cudagraphs", inductor_config.triton.cudagraphs)
+    return (is_inductors_choice or name == "cudagraphs") and any(device.type == "cuda" for device in devices)
 
 
 def _coefficients(region: Region) -> list[Tensor]:
@@ -105,12 +127,14 @@ class _Run:
         region: Region,
         capture: Capture[Any],
         inputs: Sequence[Any],
+        sources: dict[int, Edge],
         outputs: Sequence[Any],
         coefficients: list[Tensor],
     ) -> None:
         self._region = region
         self._capture = capture
         self._inputs = inputs
+        self._sources = sources
         self._outputs = outputs
         self._coefficients = coefficients
         self._prefix = capture.frames.innermost_path()
@@ -179,6 +203,9 @@ class _Run:
             potential = capture.add(z, name, in_place=False, is_output=point.is_output)
         finally:
             capture.call = surrounding
+        if point.outside_label and capture.call is None:
+            potential.label, potential.number_of_calls = point.outside_label, capture.number_of_calls
+            capture.outputs.note_outside(potential)
         self._potentials.append(potential)
 
     def _measured(self, point: Point) -> Measured:
@@ -186,10 +213,7 @@ class _Run:
         results: list[Edge] = [(tensor.grad_fn, tensor.output_nr) for tensor in map(self._tensor, point.results)]
         sizes = [self._tensor(size) if isinstance(size, Place) else size for size in point.sizes]
         coefficient = None if point.coefficient is None else self._coefficients[point.coefficient]
-        sources: list[Edge] | None = None
-        if not point.depends_on_parameter:
-            inputs = [self._inputs[index] for index in point.inputs]
-            sources = [(tensor.grad_fn, tensor.output_nr) for tensor in inputs]
+        sources = None if point.depends_on_parameter else [self._sources[index] for index in point.inputs]
         return Measured(tensors, coefficient, sizes, results, sources)
 
     def _tensor(self, place: Place) -> Any:

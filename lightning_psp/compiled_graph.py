@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from lightning_psp.capture import Capture
 
 _MODULE_STACK = "nn_module_stack"
+# A call of a module: the number of the module with that of the call, and where the module was found. Both differ
+# between two calls only if the module was found in the same place.
+_Entry: TypeAlias = tuple[str, str]
 
 
 class Mention(NamedTuple):
@@ -102,7 +105,7 @@ class _Analysis(fx.Interpreter):
         self._modules = {str(id(module)): module for module in capture.root.modules()}
         self._nodes = list(graph.graph.nodes)
         self._placeholders = [node for node in self._nodes if node.op == "placeholder"]
-        self._stack: list[tuple[str, nn.Module]] = []
+        self._stack: list[tuple[_Entry, nn.Module]] = []
         self._node = self._nodes[0]  # that is being run
         self._givers: dict[int, list[fx.Node]] = {}  # by the identity of the tensor
         self._edges_of_inputs: dict[int, Edge] = {}
@@ -129,7 +132,8 @@ class _Analysis(fx.Interpreter):
                 self._static.provenance.of(tensor).call = call
         outputs = self.run(*inputs)
         self._enter_modules([])
-        self._static.outputs.resolve_outside()
+        if self._static.outputs.returned:
+            self._static.outputs.resolve_outside()
         overwritten = [
             (Place(True, index), tensor)
             for index, tensor in enumerate(inputs)
@@ -144,38 +148,40 @@ class _Analysis(fx.Interpreter):
         """Runs a node inside the modules that it was traced in."""
         self._node = n
         if n.op.startswith("call"):
-            self._enter_modules(list(n.meta.get(_MODULE_STACK, ())))
+            self._enter_modules(_modules_around(n))
         result = super().run_node(n)
         for tensor in tensors_in(result) if n.op != "output" else ():
             self._givers.setdefault(id(tensor), []).append(n)
         return result
 
-    def _enter_modules(self, keys: list[str]) -> None:
-        """Leaves and enters modules until those of the keys are entered."""
+    def _enter_modules(self, entries: list[_Entry]) -> None:
+        """Leaves and enters modules until these are entered."""
         common = 0
-        for (key, _), wanted in zip(self._stack, keys, strict=False):
-            if key != wanted:
+        for (entry, _), wanted in zip(self._stack, entries, strict=False):
+            if entry != wanted:
                 break
             common += 1
         while len(self._stack) > common:
-            key, module = self._stack.pop()
-            self._static.leave_module(module, (), tuple(self._given_by(key)))
-        for key in keys[common:]:
-            module = self._modules.get(key.partition("@")[0]) or nn.Module()
-            self._stack.append((key, module))
-            self._static.enter_module(module, tuple(self._given_to(key)))
+            entry, module = self._stack.pop()
+            given = self._given_by(entry)
+            self._static.leave_module(module, (), given[0] if len(given) == 1 else tuple(given))
+        for entry in entries[common:]:
+            module = self._modules.get(entry[0].partition("@")[0]) or nn.Module()
+            self._stack.append((entry, module))
+            self._static.enter_module(module, tuple(self._given_to(entry)))
 
-    def _given_by(self, key: str) -> Iterator[Tensor]:
-        """The tensors made inside a module that are used outside."""
-        for node, value in self.env.items():
-            is_given = _is_inside(node, key) and any(not _is_inside(user, key) for user in node.users)
-            if is_given and isinstance(value, Tensor):
-                yield value
+    def _given_by(self, entry: _Entry) -> list[Tensor]:
+        """The tensors made inside a module that are used outside, or else the last one."""
+        made = [
+            (node, value) for node, value in self.env.items() if isinstance(value, Tensor) and _is_inside(node, entry)
+        ]
+        given = [value for node, value in made if any(not _is_inside(user, entry) for user in node.users)]
+        return given or [value for _, value in made[-1:]]
 
-    def _given_to(self, key: str) -> Iterator[Tensor]:
+    def _given_to(self, entry: _Entry) -> Iterator[Tensor]:
         """The tensors made outside a module, other than parameters, that are used inside."""
         for node in self._nodes:
-            if _is_inside(node, key):
+            if _is_inside(node, entry):
                 for used in node.all_input_nodes:
                     value = self.env.get(used)
                     if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
@@ -189,7 +195,8 @@ class _Analysis(fx.Interpreter):
         if not givers:
             raise NotImplementedError(
                 f"The potentials of layer {potential.layer!r} lie inside an operation of a compiled function that"
-                " cannot be looked into, such as an activation checkpoint. Leave the layer outside of `torch.compile`."
+                " cannot be looked into, such as an activation checkpoint or a recurrent cell. Leave the layer out of"
+                " the compiled code: put `torch.compiler.disable` around its module or the checkpointed function."
             )
         call = self._static.call or origin.call
         has_grad = torch.is_grad_enabled()
@@ -262,6 +269,9 @@ class _Analysis(fx.Interpreter):
             self._include(point, seen)
             region.points.append(point)
         outputs = static.outputs
+        if not outputs.returned:
+            for point, potential in zip(region.points, static.potentials, strict=True):
+                point.outside_label = potential.label
         region.returned = [
             (given.path, given.call, [mention(tensor) for tensor in given.tensors], given.is_trained)
             for given in outputs.returned
@@ -281,7 +291,10 @@ class _Analysis(fx.Interpreter):
             point.source = Place(True, self._placeholders.index(seen.givers[-1]))
         has_gradient = seen.has_grad and seen.z.requires_grad
         is_overwritten = seen.in_place or seen.z._version != seen.version
-        self._rewriting.include(point, seen.z, seen.givers, seen.user, has_gradient, is_overwritten)
+        # A loss may be told of logits whose softmax was taken before.
+        is_read = any(giver in seen.user.all_input_nodes for giver in seen.givers)
+        user = seen.user if is_read else None
+        self._rewriting.include(point, seen.z, seen.givers, user, has_gradient, is_overwritten)
         if not seen.in_place or point.coefficient is None:
             return
         function = _function(seen.user)
@@ -294,8 +307,13 @@ class _Analysis(fx.Interpreter):
         self._rewriting.work_out_of_place(seen.user, function, activation)
 
 
-def _is_inside(node: fx.Node, key: str) -> bool:
-    return node.op.startswith("call") and key in node.meta.get(_MODULE_STACK, ())
+def _modules_around(node: fx.Node) -> list[_Entry]:
+    """The calls of modules in which a node was traced, the outermost first."""
+    return [(key, name) for key, (name, _) in node.meta.get(_MODULE_STACK, {}).items()]
+
+
+def _is_inside(node: fx.Node, entry: _Entry) -> bool:
+    return node.op.startswith("call") and entry in _modules_around(node)
 
 
 def _function(node: fx.Node) -> Any:

@@ -20,16 +20,15 @@ class CompiledTap:
     Args:
         potential: its layer.
         measured: what the function told of it.
-        is_penalised: whether its gradient is asked for.
     """
 
-    def __init__(self, potential: Potential[Any], measured: Measured, is_penalised: bool) -> None:
+    def __init__(self, potential: Potential[Any], measured: Measured) -> None:
         self.potential = potential
         self.elements, units, self.batch_size = measured.sizes
         self.observations = self.elements // units
         self.square_sum, *others = (tensor.detach() for tensor in measured.tensors)
         self.batch_sum = others[0] if others else None
-        self._coefficient = measured.coefficient if is_penalised else None
+        self._coefficient = measured.coefficient
         self._sources = measured.sources
         self._factor = 0.0
 

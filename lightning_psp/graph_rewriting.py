@@ -37,6 +37,8 @@ class Point:
         depends_on_parameter: whether a trained parameter is among what it is made of.
         inputs: the numbers of the other inputs that it is made of.
         source: the input that it is.
+        outside_label: for a nonlinearity outside the network, of which only the other graphs of a step can tell whether
+            it belongs to a loss, the nonlinearity's name.
         coefficient: the number of its coefficient; None where no gradient passes it.
         outputs: the outputs that tell of it: its values if these are asked for, else the sum of its squares and (for
             the reduction `"squared_mean"`) its sum over the batch.
@@ -54,6 +56,7 @@ class Point:
     depends_on_parameter: bool
     inputs: list[int]
     source: Place | None = None
+    outside_label: str = ""
     coefficient: int | None = None
     outputs: list[Place] = field(default_factory=list)
     sizes: list[int | Place] = field(default_factory=list)
@@ -198,8 +201,10 @@ class Rewriting:
         graph = self._module.graph
         with graph.inserting_after(self._last_placeholder):
             self._last_placeholder = graph.placeholder(name)
-        # Compilers ask for the variable that an input of a traced graph was.
+        # Compilers ask for the variable that an input of a traced graph was; under DDP, for a value of it.
         self._last_placeholder._dynamo_source = LocalSource(name)
+        device, dtype = self.coefficients[-1]
+        self._last_placeholder.meta["example_value"] = torch.zeros((), device=device, dtype=dtype)
         return self._last_placeholder
 
 

@@ -61,6 +61,7 @@ class Watch:
         self.has_trained = False
         self.takes_samples = False
         self.samples: dict[str, Tensor] = {}
+        self.unsampled: dict[str, None] = {}  # layers inside compiled functions, whose values do not come out
         self.penalised_layers: set[str] = set()
         self._trainer = trainer
         self._selection = selection
@@ -154,7 +155,9 @@ class Watch:
     def _keep(self, z: Tensor, potential: Potential[AnyTap], in_place: bool) -> AnyTap:
         is_penalised = self._is_training and self.lam * self._layer_factor(potential.layer) != 0.0
         if potential.measured is not None:
-            return CompiledTap(potential, potential.measured, is_penalised)
+            if self.takes_samples and self._is_training:
+                self.unsampled[potential.layer] = None
+            return CompiledTap(potential, potential.measured)
         if self.takes_samples and self._is_training:
             self.samples[potential.layer] = sample(z)
         reduction = self._reduction if is_penalised else None

@@ -1,5 +1,6 @@
 """Settings for all tests."""
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -16,3 +17,11 @@ settings.register_profile(
 )
 settings.register_profile("thorough", settings.get_profile("short"), max_examples=5000, derandomize=False)
 settings.load_profile("short")
+
+
+@pytest.fixture
+def fresh_compiler():
+    """Nothing compiled by another test is left, and none is left to the next."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()

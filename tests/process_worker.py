@@ -108,6 +108,14 @@ class ByHand(Distributed):
         optimizer.step()
 
 
+class Compiled(Distributed):
+    """Compiled as a whole: under DDP, torch parts the graph by buckets of gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.compile(backend="aot_eager")
+
+
 class WrittenOut(Distributed):
     """No function of its loss tells of the output layer."""
 
@@ -196,6 +204,8 @@ RUNS: dict[str, tuple[type[Distributed], dict[str, Any], dict[str, Any], Callabl
     "buckets": (Distributed, {"gradient_as_bucket_view": True}, {}, parts),
     "accumulated": (Distributed, {}, {"accumulate_grad_batches": 2}, parts),
     "manual": (ByHand, {}, {}, parts),
+    "compiled": (Compiled, {}, {}, parts),
+    "compiled in parts": (Compiled, {"bucket_cap_mb": 1e-4}, {}, parts),
     "written out": (WrittenOut, {}, {}, parts),
     "uneven": (Distributed, {}, {}, uneven),
     "sampled": (Distributed, {}, {"use_distributed_sampler": True}, sampled),

@@ -1,4 +1,4 @@
-"""Networks under `torch.compile`, against the explicit reference."""
+"""Networks under `torch.compile`, against the explicit reference: some of all cases, and all with `-m slow`."""
 
 import pytest
 import torch
@@ -14,24 +14,39 @@ from tests.reference import reference_step
 from tests.test_gradient import assert_equal_gradients, assert_matters
 
 pytestmark = [
+    pytest.mark.usefixtures("fresh_compiler"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
+QUICK = {
+    "ReLU in place",
+    "F.rrelu training",
+    "LeNet-5",
+    "residual sum, functional in place",
+    "half in place",
+    "view in place",
+    "overwritten and used",
+    "two nonlinearities of one tensor",
+    "encoder layer, gelu, pre-norm",
+    "frozen backbone",
+    "dead head",
+    "checkpoint, non-reentrant",
+    "input with gradient",
+    "loss inside the network",
+    "softmax output",
+    "two heads",
+    "triplet",
+}
 CASES = ACTIVATION_CASES + STRUCTURE_CASES + TORCHVISION_CASES
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def compiled(network: nn.Module, **options) -> nn.Module:
     return torch.compile(network, **{"backend": "aot_eager", **options})
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case.name in QUICK else pytest.mark.slow) for case in CASES], ids=str
+)
 def test_gradient_in_lightning(case: Case):
     if case.needs_torchvision:
         pytest.importorskip("torchvision")
@@ -40,6 +55,10 @@ def test_gradient_in_lightning(case: Case):
     lam = step.balanced_lam()
     assert_matters(step, lam)
 
+    if case.name.startswith("checkpoint"):
+        with pytest.raises(Exception, match=r"activation checkpoint.*torch.compiler.disable"):
+            fit(compiled(network), case.loss, [batch], PSPCallback(lam=lam))
+        return
     module, trainer = fit(compiled(network), case.loss, [batch], PSPCallback(lam=lam))
 
     (gradients,) = module.gradients
@@ -49,3 +68,17 @@ def test_gradient_in_lightning(case: Case):
     assert len(layers) == len(step.potentials)
     if case.names is not None:
         assert set(layers) == {f"psp_z2_train/network.{name}" for name in case.names}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_torchvision_under_inductor(name):
+    pytest.importorskip("torchvision")
+    case = next(case for case in TORCHVISION_CASES if case.name == name)
+    network, (batch,) = case.build()
+    step = reference_step(network, case.loss, batch, output_layer=case.output_layer)
+    lam = step.balanced_lam()
+    module, _ = fit(compiled(network, backend="inductor"), case.loss, [batch], PSPCallback(lam=lam))
+    (gradients,) = module.gradients
+    gradients = {name.replace("_orig_mod.", ""): gradient for name, gradient in gradients.items()}
+    assert_equal_gradients(gradients, step.gradients(lam), 1e-8)
