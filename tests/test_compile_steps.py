@@ -494,3 +494,17 @@ def test_a_checkpoint_inside_is_refused_with_the_remedy():
         network(module)
 
     compare(make, follow)
+
+
+class CheckpointsItsBlocks(Network):
+    def forward(self, x):
+        x = functional.silu(self.embed(x))
+        return self.head(torch.tanh(torch.utils.checkpoint.checkpoint(self.blocks, x, use_reentrant=False)))
+
+
+def test_a_checkpoint_around_compiled_code_is_refused_with_the_remedy():
+    module = Model(CheckpointsItsBlocks()).double()
+    module.network.blocks.compile(backend="aot_eager")
+
+    with pytest.raises(NotImplementedError, match=r"'network.blocks.*Compile this part .* or checkpoint it, not both"):
+        quiet_trainer(PSPCallback(lam=LAM)).fit(module, batches())
