@@ -16,7 +16,9 @@ from tests.compiled import (
     batches,
     blocks_by_method,
     compare,
+    forward_of_network,
     graphs,
+    nested,
     network,
     network_by_method,
     step,
@@ -43,15 +45,23 @@ def pair():
     return module, other
 
 
-@pytest.mark.parametrize("is_full", [True, pytest.param(False, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("way", "is_full"),
+    [
+        pytest.param(
+            way, is_full, marks=() if is_full and way not in (nested, forward_of_network) else pytest.mark.slow
+        )
+        for way in WAYS
+        for is_full in (True, False)
+    ],
+)
 def test_every_way_to_compile(way, is_full):
     trained = compare(Model, lambda module: way(module, fullgraph=is_full))
     assert len([key for key in trained.values if key.startswith("psp_z2_train/")]) == 5
     assert trained.graphs == 1
 
 
-@pytest.mark.parametrize("way", [network, network_by_method])
+@pytest.mark.parametrize("way", [pytest.param(network, marks=pytest.mark.slow), network_by_method])
 def test_compiled_in_configure_model(way):
     class Late(Model):
         def configure_model(self):
@@ -146,7 +156,7 @@ def test_a_smaller_last_batch(options, reduction):
     assert trained.graphs == (1 if options else 2)
 
 
-@pytest.mark.parametrize("stance", ["force_eager", "eager_on_recompile"])
+@pytest.mark.parametrize("stance", [pytest.param("force_eager", marks=pytest.mark.slow), "eager_on_recompile"])
 def test_stances(stance):
     module, other = pair()
     for m in (module, other):
@@ -158,6 +168,7 @@ def test_stances(stance):
     assert_same(*made)
 
 
+@pytest.mark.slow
 def test_errors_of_the_compiler_may_be_suppressed():
     with torch._dynamo.config.patch(suppress_errors=True):
         compare(Model, network)
@@ -180,6 +191,7 @@ def test_float32_under_inductor():
     single(Model(), "32-true", 1e-5, backend="inductor")
 
 
+@pytest.mark.slow
 def test_bfloat16():
     torch.manual_seed(0)
     single(Model(), "bf16-mixed", 2e-2)
