@@ -20,7 +20,7 @@ from lightning_psp.checkpoints import Checkpoints, in_backward
 from lightning_psp.compilation import announce_graph, told_of_graphs
 from lightning_psp.frames import Frame, Frames
 from lightning_psp.graph import reach_from
-from lightning_psp.module_calls import told_of_module_calls
+from lightning_psp.module_calls import has_one_listener, told_of_module_calls
 from lightning_psp.nonlinearities import Activation, Nonlinearities, TorchFunction
 from lightning_psp.outputs import OutputFinder
 from lightning_psp.penalty import Reduction
@@ -270,7 +270,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if in_place and z.requires_grad:
             if z._is_view():
                 return self._overwrite_view(func, z, activation, args, kwargs)
-            is_held = not self.checkpoints.regions
+            # Another capture keeps references to the tensors that would change places.
+            is_held = not self.checkpoints.regions and has_one_listener()
             if is_held and args and self.provenance.can_be_replaced(z):
                 return self._replace(func, z, activation, args, kwargs)
         potential = self.add(z, self.frames.host(activation.label), in_place, is_output=False)

@@ -94,9 +94,9 @@ def _with_potentials(compile_graph: Callable[..., Any]) -> Callable[..., Any]:
                 return compiled(*values, *coefficients)[: region.number_of_results]
             if capture.checkpoints.regions and coefficients:
                 raise NotImplementedError(
-                    f"The potentials of layer {region.points[0].name!r} lie inside a function made by `torch.compile` that"
-                    " an activation checkpoint runs, and would be missing when the checkpoint runs it again. Compile this"
-                    " part of the network or checkpoint it, not both."
+                    f"The potentials of layer {region.points[0].name!r} lie inside a function made by `torch.compile`"
+                    " that an activation checkpoint runs, and would be missing when the checkpoint runs it again. Compile"
+                    " this part of the network or checkpoint it, not both."
                 )
             # Before the graph overwrites an input, which then has another history.
             sources = {index: (values[index].grad_fn, values[index].output_nr) for index in used}

@@ -32,6 +32,11 @@ _BEFORE = RemovableHandle(module_hooks._global_forward_pre_hooks).id
 _AFTER = RemovableHandle(module_hooks._global_forward_hooks).id
 
 
+def has_one_listener() -> bool:
+    """Whether one capture alone is entered."""
+    return len(_listeners) == 1
+
+
 @contextmanager
 def told_of_module_calls(listener: Listener, modules: Iterable[nn.Module]) -> Iterator[None]:
     """While open, a listener is told of every call of a module.

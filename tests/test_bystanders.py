@@ -91,3 +91,25 @@ def test_a_call_without_gradient_in_a_block_with_gradient_is_an_error_with_the_r
         torch.no_grad(),
     ):
         made(batch()[0])
+
+
+class RecordsItself(Training):
+    """Records its potentials in its steps."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        with record_potentials(self.network) as potentials:
+            loss = super().training_step(batch)
+        assert list(potentials) == ["0", "2"]
+        return loss
+
+
+def test_recording_in_a_penalised_step_leaves_the_penalty_as_it_is():
+    torch.manual_seed(0)
+    made = nn.Sequential(nn.Linear(4, 5), nn.ReLU(inplace=True), nn.Linear(5, 3)).double()
+    step = reference_step(made, cross_entropy, batch())
+    module = RecordsItself(made, cross_entropy)
+
+    fit(module, PSPCallback(lam=0.5))
+
+    (gradients,) = module.gradients
+    assert_equal_gradients(gradients, step.gradients(0.5), 1e-8)
