@@ -1,7 +1,7 @@
 """Post-synaptic potentials for PyTorch Lightning: see and shape what happens before a nonlinearity."""
 
 from lightning_psp.callback import PSPCallback
-from lightning_psp.eager_code import keep_from_compiler
+from lightning_psp.compilation.eager_code import keep_from_compiler
 from lightning_psp.penalty import psp_penalty
 from lightning_psp.potentials import Potentials, record_potentials
 

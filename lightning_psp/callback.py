@@ -10,9 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_psp.eager_code import keep_out_of_graphs
+from lightning_psp.capture.nonlinearities import find_nonlinearities
+from lightning_psp.compilation.eager_code import keep_out_of_graphs
 from lightning_psp.histograms import write_histograms
-from lightning_psp.nonlinearities import find_nonlinearities
 from lightning_psp.penalty import Reduction, check_reduction
 from lightning_psp.potentials import check_module
 from lightning_psp.schedules import Schedule, make_schedule

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_psp.capture import Capture
-from lightning_psp.graph import reach
-from lightning_psp.nonlinearities import find_nonlinearities
-from lightning_psp.provenance import Potential
+from lightning_psp.capture.mode import Capture
+from lightning_psp.capture.nonlinearities import find_nonlinearities
+from lightning_psp.capture.provenance import Potential
+from lightning_psp.gradient.graph import reach
 from lightning_psp.selection import LayerSelection
 
 

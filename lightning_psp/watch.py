@@ -10,13 +10,13 @@ from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lightning_psp.capture import Capture
-from lightning_psp.compiled_tap import CompiledTap
+from lightning_psp.capture.mode import Capture
+from lightning_psp.capture.nonlinearities import Nonlinearities
+from lightning_psp.capture.provenance import Potential
+from lightning_psp.gradient.compiled_tap import CompiledTap
+from lightning_psp.gradient.injection import AnyTap, Injector, LayerTerm, Tap
 from lightning_psp.histograms import sample
-from lightning_psp.injection import AnyTap, Injector, LayerTerm, Tap
-from lightning_psp.nonlinearities import Nonlinearities
 from lightning_psp.penalty import Reduction
-from lightning_psp.provenance import Potential
 from lightning_psp.selection import LayerSelection
 from lightning_psp.statistics import LayerSums, Total, add_up, read_on_processor
 

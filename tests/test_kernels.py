@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_psp.kernels import add_potential, can_be_overwritten, owns_storage, square_sum
+from lightning_psp.gradient.kernels import add_potential, can_be_overwritten, owns_storage, square_sum
 
 SHAPES = [(1,), (3, 5), (64, 64, 64), (2**18 + 1,), (128, 64, 40, 40), (1, 2**24 + 77)]
 LAYOUTS = {

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_psp import PSPCallback, capture, psp_penalty, record_potentials
-from lightning_psp.recurrent import attach, parse_call
+from lightning_psp.capture.recurrent import attach, parse_call
 from tests.lightning_cases import Training, fit
 from tests.small import quiet_trainer
 from tests.test_recurrent import (

@@ -21,14 +21,14 @@ from torch import Tensor, fx
 from torch._dynamo.comptime import comptime
 from torch._inductor import config as inductor_config
 
-from lightning_psp.compiled_graph import Mention, Region, find_potentials
-from lightning_psp.graph import Edge
-from lightning_psp.graph_rewriting import Place, Point, copy_graph
-from lightning_psp.outputs import Returned
-from lightning_psp.provenance import Measured, NetworkCall, Potential, is_within
+from lightning_psp.capture.outputs import Returned
+from lightning_psp.capture.provenance import Measured, NetworkCall, Potential, is_within
+from lightning_psp.compilation.analysis import Mention, Region, find_potentials
+from lightning_psp.compilation.rewriting import Place, Point, copy_graph
+from lightning_psp.gradient.graph import Edge
 
 if TYPE_CHECKING:
-    from lightning_psp.capture import Capture
+    from lightning_psp.capture.mode import Capture
 
 _entered: list[Capture[Any]] = []
 
@@ -95,8 +95,8 @@ def _with_potentials(compile_graph: Callable[..., Any]) -> Callable[..., Any]:
             if capture.checkpoints.regions and coefficients:
                 raise NotImplementedError(
                     f"The potentials of layer {region.points[0].name!r} lie inside a function made by `torch.compile`"
-                    " that an activation checkpoint runs, and would be missing when the checkpoint runs it again. Compile"
-                    " this part of the network or checkpoint it, not both."
+                    " that an activation checkpoint runs, and would be missing when the checkpoint runs it again."
+                    " Compile this part of the network or checkpoint it, not both."
                 )
             # Before the graph overwrites an input, which then has another history.
             sources = {index: (values[index].grad_fn, values[index].output_nr) for index in used}

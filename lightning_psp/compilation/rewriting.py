@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, fx
 from torch._dynamo.source import LocalSource
 
-from lightning_psp.nonlinearities import Activation
+from lightning_psp.capture.nonlinearities import Activation
+from lightning_psp.capture.provenance import NetworkCall
 from lightning_psp.penalty import Reduction, accumulation_dtype, count_units
-from lightning_psp.provenance import NetworkCall
 
 
 class Place(NamedTuple):

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_psp.graph import Edge, reach_from
-from lightning_psp.nonlinearities import Nonlinearities, TorchFunction
-from lightning_psp.provenance import Handler, Kept, NetworkCall, Origin, Potential, tensors_in
+from lightning_psp.capture.nonlinearities import Nonlinearities, TorchFunction
+from lightning_psp.capture.provenance import Handler, Kept, NetworkCall, Origin, Potential, tensors_in
+from lightning_psp.gradient.graph import Edge, reach_from
 
 if TYPE_CHECKING:
-    from lightning_psp.capture import Capture
+    from lightning_psp.capture.mode import Capture
 
 _SIGMOIDS = ("sigmoid", "softplus", "logsigmoid")
 _SOFTMAX = (functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)

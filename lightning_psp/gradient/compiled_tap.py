@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_psp.graph import ReachedGraph
-from lightning_psp.provenance import Measured, Potential
+from lightning_psp.capture.provenance import Measured, Potential
+from lightning_psp.gradient.graph import ReachedGraph
 
 if TYPE_CHECKING:
-    from lightning_psp.injection import Arriving
+    from lightning_psp.gradient.injection import Arriving
 
 
 class CompiledTap:
-    """Counterpart of :class:`~lightning_psp.injection.Tap` for a compiled function, which adds the gradient itself.
+    """Counterpart of :class:`~lightning_psp.gradient.injection.Tap` where a compiled function adds the gradient itself.
 
     Args:
         potential: its layer.

@@ -16,12 +16,12 @@ from torch.autograd.graph import Node
 from torch.utils.checkpoint import CheckpointError
 from torch.utils.hooks import RemovableHandle
 
-from lightning_psp.checkpoints import restore
-from lightning_psp.compiled_tap import CompiledTap
-from lightning_psp.graph import ReachedGraph, reach
-from lightning_psp.kernels import add_potential, can_be_overwritten, square_sum
+from lightning_psp.capture.checkpoints import restore
+from lightning_psp.capture.provenance import Potential
+from lightning_psp.gradient.compiled_tap import CompiledTap
+from lightning_psp.gradient.graph import ReachedGraph, reach
+from lightning_psp.gradient.kernels import add_potential, can_be_overwritten, square_sum
 from lightning_psp.penalty import Reduction, accumulation_dtype, count_units
-from lightning_psp.provenance import Potential
 from lightning_psp.statistics import Total, add_up, read_on_processor
 
 
@@ -56,7 +56,7 @@ class Tap:
         in_place: whether the nonlinearity is about to overwrite it.
         reduction: reduction of the penalty, or None to keep the statistic alone.
         save: inside a checkpointed function, has the potential computed again in the backward pass and returns what
-            :func:`~lightning_psp.checkpoints.restore` makes it of; None elsewhere.
+            :func:`~lightning_psp.capture.checkpoints.restore` makes it of; None elsewhere.
     """
 
     def __init__(

@@ -16,16 +16,17 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import swap_tensors
 from torchmetrics import Metric, MetricCollection
 
-from lightning_psp.checkpoints import Checkpoints, in_backward
-from lightning_psp.compilation import announce_graph, told_of_graphs
-from lightning_psp.frames import Frame, Frames
-from lightning_psp.graph import reach_from
-from lightning_psp.module_calls import has_one_listener, told_of_module_calls
-from lightning_psp.nonlinearities import Activation, Nonlinearities, TorchFunction
-from lightning_psp.outputs import OutputFinder
+from lightning_psp.capture.checkpoints import Checkpoints, in_backward
+from lightning_psp.capture.frames import Frame, Frames
+from lightning_psp.capture.kinds import is_of_another_kind, is_transformed
+from lightning_psp.capture.module_calls import has_one_listener, told_of_module_calls
+from lightning_psp.capture.nonlinearities import Activation, Nonlinearities, TorchFunction
+from lightning_psp.capture.outputs import OutputFinder
+from lightning_psp.capture.provenance import Handler, Kept, NetworkCall, Potential, Provenance, tensors_in
+from lightning_psp.capture.recurrent import RECURRENT_MODULES, attach, parse_call
+from lightning_psp.compilation.runs import announce_graph, told_of_graphs
+from lightning_psp.gradient.graph import reach_from
 from lightning_psp.penalty import Reduction
-from lightning_psp.provenance import Handler, Kept, NetworkCall, Potential, Provenance, tensors_in
-from lightning_psp.recurrent import RECURRENT_MODULES, attach, parse_call
 from lightning_psp.selection import LayerSelection
 
 Other = TypeVar("Other")
@@ -256,7 +257,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         z = args[0] if args else kwargs.get("input")
         activation = self.nonlinearities.hidden[func]
         if self.suppressed or not isinstance(z, Tensor) or not self.is_potential(z) or self._is_of_no_network(z):
-            if isinstance(z, Tensor) and _is_of_another_kind(z) and not self.suppressed and self.counts():
+            if isinstance(z, Tensor) and is_of_another_kind(z) and not self.suppressed and self.counts():
                 self.left_out[self.frames.host(activation.label)] = None
             return func(*args, **kwargs)
         in_place = activation.overwrites(args, kwargs)
@@ -384,7 +385,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             and z.is_floating_point()
             and z.layout is torch.strided
             and not z.is_nested
-            and not _is_transformed(z)
+            and not is_transformed(z)
             and not isinstance(z, nn.Parameter)
             and self.counts()
             and self._is_of_this_network()
@@ -428,20 +429,3 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         origin.values.potentials.append(potential)
         self.potentials.append(potential)
         return potential
-
-
-def _is_of_another_kind(z: Tensor) -> bool:
-    return z.requires_grad and (z.is_complex() or z.layout is not torch.strided or z.is_nested)
-
-
-def _is_transformed(z: Tensor) -> bool:
-    if torch._C._functorch.is_batchedtensor(z):
-        raise NotImplementedError(
-            "Potentials inside `torch.vmap` cannot be seen as the tensors of one batch. Call the network on the batch."
-        )
-    if torch._C._functorch.is_gradtrackingtensor(z):
-        raise NotImplementedError(
-            "Potentials inside `torch.func.grad` and its like cannot be penalised. Call the network as ever, and"
-            " `torch.autograd.grad(..., create_graph=True)` on its output."
-        )
-    return False

@@ -10,9 +10,9 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor
 from torch.utils import swap_tensors
 
-from lightning_psp.graph import Edge
-from lightning_psp.kernels import owns_storage
-from lightning_psp.nonlinearities import Nonlinearities, TorchFunction
+from lightning_psp.capture.nonlinearities import Nonlinearities, TorchFunction
+from lightning_psp.gradient.graph import Edge
+from lightning_psp.gradient.kernels import owns_storage
 
 Kept = TypeVar("Kept")
 Handler = Callable[[TorchFunction, tuple[Any, ...], dict[str, Any]], Any]

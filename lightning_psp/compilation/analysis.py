@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lightning_psp.graph import Edge, reach_from
-from lightning_psp.graph_rewriting import Place, Point, Rewriting
-from lightning_psp.provenance import NetworkCall, Potential, tensors_in
+from lightning_psp.capture.provenance import NetworkCall, Potential, tensors_in
+from lightning_psp.compilation.rewriting import Place, Point, Rewriting
+from lightning_psp.gradient.graph import Edge, reach_from
 
 if TYPE_CHECKING:
-    from lightning_psp.capture import Capture
+    from lightning_psp.capture.mode import Capture
 
 _MODULE_STACK = "nn_module_stack"
 # A call of a module: the number of the module with that of the call, and where the module was found. Both differ
@@ -43,7 +43,7 @@ class Mention(NamedTuple):
 
 @dataclass(frozen=True)
 class ResultOrigin:
-    """What is known of a result of a graph, as :class:`~lightning_psp.provenance.Origin` holds it."""
+    """What is known of a result of a graph, as :class:`~lightning_psp.capture.provenance.Origin` holds it."""
 
     place: Place
     path: str | None

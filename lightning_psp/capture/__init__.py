@@ -1,0 +1,1 @@
+"""Seeing the potentials of a network while its forward pass runs."""

@@ -1,0 +1,1 @@
+"""Potentials inside functions made by `torch.compile`."""

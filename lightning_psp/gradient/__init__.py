@@ -1,0 +1,1 @@
+"""Adding the gradient of the penalty to a backward pass."""
