@@ -14,7 +14,8 @@ from lightning_psp.capture.mode import Capture
 from lightning_psp.capture.nonlinearities import Nonlinearities
 from lightning_psp.capture.provenance import Potential
 from lightning_psp.gradient.compiled_tap import CompiledTap
-from lightning_psp.gradient.injection import AnyTap, Injector, LayerTerm, Tap
+from lightning_psp.gradient.injection import AnyTap, Injector, LayerTerm
+from lightning_psp.gradient.tap import Tap
 from lightning_psp.histograms import sample
 from lightning_psp.penalty import Reduction
 from lightning_psp.selection import LayerSelection

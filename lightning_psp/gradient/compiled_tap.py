@@ -11,11 +11,11 @@ from lightning_psp.capture.provenance import Measured, Potential
 from lightning_psp.gradient.graph import ReachedGraph
 
 if TYPE_CHECKING:
-    from lightning_psp.gradient.injection import Arriving
+    from lightning_psp.gradient.arriving import Arriving
 
 
 class CompiledTap:
-    """Counterpart of :class:`~lightning_psp.gradient.injection.Tap` where a compiled function adds the gradient itself.
+    """Counterpart of :class:`~lightning_psp.gradient.tap.Tap` where a compiled function adds the gradient itself.
 
     Args:
         potential: its layer.

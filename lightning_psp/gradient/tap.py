@@ -1,0 +1,188 @@
+"""What is kept of a potential between forward and backward, and the addition to its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+from torch.utils.checkpoint import CheckpointError
+from torch.utils.hooks import RemovableHandle
+
+from lightning_psp.capture.checkpoints import restore
+from lightning_psp.capture.provenance import Potential
+from lightning_psp.gradient.arriving import Arriving
+from lightning_psp.gradient.graph import ReachedGraph
+from lightning_psp.gradient.kernels import add_potential, can_be_overwritten, square_sum
+from lightning_psp.penalty import Reduction, accumulation_dtype, count_units
+
+
+class Tap:
+    """What is kept of one potential between forward and backward.
+
+    Args:
+        z: the potential.
+        potential: its layer.
+        in_place: whether the nonlinearity is about to overwrite it.
+        reduction: reduction of the penalty, or None to keep the statistic alone.
+        save: inside a checkpointed function, has the potential computed again in the backward pass and returns what
+            :func:`~lightning_psp.capture.checkpoints.restore` makes it of; None elsewhere.
+    """
+
+    def __init__(
+        self,
+        z: Tensor,
+        potential: Potential[Any],
+        in_place: bool,
+        reduction: Reduction | None,
+        save: Callable[[Tensor], Tensor | None],
+    ) -> None:
+        self.potential = potential
+        self.elements = z.numel()
+        self.batch_size = z.shape[0]
+        self.observations = self.elements // count_units(z, potential.unit_dim)
+        node: Node | None = z.grad_fn
+        self.edge = (node, z.output_nr)
+        self.batch_sum: Tensor | None = None
+        self._square_sum: Tensor | None = None
+        self._value: Tensor | None = None
+        self._placeholder: Tensor | None = None  # for a value that is computed again
+        self._witness: Tensor | None = None  # shares the version counter of the potential
+        self._shape, self._dtype = z.shape, z.dtype
+        self._handle: RemovableHandle | None = None
+        self._has_penalty = False
+        if reduction is None or node is None:
+            self._square_sum = square_sum(z)
+        elif reduction == "squared_mean":
+            self._square_sum = square_sum(z)
+            self.batch_sum = z.detach().sum(dim=0, dtype=accumulation_dtype(z.dtype))
+        elif (placeholder := save(z)) is not None:
+            self._placeholder = placeholder
+            self._square_sum = square_sum(z)
+            if not in_place:
+                self._witness = z.detach()
+                self._witness.data = z.new_empty(0)  # lets go of the memory
+        elif in_place:
+            self._value = z.detach().clone()
+        else:
+            self._value = self._witness = z.detach()
+        self._version = 0 if self._witness is None else self._witness._version
+
+    @property
+    def layer(self) -> str:
+        """Name of the layer."""
+        return self.potential.layer
+
+    @property
+    def square_sum(self) -> Tensor:
+        """Sum of the squares of the potential."""
+        if self._square_sum is None:
+            self.check_unchanged()
+            assert self._value is not None
+            self._square_sum = square_sum(self._value)
+        return self._square_sum
+
+    def is_live(self, graph: ReachedGraph) -> bool:
+        """Whether gradient of the loss arrives at the potential, through its nonlinearity too, and at a parameter."""
+        # A tap that was penalised has let go of its edge.
+        results = self.potential.results
+        return graph.holds(self.edge) and (
+            self.potential.is_differentiated or any(e[0] is not None and e in graph.edges for e in results)
+        )
+
+    def check_unchanged(self) -> None:
+        """Raises a RuntimeError if the potential was overwritten after its nonlinearity had read it."""
+        if self._witness is not None and self._witness._version != self._version:
+            raise RuntimeError(
+                f"The potentials of layer {self.layer!r} were overwritten in place after their nonlinearity had read"
+                " them, so that their penalty cannot be computed. Write the operation that follows out of place"
+                " (`x = x + y` for `x += y`), or leave the layer out with the argument `exclude`."
+            )
+
+    def arm(self, alpha: float, direction: Tensor | None, arriving: Arriving) -> None:
+        """Makes the next backward pass add `alpha · arriving · direction` to the gradient of the potential.
+
+        Args:
+            alpha: the coefficient that is known before the backward pass.
+            direction: the tensor to add, broadcast over the batch; the potential itself if None.
+            arriving: gives the gradient that arrived at the loss.
+        """
+        node, output_nr = self.edge
+        assert node is not None
+
+        def add_penalty(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+            if torch.is_grad_enabled():
+                raise NotImplementedError(
+                    "backward(create_graph=True) cannot differentiate the penalty on potentials a second time. Leave"
+                    " the callback out and add `lam * psp_penalty(potentials)` of `record_potentials` to the loss."
+                )
+            if self._has_penalty:  # of an earlier pass through the same graph
+                return gradients
+            self._has_penalty = True
+            gradient = gradients[output_nr]
+            if gradient is None:
+                raise RuntimeError(
+                    f"The gradient of the loss that arrives at the potentials of layer {self.layer!r} is None, to which"
+                    " autograd lets nothing be added: a `torch.autograd.Function` between them and the loss returns"
+                    " None. Have it return zeros, or leave the layer out with the argument `exclude`."
+                )
+            changed = list(gradients)
+            if direction is None:
+                changed[output_nr] = self._add_value(gradient, alpha, arriving.value)
+            else:
+                changed[output_nr] = self._add_direction(gradient, direction, alpha, arriving.value)
+            return tuple(changed)
+
+        self._handle = node.register_prehook(add_penalty)
+
+    def _add_value(self, gradient: Tensor, alpha: float, arrived: float | Tensor) -> Tensor:
+        value = self._take_value()
+        # The memory of a potential that nothing else needs any more takes the sum.
+        out = value if can_be_overwritten(value) else None
+        if isinstance(arrived, Tensor):
+            if self._square_sum is None:
+                self._square_sum = square_sum(value)
+            return torch.addcmul(gradient, value, arrived.to(gradient), value=alpha, out=out)
+        result, self._square_sum = add_potential(gradient, value, alpha * arrived, out)
+        return result
+
+    def _take_value(self) -> Tensor:
+        # Its memory is free as soon as the gradient has passed.
+        value, self._value, self._witness = self._value, None, None
+        return self._recompute() if value is None else value
+
+    def _recompute(self) -> Tensor:
+        placeholder, self._placeholder = self._placeholder, None
+        assert placeholder is not None
+        try:
+            value = restore(placeholder)
+        except CheckpointError as error:
+            raise self._not_recomputed() from error
+        if value.shape != self._shape:
+            raise self._not_recomputed()
+        return value
+
+    def _not_recomputed(self) -> RuntimeError:
+        return RuntimeError(
+            f"The potentials of layer {self.layer!r} lie inside an activation checkpoint whose recomputation did not"
+            " come by them again, so that their penalty cannot be computed. Let the checkpointed function do the same"
+            " in both passes, or leave the layer out with the argument `exclude`."
+        )
+
+    def _add_direction(self, gradient: Tensor, direction: Tensor, alpha: float, arrived: float | Tensor) -> Tensor:
+        step = direction.to(self._dtype).expand(self.batch_size, *direction.shape)
+        if isinstance(arrived, Tensor):
+            return torch.addcmul(gradient, step, arrived.to(gradient), value=alpha)
+        return torch.add(gradient, step, alpha=alpha * arrived)
+
+    def release(self) -> None:
+        """Lets go of the graph and of the potential."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+        self.edge = (None, 0)
+        self.potential.results.clear()
+        self._value = self._witness = self._placeholder = None
+        self.batch_sum = None
