@@ -113,3 +113,30 @@ def test_recording_in_a_penalised_step_leaves_the_penalty_as_it_is():
 
     (gradients,) = module.gradients
     assert_equal_gradients(gradients, step.gradients(0.5), 1e-8)
+
+
+class Masked(nn.Module):
+    """Some of its potentials are minus infinity, which their nonlinearity makes zeros of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.tensor([-torch.inf, 0.0, 0.0, 0.0, -torch.inf])
+        return self.second(torch.sigmoid(self.first(x) + mask))
+
+
+@pytest.mark.filterwarnings("ignore:The potentials of layer 'network.sigmoid' hold NaN or infinity")
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_watching_alone_leaves_gradients_at_infinite_potentials(is_compiled):
+    torch.manual_seed(0)
+    made = Masked().double()
+    expected = reference_step(made, cross_entropy, batch()).loss_gradients
+    module = Training(torch.compile(made, backend="aot_eager") if is_compiled else made, cross_entropy)
+
+    fit(module, PSPCallback(lam=0.0))
+
+    (gradients,) = module.gradients
+    found = {name.replace("_orig_mod.", ""): gradient for name, gradient in gradients.items()}
+    assert_equal_gradients(found, expected, 1e-8)

@@ -238,7 +238,9 @@ def _add_product(gradient: Tensor, potential: Tensor, coefficient: Tensor) -> Te
     exact = gradient.to(coefficient.dtype)
     # A product of what is known in the forward pass may be taken there, where the coefficient is not known yet. This
     # one cannot: its second factor is the potential, but needs the gradient.
-    return (exact + coefficient * ((exact + potential.to(coefficient.dtype)) - exact)).to(gradient.dtype)
+    added = exact + coefficient * ((exact + potential.to(coefficient.dtype)) - exact)
+    # Without a penalty, an infinite potential or gradient is passed by as it is.
+    return torch.where(coefficient == 0, exact, added).to(gradient.dtype)
 
 
 def _pass_with_penalty(z: Tensor, coefficient: Tensor) -> Tensor:
