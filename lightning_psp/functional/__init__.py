@@ -1,0 +1,7 @@
+"""Measures of potentials as pure functions."""
+
+from lightning_psp.functional.entropy import estimate_psp_entropy, psp_entropy
+from lightning_psp.functional.estimate import EntropyEstimate
+from lightning_psp.functional.mean_square import mean_square_potential
+
+__all__ = ["EntropyEstimate", "estimate_psp_entropy", "mean_square_potential", "psp_entropy"]
