@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from lightning_psp.capture.nonlinearities import find_nonlinearities
 from lightning_psp.compilation.eager_code import keep_out_of_graphs
+from lightning_psp.gradient.entropy_term import EntropySettings
 from lightning_psp.histograms import write_histograms
 from lightning_psp.penalty import Reduction, check_reduction
 from lightning_psp.potentials import check_module
 from lightning_psp.schedules import Schedule, make_schedule
 from lightning_psp.selection import LayerSelection, matches
 from lightning_psp.statistics import LayerMeans, mean_over_layers
+from lightning_psp.targets import Target
 from lightning_psp.trainer_state import (
     STEP_VALUES,
     first_learning_rate,
@@ -54,6 +56,13 @@ class PSPCallback(Callback):
         output: whether the output layer (the logits) is among the layers.
         reduction: ``"mean"``, ``"sum"`` or ``"squared_mean"``.
         activations: further module classes or torch functions whose input is a potential, or their dotted names.
+        entropy_weight: factor on the soft entropy of the hidden layers, of either sign; 0 leaves it out. The potentials
+            of these layers need the samples of the batch in dimension 0; each pass of a network through one counts with
+            the labels of the whole batch. It takes a training in one process and layers that are not compiled.
+        entropy_temperature: temperature T of the graded states σ(z / T) that make the soft entropy.
+        num_classes: number of classes, which the labels have to stay below; None sets no bound.
+        target: an index or a key of a batch, or a callable that is given the batch: where its class labels ``[batch]``
+            are. By default the second item of a pair, or ``"label"``, ``"labels"``, ``"target"``, ``"y"`` of a mapping.
         log_layers: whether ⟨z²⟩ is logged for each layer.
         histograms: whether the distributions of weights and potentials are written to TensorBoard each epoch.
 
@@ -80,6 +89,10 @@ class PSPCallback(Callback):
         output: bool = True,
         reduction: Reduction = "mean",
         activations: Sequence[str | type[nn.Module] | Callable[..., Any]] = (),
+        entropy_weight: float = 0.0,
+        entropy_temperature: float = 1.0,
+        num_classes: int | None = None,
+        target: Target = None,
         log_layers: bool = True,
         histograms: bool = False,
     ) -> None:
@@ -100,6 +113,9 @@ class PSPCallback(Callback):
         self.selection = LayerSelection(include, exclude, output)
         self.reduction: Reduction = reduction
         self.activations = activations
+        self.num_classes = num_classes
+        self.target = target
+        self.entropy_term = EntropySettings(entropy_weight, entropy_temperature, target, num_classes)
         self.log_layers = log_layers
         self.histograms = histograms
         self._train_means = LayerMeans()
@@ -123,6 +139,11 @@ class PSPCallback(Callback):
             raise NotImplementedError(
                 "PSPCallback(reduction='squared_mean') needs the mean of each potential over the whole batch, of which"
                 f" each of {trainer.world_size} processes sees a part. Use reduction='mean' or 'sum'."
+            )
+        if self.entropy_term.weight != 0.0 and trainer.world_size > 1:
+            raise NotImplementedError(
+                "PSPCallback(entropy_weight=…) needs the states of each class over the whole batch, of which each of"
+                f" {trainer.world_size} processes sees a part. Train in one process, or use entropy_weight=0."
             )
         if self.lam > 0 and splits_layers(trainer):
             raise NotImplementedError(
@@ -160,6 +181,7 @@ class PSPCallback(Callback):
             reduction=self.reduction,
             layer_factor=self._layer_factor,
             next_lam=lambda: self._next_lam(trainer),
+            entropy=self.entropy_term,
             on_unseen_backward=lambda: self._say(
                 "backward",
                 "`training_step` calls `loss.backward()`, which no callback hears of: the penalty on potentials is"
@@ -190,18 +212,26 @@ class PSPCallback(Callback):
     @keep_out_of_graphs
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Prepares the penalty's gradient."""
-        if self._watch is None or self._watch.lam == 0.0:
+        if self._watch is None or not self._watch.adds_gradients:
             return
         # Of several processes, one may have a step without the network.
         is_checked = self._watch.layers or trainer.world_size == 1
         if is_checked and pl_module.automatic_optimization and not self._watch.saw_empty_batch:
             self._check_layers(self._watch)
         self._watch.arm(loss, loss_scale(trainer, pl_module))
-        if not self._watch.penalised_layers and not self._watch.saw_empty_batch:
+        if self._watch.saw_empty_batch:
+            return
+        if self._watch.lam > 0 and not self._watch.penalised_layers:
             self._say(
                 "nothing",
                 "A backward pass reached no potential between trained parameters and its loss: no penalty was added"
                 " to it.",
+            )
+        if self.entropy_term.weight != 0.0 and not self._watch.entropy_layers:
+            self._say(
+                "no entropy",
+                "A backward pass reached no potential of a hidden layer between trained parameters and its loss: no"
+                " entropy term was added to it.",
             )
 
     @keep_out_of_graphs
@@ -224,6 +254,8 @@ class PSPCallback(Callback):
         self._train_means.update(sums)
         mean = mean_over_layers(sums) if sums else None
         values = {} if mean is None else dict(zip(STEP_VALUES, (watch.lam, watch.penalty(), mean), strict=True))
+        if values and self.entropy_term.weight != 0.0:
+            values["psp/entropy_term"] = watch.entropy_term()
         log_step(trainer, pl_module, values)
         if mean is not None:
             # An accelerator is not made to wait in every step.
@@ -256,7 +288,7 @@ class PSPCallback(Callback):
                 "Complex, sparse and nested tensors are not penalised. Such tensors enter the nonlinearities of"
                 f" {', '.join(watch.left_out)}. Name them in `exclude` to leave them out without this warning.",
             )
-        if watch.lam > 0 and not watch.penalised_layers:
+        if watch.adds_gradients and not (watch.penalised_layers or watch.entropy_layers):
             self._say(
                 "nothing",
                 "No penalty was added in this epoch. With manual optimisation, call `self.manual_backward(loss)`: no"

@@ -48,12 +48,12 @@ def find_target(batch: Any, target: Target = None) -> Tensor | None:
             found = batch[target]
         except (IndexError, KeyError, TypeError) as error:
             raise ValueError(
-                f"Argument `target` is {target!r}, at which the batch has no item; the batch is {_describe(batch)}."
+                f"Argument `target` is {target!r}, at which the batch has no item; the batch is {describe(batch)}."
             ) from error
     if not _is_labels(found):
         raise ValueError(
             "Expected argument `target` to find the class labels of a batch, a tensor [batch] of an integer type, but"
-            f" target={target!r} found {_describe(found)}."
+            f" target={target!r} found {describe(found)}."
         )
     labels: Tensor = found
     return labels
@@ -81,7 +81,8 @@ def _is_labels(found: Any) -> bool:
     )
 
 
-def _describe(found: Any) -> str:
+def describe(found: Any) -> str:
+    """A few words on what a batch or a part of it is."""
     if isinstance(found, Tensor):
         return f"a tensor {[*found.shape]} of {found.dtype}"
     if isinstance(found, Mapping):

@@ -14,6 +14,7 @@ from lightning_psp.capture.mode import Capture
 from lightning_psp.capture.nonlinearities import Nonlinearities
 from lightning_psp.capture.provenance import Potential
 from lightning_psp.gradient.compiled_tap import CompiledTap
+from lightning_psp.gradient.entropy_term import BatchClasses, ClassStates, EntropySettings, EntropyTerm
 from lightning_psp.gradient.injection import AnyTap, Injector, LayerTerm
 from lightning_psp.gradient.tap import Tap
 from lightning_psp.histograms import sample
@@ -38,6 +39,7 @@ class Watch:
         reduction: reduction of the penalty.
         layer_factor: gives a layer's factor on λ.
         next_lam: gives λ of the training step that is about to start.
+        entropy: settings of the entropy term.
         on_unseen_backward: called when a training step runs a backward pass that was not announced by `arm`.
     """
 
@@ -51,10 +53,12 @@ class Watch:
         reduction: Reduction,
         layer_factor: Callable[[str], float],
         next_lam: Callable[[], float],
+        entropy: EntropySettings,
         on_unseen_backward: Callable[[], None],
     ) -> None:
         self.lam = 0.0
         self._terms: list[LayerTerm] = []  # of all backward passes of the step so far
+        self._entropy_terms: list[EntropyTerm] = []  # the same
         self.layers: dict[str, None] = {}  # every layer seen, chosen or not, in order of call
         self.fused: dict[str, None] = {}  # modules left out whose potentials could not be seen
         self.left_out: dict[str, None] = {}  # layers whose potentials are complex, sparse or nested
@@ -64,13 +68,16 @@ class Watch:
         self.samples: dict[str, Tensor] = {}
         self.unsampled: dict[str, None] = {}  # layers inside compiled functions, whose values do not come out
         self.penalised_layers: set[str] = set()
+        self.entropy_layers: set[str] = set()
         self._trainer = trainer
         self._selection = selection
         self._reduction = reduction
         self._layer_factor = layer_factor
         self._next_lam = next_lam
         self._on_unseen_backward = on_unseen_backward
-        self._injector = Injector(reduction, layer_factor)
+        self._entropy = entropy if entropy.weight != 0.0 else None
+        self._classes: BatchClasses | None = None  # of the batch of the running training step
+        self._injector = Injector(reduction, layer_factor, entropy.weight)
         self._is_training = False
         self._capture: Capture[AnyTap] = Capture(
             module,
@@ -102,6 +109,7 @@ class Watch:
         self._capture.potentials = []
         self.samples = {}
         self._terms = []
+        self._entropy_terms = []
 
     def sums(self) -> LayerSums:
         """For each layer of the last step the sum of z² over its passes and the number of values."""
@@ -120,6 +128,15 @@ class Watch:
         """λR of the step, summed over its backward passes."""
         return add_up([term.value() for term in self._terms])
 
+    def entropy_term(self) -> Total:
+        """The entropy term of the step, summed over its backward passes."""
+        return add_up([term.value() for term in self._entropy_terms])
+
+    @property
+    def adds_gradients(self) -> bool:
+        """Whether the training step has a penalty or an entropy term."""
+        return self.lam != 0.0 or self._entropy is not None
+
     def arm(self, loss: Tensor, scale: float) -> None:
         """Prepares a backward pass of the training step.
 
@@ -131,8 +148,11 @@ class Watch:
         self._note_layers()
         self._injector.disarm()
         terms = self._injector.arm(loss, self._taps(), self.lam, scale)
-        self.penalised_layers.update(terms)
-        self._terms.extend(terms.values())
+        self.penalised_layers.update(terms.penalty)
+        self._terms.extend(terms.penalty.values())
+        if terms.entropy is not None:
+            self.entropy_layers.update(terms.entropy.layers)
+            self._entropy_terms.append(terms.entropy)
 
     def disarm(self) -> None:
         """Ends a backward pass."""
@@ -162,12 +182,21 @@ class Watch:
         if self.takes_samples and self._is_training:
             self.samples[potential.layer] = sample(z)
         reduction = self._reduction if is_penalised else None
-        return Tap(z, potential, in_place, reduction, self._capture.checkpoints.save)
+        return Tap(z, potential, in_place, reduction, self._capture.checkpoints.save, self._states(z, potential))
+
+    def _states(self, z: Tensor, potential: Potential[AnyTap]) -> ClassStates | None:
+        if self._entropy is None or self._classes is None or potential.is_output or z.grad_fn is None:
+            return None
+        return ClassStates(z, self._classes, self._entropy.temperature)
 
     def _run_training_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.has_trained = True
         self.lam = self._next_lam()
-        return self._run(step, args, kwargs, is_training=True)
+        self._classes = None if self._entropy is None else self._entropy.classes(args[0])
+        try:
+            return self._run(step, args, kwargs, is_training=True)
+        finally:
+            self._classes = None
 
     def _run_evaluation_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._trainer.sanity_checking:
@@ -177,7 +206,7 @@ class Watch:
     def _run(self, step: Callable[..., Any], args: Any, kwargs: Any, is_training: bool) -> Any:
         self.release()
         self._is_training = is_training
-        self._capture.penalises = is_training and self.lam != 0.0
+        self._capture.penalises = is_training and self.adds_gradients
         # A strategy that wraps the module runs a step through the module's own `forward`.
         self._capture.redirected = self._strategy.model is not self._strategy.lightning_module
         try:
@@ -199,7 +228,7 @@ class Watch:
         self.chosen_layers.update(dict.fromkeys(tap.layer for tap in self._taps()))
 
     def _check_backward(self, loss: Tensor) -> None:
-        if self._is_training and self.lam != 0.0 and not self._injector.is_armed:
+        if self._is_training and self.adds_gradients and not self._injector.is_armed:
             self._on_unseen_backward()
 
 

@@ -42,9 +42,6 @@ class CompiledTap:
         is_trained = self._sources is None or any(graph.holds(edge) for edge in self._sources)
         return self._coefficient is not None and is_trained and any(map(graph.holds, self.potential.results))
 
-    def check_unchanged(self) -> None:
-        """Nothing outside the compiled function can overwrite the potential."""
-
     def arm(self, alpha: float, direction: Tensor | None, arriving: Arriving) -> None:
         """Makes the next backward pass add `alpha` times the gradient that arrives at the loss times the potential."""
         self._factor = alpha

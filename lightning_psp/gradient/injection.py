@@ -1,14 +1,14 @@
-"""Adding the penalty's gradient to the one that passes a potential, without touching the loss.
+"""Adding gradients of the penalty and of the entropy term to those that pass potentials, without touching the loss.
 
 The penalty's gradient with respect to a potential z is a number times z (or times the mean of z over the batch). It is
 added where the gradient of the loss passes z on its way back, so that the penalty needs no graph of its own: no square,
-no product and no further accumulation over activations.
+no product and no further accumulation over activations. The entropy term is told in `entropy_term`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_psp.gradient.arriving import Arriving
 from lightning_psp.gradient.compiled_tap import CompiledTap
+from lightning_psp.gradient.entropy_term import EntropyTerm
 from lightning_psp.gradient.graph import reach
 from lightning_psp.gradient.tap import Tap
 from lightning_psp.penalty import Reduction
@@ -73,22 +74,35 @@ def _mean_over_batch(taps: list[AnyTap]) -> Tensor:
     return torch.stack(sums).sum(dim=0) / sum(tap.batch_size for tap in taps)
 
 
+class Terms(NamedTuple):
+    """What is added to the loss of one backward pass.
+
+    `penalty` holds the terms of λR: one for each layer with potentials between trained parameters and this loss that
+    were not penalised before. `entropy` is the term of the hidden ones among these layers, None if it is not asked for.
+    """
+
+    penalty: dict[str, LayerTerm]
+    entropy: EntropyTerm | None
+
+
 class Injector:
-    """Adds the gradient of λR to the backward passes of one training step.
+    """Adds the gradients of λR and of the entropy term to the backward passes of one training step.
 
     Args:
         reduction: reduction of the penalty.
         layer_factor: gives a layer's factor on λ.
+        entropy_weight: weight of the entropy term.
     """
 
-    def __init__(self, reduction: Reduction, layer_factor: Callable[[str], float]) -> None:
+    def __init__(self, reduction: Reduction, layer_factor: Callable[[str], float], entropy_weight: float) -> None:
         self._reduction = reduction
         self._layer_factor = layer_factor
+        self._entropy_weight = entropy_weight
         self._armed: list[AnyTap] = []
         self._loss_handle: RemovableHandle | None = None
         self.is_armed = False
 
-    def arm(self, loss: Tensor, taps: list[AnyTap], lam: float, scale: float) -> dict[str, LayerTerm]:
+    def arm(self, loss: Tensor, taps: list[AnyTap], lam: float, scale: float) -> Terms:
         """Prepares the backward pass that is about to start from `loss`.
 
         Args:
@@ -96,29 +110,16 @@ class Injector:
             taps: all potentials of the step so far.
             lam: λ of this step.
             scale: the factor by which the loss was already multiplied (loss scaling, accumulation).
-
-        Returns:
-            The terms of λR: one for each layer with potentials between trained parameters and this loss that were not
-            penalised before.
         """
         self.is_armed = True
         graph = reach(loss)
         layers: dict[str, list[AnyTap]] = {}
         for tap in taps:
             if tap.is_live(graph):
-                tap.check_unchanged()
                 layers.setdefault(tap.layer, []).append(tap)
+        terms = Terms(self._penalty_terms(layers, lam), self._entropy_term(layers))
         if not layers:
-            return {}
-        if self._reduction == "mean":
-            lam /= len(layers)
-        # A layer whose factor is 0 counts in L and has no term.
-        factors = {layer: self._layer_factor(layer) for layer in layers}
-        terms = {
-            layer: LayerTerm(passes, self._reduction, lam * factors[layer])
-            for layer, passes in layers.items()
-            if factors[layer] != 0.0
-        }
+            return terms
         arriving = Arriving()
         self._loss_handle = loss.register_hook(arriving.note)  # type: ignore[no-untyped-call]
         # Hooks of the user change the gradient of the loss, not that of the penalty: they run after this one.
@@ -129,9 +130,34 @@ class Injector:
             if number != self._loss_handle.id:
                 hooks[number] = hooks.pop(number)
         self._armed = [tap for passes in layers.values() for tap in passes]
-        for term in terms.values():
+        for term in terms.penalty.values():
             term.arm(scale, arriving)
+        if terms.entropy is not None:
+            terms.entropy.arm(scale, arriving)
         return terms
+
+    def _penalty_terms(self, layers: dict[str, list[AnyTap]], lam: float) -> dict[str, LayerTerm]:
+        if lam == 0.0:
+            return {}
+        if self._reduction == "mean" and layers:
+            lam /= len(layers)
+        # A layer whose factor is 0 counts in L and has no term.
+        factors = {layer: self._layer_factor(layer) for layer in layers}
+        return {
+            layer: LayerTerm(passes, self._reduction, lam * factors[layer])
+            for layer, passes in layers.items()
+            if factors[layer] != 0.0
+        }
+
+    def _entropy_term(self, layers: dict[str, list[AnyTap]]) -> EntropyTerm | None:
+        if self._entropy_weight == 0.0:
+            return None
+        hidden = {
+            layer: found
+            for layer, passes in layers.items()
+            if (found := [tap for tap in passes if not tap.potential.is_output])
+        }
+        return EntropyTerm(hidden, self._entropy_weight)
 
     def take_sums(self) -> None:
         """Takes the sums of squares of the potentials that the backward pass did not reach."""

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_psp.capture.checkpoints import restore
 from lightning_psp.capture.provenance import Potential
 from lightning_psp.gradient.arriving import Arriving
+from lightning_psp.gradient.entropy_term import ClassStates
 from lightning_psp.gradient.graph import ReachedGraph
 from lightning_psp.gradient.kernels import add_potential, can_be_overwritten, square_sum
 from lightning_psp.penalty import Reduction, accumulation_dtype, count_units
@@ -29,6 +30,7 @@ class Tap:
         reduction: reduction of the penalty, or None to keep the statistic alone.
         save: inside a checkpointed function, has the potential computed again in the backward pass and returns what
             :func:`~lightning_psp.capture.checkpoints.restore` makes it of; None elsewhere.
+        states: what the entropy term knows of it, or None without one.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Tap:
         in_place: bool,
         reduction: Reduction | None,
         save: Callable[[Tensor], Tensor | None],
+        states: ClassStates | None = None,
     ) -> None:
         self.potential = potential
         self.elements = z.numel()
@@ -52,15 +55,23 @@ class Tap:
         self._witness: Tensor | None = None  # shares the version counter of the potential
         self._shape, self._dtype = z.shape, z.dtype
         self._handle: RemovableHandle | None = None
-        self._has_penalty = False
-        if reduction is None or node is None:
-            self._square_sum = square_sum(z)
-        elif reduction == "squared_mean":
-            self._square_sum = square_sum(z)
+        self._penalty: tuple[float, Tensor | None] | None = None  # coefficient and direction
+        self._slopes: Tensor | None = None  # of the entropy term
+        self._has_terms = False
+        self.states = states
+        is_penalised = reduction is not None and node is not None
+        adds_itself = is_penalised and reduction != "squared_mean"
+        if is_penalised and not adds_itself:
             self.batch_sum = z.detach().sum(dim=0, dtype=accumulation_dtype(z.dtype))
-        elif (placeholder := save(z)) is not None:
-            self._placeholder = placeholder
+        if adds_itself or states is not None:
+            self._hold(z, in_place, save)
+        if not adds_itself or self._placeholder is not None:
             self._square_sum = square_sum(z)
+        self._version = 0 if self._witness is None else self._witness._version
+
+    def _hold(self, z: Tensor, in_place: bool, save: Callable[[Tensor], Tensor | None]) -> None:
+        if (placeholder := save(z)) is not None:
+            self._placeholder = placeholder
             if not in_place:
                 self._witness = z.detach()
                 self._witness.data = z.new_empty(0)  # lets go of the memory
@@ -68,7 +79,6 @@ class Tap:
             self._value = z.detach().clone()
         else:
             self._value = self._witness = z.detach()
-        self._version = 0 if self._witness is None else self._witness._version
 
     @property
     def layer(self) -> str:
@@ -109,18 +119,37 @@ class Tap:
             direction: the tensor to add, broadcast over the batch; the potential itself if None.
             arriving: gives the gradient that arrived at the loss.
         """
+        if direction is None:
+            self.check_unchanged()
+        self._penalty = (alpha, direction)
+        self._register(arriving)
+
+    def arm_entropy(self, slopes: Tensor, arriving: Arriving) -> None:
+        """Makes the next backward pass add the gradient of the entropy term to that of the potential.
+
+        Args:
+            slopes: derivative of the term by the state of a unit in a sample of each class, ``[classes, units]``.
+            arriving: gives the gradient that arrived at the loss.
+        """
+        self.check_unchanged()
+        self._slopes = slopes
+        self._register(arriving)
+
+    def _register(self, arriving: Arriving) -> None:
+        if self._handle is not None:
+            return
         node, output_nr = self.edge
         assert node is not None
 
-        def add_penalty(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        def add_terms(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
             if torch.is_grad_enabled():
                 raise NotImplementedError(
                     "backward(create_graph=True) cannot differentiate the penalty on potentials a second time. Leave"
                     " the callback out and add `lam * psp_penalty(potentials)` of `record_potentials` to the loss."
                 )
-            if self._has_penalty:  # of an earlier pass through the same graph
+            if self._has_terms:  # of an earlier pass through the same graph
                 return gradients
-            self._has_penalty = True
+            self._has_terms = True
             gradient = gradients[output_nr]
             if gradient is None:
                 raise RuntimeError(
@@ -129,16 +158,26 @@ class Tap:
                     " None. Have it return zeros, or leave the layer out with the argument `exclude`."
                 )
             changed = list(gradients)
-            if direction is None:
-                changed[output_nr] = self._add_value(gradient, alpha, arriving.value)
-            else:
-                changed[output_nr] = self._add_direction(gradient, direction, alpha, arriving.value)
+            changed[output_nr] = self._add_terms(gradient, arriving.value)
             return tuple(changed)
 
-        self._handle = node.register_prehook(add_penalty)
+        self._handle = node.register_prehook(add_terms)
 
-    def _add_value(self, gradient: Tensor, alpha: float, arrived: float | Tensor) -> Tensor:
+    def _add_terms(self, gradient: Tensor, arrived: float | Tensor) -> Tensor:
+        penalty = self._penalty
+        if penalty is not None and penalty[1] is not None:
+            gradient = self._add_direction(gradient, penalty[1], penalty[0], arrived)
+            penalty = None
+        if penalty is None and self._slopes is None:
+            return gradient
         value = self._take_value()
+        if self._slopes is not None:
+            assert self.states is not None
+            gradient = self.states.add_gradient(gradient, value, self._slopes, arrived)
+        # Last, for it may write over the value.
+        return gradient if penalty is None else self._add_value(gradient, value, penalty[0], arrived)
+
+    def _add_value(self, gradient: Tensor, value: Tensor, alpha: float, arrived: float | Tensor) -> Tensor:
         # The memory of a potential that nothing else needs any more takes the sum.
         out = value if can_be_overwritten(value) else None
         if isinstance(arrived, Tensor):
@@ -185,4 +224,5 @@ class Tap:
         self.edge = (None, 0)
         self.potential.results.clear()
         self._value = self._witness = self._placeholder = None
-        self.batch_sum = None
+        self.batch_sum = self._slopes = None
+        self.states = self._penalty = None

@@ -1,0 +1,155 @@
+"""PSP-entropy with graded states in place of binary ones, which a gradient can pass."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_psp.penalty import accumulation_dtype
+
+Unit = Literal["element", "channel"]
+_UNITS: tuple[str, ...] = get_args(Unit)
+_REDUCTIONS = ("mean", "none")
+
+
+def soft_psp_entropy(
+    z: Tensor,
+    target: Tensor,
+    num_classes: int,
+    *,
+    temperature: float = 1.0,
+    unit: Unit = "element",
+    unit_dim: int = 1,
+    reduction: Literal["mean", "none"] = "mean",
+) -> Tensor:
+    r"""Differentiable relaxation of the PSP-entropy of a layer.
+
+    The PSP-entropy of a unit (Tartaglione et al., 2020, Eq. 3 to 5) is the entropy of its state, 1 where z > 0 and 0
+    elsewhere, over the samples of a class, summed over classes. Here the state is
+    :math:`\sigma(z / T)` at the temperature T, so that the probability of state 1 of unit k among the
+    :math:`n_c` samples of class c and the entropy of the unit are
+
+    .. math::
+        p_{k|c} = \frac{1}{n_c} \sum_{b \in c} \sigma\!\left(\frac{z_{b,k}}{T}\right), \qquad
+        H_k = -\sum_c p_{k|c} \log_2 p_{k|c} + (1 - p_{k|c}) \log_2 (1 - p_{k|c}).
+
+    As T falls, :math:`H_k` tends to the PSP-entropy, except for potentials that are exactly 0: their state is ½ at
+    every temperature. At any T, the largest value (a bit a class) is also that of a unit whose potentials are all 0.
+
+    Half precision is computed in float32. The gradient is finite: 0 where a probability is 0 or 1.
+
+    Args:
+        z: potentials ``[batch, …]`` of a layer.
+        target: class labels ``[batch]`` of an integer type, from 0 to `num_classes` − 1. A class without samples
+            contributes nothing.
+        num_classes: number of classes.
+        temperature: T, in the unit of the potentials.
+        unit: ``"element"``: every entry of a sample is a unit. ``"channel"``: every index of the dimension `unit_dim`
+            is one, the other dimensions being further observations of it.
+        unit_dim: the dimension of the channels; not used for ``"element"``.
+        reduction: ``"mean"`` over units, or ``"none"``.
+
+    Returns:
+        The entropy in bits, with the graph of z: a scalar for ``"mean"``, ``[units]`` for ``"none"``.
+
+    Raises:
+        TypeError: if z is not a real floating point tensor, or `target` not one of an integer type.
+        ValueError: if a shape, a label or another argument is outside what is allowed, or z holds NaN.
+
+    Example:
+        >>> z, target = torch.tensor([[5.0, 9.0], [-5.0, 9.0], [5.0, -9.0]]), torch.tensor([0, 0, 1])
+        >>> soft_psp_entropy(z, target, 2, reduction="none").round(decimals=2)
+        tensor([1.0600, 0.0000])
+        >>> soft_psp_entropy(z, target, 2, temperature=0.1)
+        tensor(0.5000)
+    """
+    _check(z, target, num_classes, temperature, unit, unit_dim, reduction)
+    states = torch.sigmoid(z.to(accumulation_dtype(z.dtype)) / temperature)
+    if z.ndim > 2 and unit == "channel":
+        states = states.movedim(unit_dim, -1).flatten(1, -2).mean(dim=1)
+    counts = torch.bincount(target, minlength=num_classes)
+    probabilities = class_sums(states, target, num_classes) / counts.clamp(min=1)[:, None]
+    entropies = binary_entropy(probabilities).sum(dim=0)
+    return entropies.mean() if reduction == "mean" else entropies
+
+
+def class_sums(states: Tensor, labels: Tensor, number_of_classes: int) -> Tensor:
+    """Sums over the samples of each class.
+
+    Args:
+        states: values ``[batch, …]``.
+        labels: classes ``[batch]`` from 0 to `number_of_classes` − 1.
+        number_of_classes: number of classes.
+
+    Returns:
+        The sums ``[number_of_classes, units]``.
+    """
+    states = states.reshape(len(states), -1)
+    zeros = states.new_zeros(number_of_classes, states.shape[1])
+    return zeros.index_add(0, labels.long(), states)
+
+
+def binary_entropy(probabilities: Tensor) -> Tensor:
+    """Entropy in bits of a state of this probability; its gradient is 0, not infinite, at the probabilities 0 and 1.
+
+    Example:
+        >>> binary_entropy(torch.tensor([0.0, 0.25, 0.5, 1.0]))
+        tensor([0.0000, 0.8113, 1.0000, 0.0000])
+    """
+    is_certain = (probabilities <= 0) | (probabilities >= 1)
+    p = probabilities.masked_fill(is_certain, 0.5)
+    entropies: Tensor = (torch.special.entr(p) + torch.special.entr(1 - p)) / math.log(2)
+    return entropies.masked_fill(is_certain, 0.0)
+
+
+def _check(
+    z: Tensor, target: Tensor, num_classes: int, temperature: float, unit: str, unit_dim: int, reduction: str
+) -> None:
+    if not z.is_floating_point():
+        raise TypeError(f"Expected argument `z` to be a real floating point tensor but got {z.dtype}.")
+    if z.ndim == 0 or z.numel() == 0:
+        raise ValueError(f"Expected argument `z` to hold potentials [batch, …] but got shape {[*z.shape]}.")
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        raise TypeError(f"Expected argument `target` to be of an integer type but got {target.dtype}.")
+    if target.shape != z.shape[:1]:
+        raise ValueError(
+            f"Expected argument `target` to hold one label for each of {len(z)} samples, [{len(z)}], but got shape"
+            f" {[*target.shape]}."
+        )
+    check_number_of_classes(num_classes)
+    lowest, highest = target.min().item(), target.max().item()
+    if lowest < 0 or highest >= num_classes:
+        raise ValueError(
+            f"Expected argument `target` to hold labels from 0 to {num_classes - 1} but got labels from {lowest} to"
+            f" {highest}."
+        )
+    check_temperature("temperature", temperature)
+    if unit not in _UNITS:
+        raise ValueError(f"Expected argument `unit` to be one of {', '.join(_UNITS)} but got {unit!r}.")
+    if unit == "channel" and z.ndim > 1 and not (1 <= unit_dim < z.ndim or -z.ndim < unit_dim < 0):
+        raise ValueError(
+            f"Expected argument `unit_dim` to be a dimension of {z.ndim} other than the batch's but got {unit_dim!r}."
+        )
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"Expected argument `reduction` to be one of {', '.join(_REDUCTIONS)} but got {reduction!r}.")
+    if torch.isnan(z).any():
+        raise ValueError("Expected argument `z` to hold numbers but got NaN.")
+
+
+def check_number_of_classes(num_classes: object) -> None:
+    """Raises an error unless `num_classes` is an integer of at least 1."""
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int):
+        raise TypeError(f"Expected argument `num_classes` to be an integer but got {num_classes!r}.")
+    if num_classes < 1:
+        raise ValueError(f"Expected argument `num_classes` to be at least 1 but got {num_classes!r}.")
+
+
+def check_temperature(argument: str, temperature: object) -> None:
+    """Raises an error unless a temperature is a finite number above 0."""
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+        raise TypeError(f"Expected argument `{argument}` to be a number but got {temperature!r}.")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"Expected argument `{argument}` to be a finite number above 0 but got {temperature!r}.")

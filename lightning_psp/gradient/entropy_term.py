@@ -1,0 +1,213 @@
+"""The soft PSP-entropy of the hidden layers as a term beside the loss.
+
+Like the penalty it needs no graph of its own. In the forward pass the graded states of a potential are summed over the
+samples of each class. Before the backward pass these sums give the slope of the entropy by the probability of each unit
+in each class, and where the gradient passes the potential, the slope of a sample's class times the slope of its state
+is added to it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_psp.functional.soft_entropy import (
+    binary_entropy,
+    check_number_of_classes,
+    check_temperature,
+    class_sums,
+)
+from lightning_psp.gradient.compiled_tap import CompiledTap
+from lightning_psp.penalty import accumulation_dtype
+from lightning_psp.statistics import Total, add_up, read_on_processor
+from lightning_psp.targets import Target, check_target, describe, find_target
+
+if TYPE_CHECKING:
+    from lightning_psp.gradient.arriving import Arriving
+    from lightning_psp.gradient.tap import Tap
+
+
+@dataclass(frozen=True)
+class EntropySettings:
+    """What the user asked for.
+
+    Args:
+        weight: factor on the mean over layers of their soft entropy.
+        temperature: temperature of the graded states.
+        target: where the class labels of a batch are.
+        num_classes: the number that labels have to stay below, or None.
+
+    Raises:
+        TypeError: if one of them is of the wrong type.
+        ValueError: if the weight is not finite, the temperature not finite and above 0, or the number below 1.
+    """
+
+    weight: float
+    temperature: float
+    target: Target
+    num_classes: int | None
+
+    def __post_init__(self) -> None:
+        """Checks them."""
+        if isinstance(self.weight, bool) or not isinstance(self.weight, (int, float)):
+            raise TypeError(f"Expected argument `entropy_weight` to be a number but got {self.weight!r}.")
+        if not math.isfinite(self.weight):
+            raise ValueError(f"Expected argument `entropy_weight` to be a finite number but got {self.weight!r}.")
+        check_temperature("entropy_temperature", self.temperature)
+        if self.num_classes is not None:
+            check_number_of_classes(self.num_classes)
+        check_target(self.target)
+
+    def classes(self, batch: Any) -> BatchClasses:
+        """The classes of a training batch.
+
+        Raises:
+            ValueError: if the batch has no class labels where they are looked for, or one is out of range.
+        """
+        labels = find_target(batch, self.target)
+        if labels is None:
+            raise ValueError(
+                "PSPCallback(entropy_weight=…) needs the class labels of each training batch, a tensor [batch] of an"
+                f" integer type, and found none: the batch is {describe(batch)}. Say with the argument `target` where"
+                " they are: an index, a key or a callable that is given the batch."
+            )
+        present, numbered, counts = torch.unique(labels, return_inverse=True, return_counts=True)
+        # Sorted, so that the first is the lowest.
+        if len(present) and (present[0] < 0 or (self.num_classes is not None and present[-1] >= self.num_classes)):
+            allowed = "of at least 0" if self.num_classes is None else f"from 0 to {self.num_classes - 1}"
+            raise ValueError(
+                f"PSPCallback(entropy_weight=…) expects class labels {allowed} but the batch has labels from"
+                f" {present[0].item()} to {present[-1].item()}."
+            )
+        return BatchClasses(numbered, counts)
+
+
+@dataclass(frozen=True)
+class BatchClasses:
+    """The classes of the samples of a batch, numbered among those that occur in it.
+
+    Args:
+        labels: the class of each sample, ``[batch]``.
+        counts: the number of samples of each class, ``[classes]``.
+    """
+
+    labels: Tensor
+    counts: Tensor
+
+
+class ClassStates:
+    """The graded states of one pass of a layer, summed over the samples of each class.
+
+    Args:
+        z: the potential.
+        classes: the classes of the batch.
+        temperature: temperature of the states.
+    """
+
+    def __init__(self, z: Tensor, classes: BatchClasses, temperature: float) -> None:
+        self.shape = z.shape
+        self.classes = classes
+        self._temperature = temperature
+        self._labels = classes.labels.to(z.device)
+        self.sums: Tensor | None = None
+        if len(z) == len(self._labels):
+            self.sums = class_sums(self._states(z.detach()), self._labels, len(classes.counts))
+
+    def add_gradient(self, gradient: Tensor, z: Tensor, slopes: Tensor, arrived: float | Tensor) -> Tensor:
+        """Adds the gradient of the entropy to one that passes the potential.
+
+        Args:
+            gradient: gradient of the shape of the potential.
+            z: the potential.
+            slopes: derivative of the term by the state of a unit in a sample of each class, ``[classes, units]``.
+            arrived: the gradient that arrived at the loss.
+        """
+        states = self._states(z)
+        step = (1 - states).mul_(states).mul_(slopes[self._labels].view(self.shape)).div_(self._temperature)
+        step.mul_(arrived.to(step) if isinstance(arrived, Tensor) else arrived)
+        return gradient + step.to(gradient.dtype)
+
+    def _states(self, z: Tensor) -> Tensor:
+        # A watch would take a sigmoid for a nonlinearity of the network.
+        with torch._C.DisableTorchFunction():
+            return torch.sigmoid(z.to(accumulation_dtype(z.dtype)) / self._temperature)
+
+
+class EntropyTerm:
+    """The term in one backward pass: the weight times the mean over layers of their soft entropy.
+
+    Args:
+        layers: the passes of each hidden layer.
+        weight: the weight.
+
+    Raises:
+        NotImplementedError: if a layer runs in a compiled function.
+        ValueError: if the potentials of a layer do not have the samples of the batch in their first dimension, or if
+            its passes differ in shape.
+    """
+
+    def __init__(self, layers: dict[str, list[Tap | CompiledTap]], weight: float) -> None:
+        self.layers = [*layers]
+        self._entropies = [_LayerEntropy(layer, passes) for layer, passes in layers.items()]
+        self._weight = weight
+
+    def value(self) -> Total:
+        """The term."""
+        if not self._entropies:
+            return 0.0
+        return self._weight / len(self._entropies) * add_up([entropy.value() for entropy in self._entropies])
+
+    def arm(self, scale: float, arriving: Arriving) -> None:
+        """Has the gradient of `scale` times the term added in the next backward pass."""
+        for entropy in self._entropies:
+            entropy.arm(self._weight / len(self._entropies) * scale, arriving)
+
+
+class _LayerEntropy:
+    """The soft entropy of a layer, whose passes count as one batch."""
+
+    def __init__(self, layer: str, passes: list[Tap | CompiledTap]) -> None:
+        self._taps = [tap for tap in passes if not isinstance(tap, CompiledTap)]
+        if len(self._taps) < len(passes):
+            raise NotImplementedError(
+                f"The potentials of layer {layer!r} lie inside a function made by `torch.compile`, which does not give"
+                " the entropy term what it needs of them. Train without `torch.compile`, put"
+                " `torch.compiler.disable` around the part of the network that has the layer, or leave the layer out"
+                f" with exclude=({layer!r},)."
+            )
+        states = [tap.states for tap in self._taps if tap.states is not None]
+        sums = [_sums(layer, state) for state in states]
+        if any(state.shape != states[0].shape for state in states):
+            shapes = ", ".join(str([*state.shape]) for state in states)
+            raise ValueError(
+                f"The passes of layer {layer!r} in this step have different shapes: {shapes}. The entropy of their"
+                f" units, which entropy_weight asks for, is not defined; leave the layer out with exclude=({layer!r},)."
+            )
+        self._observations = states[0].classes.counts.to(sums[0].device)[:, None] * len(states)
+        self._probabilities = torch.stack(sums).sum(dim=0) / self._observations
+
+    def value(self) -> Total:
+        """The mean over units, in bits."""
+        return read_on_processor(binary_entropy(self._probabilities).sum(dim=0).mean())
+
+    def arm(self, factor: float, arriving: Arriving) -> None:
+        """Has the gradient of `factor` times the entropy added in the next backward pass."""
+        p = self._probabilities
+        slopes = (1 - p).log2_().sub_(p.log2()).masked_fill_((p <= 0) | (p >= 1), 0.0)
+        slopes.mul_(factor / p.shape[1]).div_(self._observations)
+        for tap in self._taps:
+            tap.arm_entropy(slopes, arriving)
+
+
+def _sums(layer: str, states: ClassStates) -> Tensor:
+    if states.sums is None:
+        raise ValueError(
+            f"The potentials of layer {layer!r} have the shape {[*states.shape]} and the batch has"
+            f" {len(states.classes.labels)} class labels: the entropy term, which entropy_weight asks for, needs the"
+            f" samples of the batch in dimension 0. Leave the layer out with exclude=({layer!r},)."
+        )
+    return states.sums
