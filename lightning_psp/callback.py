@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from lightning_psp.capture.nonlinearities import find_nonlinearities
 from lightning_psp.compilation.eager_code import keep_out_of_graphs
+from lightning_psp.entropy_measure import EntropyMeasure, Orders
+from lightning_psp.functional.validation import Unit
 from lightning_psp.gradient.entropy_term import EntropySettings
 from lightning_psp.histograms import write_histograms
 from lightning_psp.penalty import Reduction, check_reduction
@@ -56,6 +58,11 @@ class PSPCallback(Callback):
         output: whether the output layer (the logits) is among the layers.
         reduction: ``"mean"``, ``"sum"`` or ``"squared_mean"``.
         activations: further module classes or torch functions whose input is a potential, or their dotted names.
+        entropy: orders of PSP-entropy to measure over validation and test runs, such as ``(1, 2)``; ``()`` for none.
+            ``"auto"`` measures order 1 where class labels are found and the counts take no more than 512 MiB, and says
+            once why not where it does not.
+        entropy_unit: what one neuron is for PSP-entropy: ``"element"`` of the potentials, or ``"channel"``, whose
+            positions are further observations of it.
         entropy_weight: factor on the soft entropy of the hidden layers, of either sign; 0 leaves it out. The potentials
             of these layers need the samples of the batch in dimension 0; each pass of a network through one counts with
             the labels of the whole batch. It takes a training in one process and layers that are not compiled.
@@ -89,6 +96,8 @@ class PSPCallback(Callback):
         output: bool = True,
         reduction: Reduction = "mean",
         activations: Sequence[str | type[nn.Module] | Callable[..., Any]] = (),
+        entropy: Orders = "auto",
+        entropy_unit: Unit = "element",
         entropy_weight: float = 0.0,
         entropy_temperature: float = 1.0,
         num_classes: int | None = None,
@@ -120,6 +129,7 @@ class PSPCallback(Callback):
         self.histograms = histograms
         self._train_means = LayerMeans()
         self._evaluation_means = LayerMeans()
+        self._entropy = EntropyMeasure(entropy, entropy_unit, num_classes, target, self._say)
         self._first_learning_rate: float | None = None
         self._samples: dict[str, Tensor] = {}
         self._said: set[str] = set()
@@ -182,6 +192,7 @@ class PSPCallback(Callback):
             layer_factor=self._layer_factor,
             next_lam=lambda: self._next_lam(trainer),
             entropy=self.entropy_term,
+            measure=self._entropy,
             on_unseen_backward=lambda: self._say(
                 "backward",
                 "`training_step` calls `loss.backward()`, which no callback hears of: the penalty on potentials is"
@@ -327,6 +338,23 @@ class PSPCallback(Callback):
         if self._watch is None:
             self._attach(trainer, pl_module)
         self._evaluation_means.reset()
+        self._entropy.reset()
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Finds the class labels of the batch."""
+        self._start_evaluation_batch(trainer, batch)
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Finds the class labels of the batch."""
+        self._start_evaluation_batch(trainer, batch)
+
+    def _start_evaluation_batch(self, trainer: Trainer, batch: Any) -> None:
+        if self._watch is not None and not trainer.sanity_checking:
+            self._entropy.start_batch(batch)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Adds the batch to the mean."""
@@ -342,6 +370,7 @@ class PSPCallback(Callback):
         if self._watch.layers:
             self._check_layers(self._watch)
         self._evaluation_means.update(self._watch.sums())
+        self._entropy.end_batch(self._watch.layers_not_hidden(), self._watch.output_sizes())
         self._watch.release()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -367,13 +396,15 @@ class PSPCallback(Callback):
     def _log_means(
         self, trainer: Trainer, pl_module: LightningModule, means: LayerMeans, stage: str
     ) -> dict[str, float]:
-        """Logs them and returns those of all processes."""
+        """Logs them, with the entropies of an evaluation, and returns those of all processes."""
         layers = means_over_processes(trainer, means)
+        entropies = {} if stage == "train" else self._entropy.values(trainer, stage, layers, self.log_layers)
         if not layers:
             return layers
         values = {f"psp/z2_{stage}": sum(layers.values()) / len(layers)}
         if self.log_layers:
             values.update({f"psp_z2_{stage}/{layer}": mean for layer, mean in layers.items()})
+        values.update(entropies)
         if not trainer.barebones:
             # The values of all processes are equal already; Lightning warns of what it does not synchronise itself.
             pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=trainer.world_size > 1)

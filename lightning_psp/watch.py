@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_psp.capture.mode import Capture
 from lightning_psp.capture.nonlinearities import Nonlinearities
 from lightning_psp.capture.provenance import Potential
+from lightning_psp.entropy_measure import EntropyMeasure
 from lightning_psp.gradient.compiled_tap import CompiledTap
 from lightning_psp.gradient.entropy_term import BatchClasses, ClassStates, EntropySettings, EntropyTerm
 from lightning_psp.gradient.injection import AnyTap, Injector, LayerTerm
@@ -40,6 +41,7 @@ class Watch:
         layer_factor: gives a layer's factor on λ.
         next_lam: gives λ of the training step that is about to start.
         entropy: settings of the entropy term.
+        measure: counts the states of units in evaluations.
         on_unseen_backward: called when a training step runs a backward pass that was not announced by `arm`.
     """
 
@@ -54,6 +56,7 @@ class Watch:
         layer_factor: Callable[[str], float],
         next_lam: Callable[[], float],
         entropy: EntropySettings,
+        measure: EntropyMeasure,
         on_unseen_backward: Callable[[], None],
     ) -> None:
         self.lam = 0.0
@@ -75,6 +78,7 @@ class Watch:
         self._layer_factor = layer_factor
         self._next_lam = next_lam
         self._on_unseen_backward = on_unseen_backward
+        self._measure = measure
         self._entropy = entropy if entropy.weight != 0.0 else None
         self._classes: BatchClasses | None = None  # of the batch of the running training step
         self._injector = Injector(reduction, layer_factor, entropy.weight)
@@ -85,7 +89,7 @@ class Watch:
             selection,
             self._keep,
             root_is_network=False,
-            tracks_units=reduction == "sum",
+            tracks_units=reduction == "sum" or measure.unit == "channel",
             reduction=reduction,
         )
         self._capture.on_backward = self._check_backward
@@ -118,6 +122,15 @@ class Watch:
             total, elements = sums.get(tap.layer, (0.0, 0))
             sums[tap.layer] = (total + read_on_processor(tap.square_sum), elements + tap.elements)
         return sums
+
+    def layers_not_hidden(self) -> list[str]:
+        """The output layers of the last step, and what is no layer of the network."""
+        seen = self._capture.potentials
+        return [potential.layer for potential in seen if potential.is_output or self._is_of_data(potential)]
+
+    def output_sizes(self) -> set[int]:
+        """Numbers of units of the output layers of the last step."""
+        return {potential.units for potential in self._capture.potentials if potential.is_output}
 
     @property
     def saw_empty_batch(self) -> bool:
@@ -175,7 +188,9 @@ class Watch:
 
     def _keep(self, z: Tensor, potential: Potential[AnyTap], in_place: bool) -> AnyTap:
         is_penalised = self._is_training and self.lam * self._layer_factor(potential.layer) != 0.0
-        if potential.measured is not None:
+        if not self._is_training and self._measure.is_counting:
+            self._measure.add(potential.layer, z, potential.unit_dim)
+        elif potential.measured is not None:
             if self.takes_samples and self._is_training:
                 self.unsampled[potential.layer] = None
             return CompiledTap(potential, potential.measured)
@@ -206,6 +221,8 @@ class Watch:
     def _run(self, step: Callable[..., Any], args: Any, kwargs: Any, is_training: bool) -> Any:
         self.release()
         self._is_training = is_training
+        # Compiled code gives potentials themselves where their states are counted.
+        self._capture.set_reduction(None if not is_training and self._measure.is_counting else self._reduction)
         self._capture.penalises = is_training and self.adds_gradients
         # A strategy that wraps the module runs a step through the module's own `forward`.
         self._capture.redirected = self._strategy.model is not self._strategy.lightning_module

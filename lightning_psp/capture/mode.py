@@ -68,8 +68,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.redirected = False  # whether the first call of root stands for a step of training, not for the network
         self.penalises = False  # whether potentials are to lie on the path to a loss where they have no other use
         self.root = root
-        self.reduction = reduction
         self.nonlinearities = nonlinearities
+        self.set_reduction(reduction)
         self._special_classes: tuple[type[nn.Module], ...] = (ParametrizationList, *nonlinearities.module_classes)
         self._selection = selection
         self._keep = keep
@@ -83,8 +83,6 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.skips_without_grad = False  # whether calls without gradient are none of the watch's
         self.suppressed = 0
         self._is_suspended = False
-        # Code compiled under one capture serves another one only if this is the same.
-        self._compilation_key = f"{reduction} {nonlinearities.named}"
         self.outputs = OutputFinder(self)
         self.checkpoints = Checkpoints(
             {**dict.fromkeys(self.outputs.handlers(nonlinearities)), **nonlinearities.hidden}
@@ -232,6 +230,12 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             self.call = None
 
     # --- compiled functions ----------------------------------------------------------------------------------------
+
+    def set_reduction(self, reduction: Reduction | None) -> None:
+        """Says what compiled functions are to give from now on; see the argument of the class."""
+        self.reduction = reduction
+        # Code compiled under one capture serves another one only if this is the same.
+        self._compilation_key = f"{reduction} {self.nonlinearities.named}"
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
@@ -420,6 +424,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         name = host if origin.path is None else origin.path or "output"
         call = self.call or origin.call or self._step_call
         potential: Potential[Kept] = Potential(call.number(name), origin.unit_dim, is_output)
+        potential.units = z.shape[origin.unit_dim] if z.ndim > 1 else 1
         if origin.measured is not None:
             potential.measured = origin.measured
             potential.results.extend(origin.measured.results)

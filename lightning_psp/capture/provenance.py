@@ -69,11 +69,13 @@ class Potential(Generic[Kept]):
         "number_of_calls",
         "results",
         "unit_dim",
+        "units",
     )
 
     def __init__(self, layer: str, unit_dim: int, is_output: bool) -> None:
         self.layer = layer
         self.unit_dim = unit_dim
+        self.units = 0
         self.is_output = is_output
         self.kept: Kept | None = None
         self.results: list[Edge] = []  # to what the nonlinearity gave

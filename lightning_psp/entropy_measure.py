@@ -1,0 +1,152 @@
+"""PSP-entropy over validation and test runs: what a callback counts, and when it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from lightning_psp.functional.validation import MAX_ORDER, UNITS, Unit
+from lightning_psp.layer_entropies import LayerEntropies
+from lightning_psp.targets import Target, find_target
+
+Orders: TypeAlias = Literal["auto"] | Sequence[int]
+Say: TypeAlias = Callable[[str, str, bool], None]
+
+# The memory that counts may take where they were not asked for.
+_MAX_BYTES = 512 * 2**20
+
+
+class EntropyMeasure:
+    """Measures the PSP-entropy of hidden layers over one evaluation after another.
+
+    Args:
+        orders: orders of the entropies; ``"auto"`` measures order 1 where that can be had, and says so where not.
+        unit: what one neuron is: ``"element"`` or ``"channel"``.
+        num_classes: number of classes; None takes it from the output layer.
+        target: where the class labels are in a batch.
+        say: called with a subject, a message and whether it is a warning.
+    """
+
+    def __init__(self, orders: Orders, unit: Unit, num_classes: int | None, target: Target, say: Say) -> None:
+        _check_orders(orders)
+        if unit not in UNITS:
+            raise ValueError(f"Expected argument `entropy_unit` to be one of {', '.join(UNITS)} but got {unit!r}.")
+        self._is_asked_for = orders != "auto"
+        self._orders: tuple[int, ...] = (1,) if orders == "auto" else tuple(orders)
+        self.unit = unit
+        self._target = target
+        self._say = say
+        max_bytes = None if self._is_asked_for else _MAX_BYTES
+        self._entropies = LayerEntropies(self._orders, unit, num_classes, max_bytes)
+
+    def reset(self) -> None:
+        """Starts a new evaluation."""
+        self._entropies.reset()
+
+    @property
+    def is_counting(self) -> bool:
+        """Whether potentials of the running step are to be counted."""
+        return self._entropies.is_counting
+
+    def start_batch(self, batch: Any) -> None:
+        """Finds the class labels of the batch that is about to be evaluated."""
+        if not self._orders or self._entropies.problem is not None:
+            return
+        target = find_target(batch, self._target)
+        if target is None:
+            self._entropies.give_up(
+                "no class labels, a tensor [batch] of an integer type, were found in a batch: say with `target` where"
+                " they are"
+            )
+        else:
+            self._entropies.start_batch(target)
+        self._check()
+
+    def add(self, layer: str, z: Tensor, unit_dim: int) -> None:
+        """Counts a layer's potentials ``[batch, …]`` of the running step."""
+        self._entropies.add(layer, z, unit_dim)
+
+    def end_batch(self, not_hidden: Sequence[str], output_sizes: set[int]) -> None:
+        """Ends the batch; see :meth:`LayerEntropies.end_batch`."""
+        self._entropies.end_batch(not_hidden, output_sizes)
+        self._check()
+
+    def values(
+        self, trainer: Trainer, stage: str, mean_squares: Mapping[str, float], by_layer: bool
+    ) -> dict[str, float]:
+        """What to log of the evaluation that has ended.
+
+        Args:
+            trainer: the trainer, each process of which has to call this.
+            stage: ``"val"`` or ``"test"``.
+            mean_squares: ⟨z²⟩ of every layer, where NaN tells of potentials that are NaN.
+            by_layer: whether the value of each layer is among the values.
+        """
+        if not self._orders:
+            return {}
+        if trainer.world_size > 1:
+            self._entropies.synchronise(trainer.strategy.root_device)
+            self._check()
+        values: dict[str, float] = {}
+        for order, estimates in self._entropies.compute().items():
+            if not estimates:
+                continue
+            name = "entropy" if order == 1 else f"entropy{order}"
+            # A state was counted for NaN, too.
+            broken = {layer for layer, mean_square in mean_squares.items() if mean_square != mean_square}
+            layers = {layer: float("nan") if layer in broken else found.value for layer, found in estimates.items()}
+            values[f"psp/{name}_{stage}"] = sum(layers.values()) / len(layers)
+            if by_layer:
+                values.update({f"psp_{name}_{stage}/{layer}": value for layer, value in layers.items()})
+            sampled = [found for found in estimates.values() if not found.is_exact]
+            if sampled:
+                self._say(
+                    f"sampled {order}",
+                    f"PSP-entropy of order {order} is the mean over a random sample of {sampled[0].number_of_sets} sets"
+                    f" of units in {len(sampled)} layers, with a standard error of at most"
+                    f" {max(found.standard_error for found in sampled):.2g} bits.",
+                    False,
+                )
+        empty = self._entropies.empty_classes()
+        if empty:
+            self._say(
+                "empty classes",
+                f"No sample of the classes {', '.join(map(str, empty))} was seen ({stage}). They contribute nothing to"
+                " PSP-entropy.",
+                True,
+            )
+        return values
+
+    def _check(self) -> None:
+        """Says what cannot be measured, or raises an error where it was asked for."""
+        problem, left_out = self._entropies.problem, self._entropies.left_out
+        if problem is not None and self._is_asked_for:
+            raise ValueError(f"PSPCallback(entropy={self._orders}) cannot be measured: {problem}. Or pass entropy=().")
+        if problem is not None:
+            self._say("no entropy measured", f"PSP-entropy is left out: {problem}.", False)
+        reasons = "; ".join(f"of {layer!r}, {reason}" for layer, reason in left_out.items())
+        if left_out and self._is_asked_for:
+            raise ValueError(
+                f"PSPCallback(entropy={self._orders}) cannot be measured {reasons}. Or leave the layer out with the"
+                " argument `exclude`."
+            )
+        if left_out:
+            self._say("no entropy of a layer", f"PSP-entropy is left out {reasons}.", False)
+
+
+def _check_orders(orders: Any) -> None:
+    allowed = f"'auto' or a sequence of orders from 1 to {MAX_ORDER}, such as (1, 2)"
+    if orders == "auto":
+        return
+    if isinstance(orders, str) or not isinstance(orders, Sequence):
+        raise TypeError(f"Expected argument `entropy` to be {allowed}, but got {orders!r}.")
+    for order in orders:
+        if isinstance(order, bool) or not isinstance(order, int):
+            raise TypeError(f"Expected argument `entropy` to be {allowed}, but got {orders!r}.")
+        if not 1 <= order <= MAX_ORDER:
+            raise ValueError(f"Expected argument `entropy` to be {allowed}, but got {orders!r}.")
+    if len(set(orders)) < len(orders):
+        raise ValueError(f"Expected argument `entropy` to name each order once, but got {orders!r}.")
