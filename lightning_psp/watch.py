@@ -188,9 +188,10 @@ class Watch:
 
     def _keep(self, z: Tensor, potential: Potential[AnyTap], in_place: bool) -> AnyTap:
         is_penalised = self._is_training and self.lam * self._layer_factor(potential.layer) != 0.0
-        if not self._is_training and self._measure.is_counting:
+        is_value = self._capture.reduction is None  # of a compiled function, too
+        if is_value and not potential.is_output:
             self._measure.add(potential.layer, z, potential.unit_dim)
-        elif potential.measured is not None:
+        if potential.measured is not None and not is_value:
             if self.takes_samples and self._is_training:
                 self.unsampled[potential.layer] = None
             return CompiledTap(potential, potential.measured)

@@ -1,0 +1,451 @@
+"""PSP-entropy over validation and test runs: its values against a count by hand, and when there is none."""
+
+import copy
+import itertools
+import logging
+import math
+import pickle
+from collections import Counter
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_psp import PSPCallback
+from tests.small import BATCH, CLASSES, Classifier, loader, quiet_trainer, traces
+
+HIDDEN = ["first", "second"]
+
+
+def entropy_by_hand(z, labels, order, classes=CLASSES):
+    """Joint entropy in bits of every set of columns of z [observations, units] in every class: its mean over sets."""
+    states = [[int(value > 0) for value in row] for row in z.tolist()]
+    sets = list(itertools.combinations(range(len(states[0])), order))
+    total = 0.0
+    for chosen, number in itertools.product(sets, range(classes)):
+        rows = [
+            tuple(row[unit] for unit in chosen)
+            for row, label in zip(states, labels.tolist(), strict=True)
+            if label == number
+        ]
+        total -= sum(n / len(rows) * math.log2(n / len(rows)) for n in Counter(rows).values())
+    return total / len(sets)
+
+
+@torch.no_grad()
+def hidden_potentials(module, features):
+    first = features @ module.first.weight.T + module.first.bias
+    second = (first * torch.sigmoid(first)) @ module.second.weight.T + module.second.bias
+    return dict(zip(HIDDEN, (first, second), strict=True))
+
+
+def data(batches=6, seed=0):
+    found = loader(batches, seed)
+    return found, *found.dataset.tensors
+
+
+def messages(caplog):
+    return [record.getMessage() for record in caplog.records if "PSP-entropy" in record.getMessage()]
+
+
+def evaluated(callback, module, loaders, stage="test", **settings):
+    trainer = quiet_trainer(callback, **settings)
+    getattr(trainer, {"val": "validate", "test": "test"}[stage])(module, loaders, verbose=False)
+    return {key: float(value) for key, value in trainer.callback_metrics.items() if "entropy" in key}
+
+
+def module_of(cls=Classifier):
+    torch.manual_seed(1)
+    return cls().double()
+
+
+# --- values ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["val", "test"])
+def test_values_are_those_of_a_count_by_hand(stage):
+    module, (loaders, features, labels) = module_of(), data()
+    logged = evaluated(PSPCallback(entropy=(1, 2, 3)), module, loaders, stage)
+    expected = {}
+    for order, name in ((1, "entropy"), (2, "entropy2"), (3, "entropy3")):
+        layers = {n: entropy_by_hand(z, labels, order) for n, z in hidden_potentials(module, features).items()}
+        expected[f"psp/{name}_{stage}"] = sum(layers.values()) / 2
+        expected.update({f"psp_{name}_{stage}/{layer}": value for layer, value in layers.items()})
+    assert logged == pytest.approx(expected, rel=1e-6)
+    assert min(logged.values()) > 0.1
+
+
+def test_by_default_order_one_is_measured():
+    module, (loaders, features, labels) = module_of(), data()
+    logged = evaluated(PSPCallback(log_layers=False), module, loaders)
+    layers = [entropy_by_hand(z, labels, 1) for z in hidden_potentials(module, features).values()]
+    assert logged == {"psp/entropy_test": pytest.approx(sum(layers) / 2, rel=1e-6)}
+
+
+def test_values_of_each_epoch_of_a_fit_are_those_of_its_weights():
+    class Compare(Callback):
+        def on_validation_epoch_start(self, trainer, module):
+            if not trainer.sanity_checking:
+                expected.append([entropy_by_hand(z, labels, 1) for z in hidden_potentials(module, features).values()])
+
+        def on_train_epoch_end(self, trainer, module):
+            logged.append([float(trainer.callback_metrics[f"psp_entropy_val/{layer}"]) for layer in HIDDEN])
+
+    (loaders, features, labels), expected, logged = data(), [], []
+    quiet_trainer(PSPCallback(), Compare(), max_epochs=3, num_sanity_val_steps=2).fit(module_of(), loader(), loaders)
+    assert len(logged) == 3
+    assert logged == [pytest.approx(layers, rel=1e-6) for layers in expected]
+    assert logged[0] != logged[2]
+
+
+def test_nothing_is_measured_in_the_sanity_check():
+    class Look(Callback):
+        def on_sanity_check_end(self, trainer, module):
+            seen.append([key for key in trainer.callback_metrics if "entropy" in key])
+
+    seen = []
+    quiet_trainer(PSPCallback(), Look(), num_sanity_val_steps=2).fit(module_of(), loader(), data()[0])
+    assert seen == [[]]
+
+
+def test_channels_are_units_and_their_positions_observations():
+    class Convolutional(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.first, self.third = nn.Conv1d(1, 4, 3), nn.Linear(16, CLASSES)
+
+        def forward(self, features):
+            return self.third(functional.relu(self.first(features.unsqueeze(1))).flatten(1))
+
+    module, (loaders, features, labels) = module_of(Convolutional), data()
+    logged = evaluated(PSPCallback(entropy=(1, 2), entropy_unit="channel"), module, loaders)
+    with torch.no_grad():
+        windows = features.unfold(1, 3, 1)  # [batch, position, 3]
+        z = torch.einsum("bpk,ck->bpc", windows, module.first.weight[:, 0]) + module.first.bias
+    rows, classes = z.flatten(0, 1), labels.repeat_interleave(z.shape[1])
+    assert logged["psp_entropy_test/first"] == pytest.approx(entropy_by_hand(rows, classes, 1), rel=1e-6)
+    assert logged["psp_entropy2_test/first"] == pytest.approx(entropy_by_hand(rows, classes, 2), rel=1e-6)
+
+
+def test_channels_of_a_transformer_are_in_its_last_dimension():
+    class Transformer(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.block = nn.TransformerEncoderLayer(6, 2, 10, dropout=0.0, batch_first=True)
+            self.third = nn.Linear(6, CLASSES)
+
+        def forward(self, features):
+            return self.third(self.block(torch.stack([features, 2 * features, -features], 1)).mean(1))
+
+    module, (loaders, _, labels) = module_of(Transformer), data()
+    seen = []
+    handle = module.block.linear1.register_forward_hook(lambda _, args, output: seen.append(output.detach().clone()))
+    logged = evaluated(PSPCallback(entropy_unit="channel"), module, loaders)
+    handle.remove()
+    z = torch.cat(seen)
+    expected = entropy_by_hand(z.flatten(0, 1), labels.repeat_interleave(3), 1)
+    assert logged["psp_entropy_test/block.linear1"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_several_dataloaders_count_as_one_data_set():
+    class Several(Classifier):
+        def validation_step(self, batch, batch_index, dataloader_idx=0):
+            self.log("val_loss", functional.cross_entropy(self(batch[0]), batch[1]))
+
+    module, (first, *_), (second, *_) = module_of(Several), data(3, seed=1), data(4, seed=2)
+    logged = evaluated(PSPCallback(), module, [first, second], "val")
+    features, labels = (torch.cat(pair) for pair in zip(first.dataset.tensors, second.dataset.tensors, strict=True))
+    for layer, z in hidden_potentials(module, features).items():
+        assert logged[f"psp_entropy_val/{layer}"] == pytest.approx(entropy_by_hand(z, labels, 1), rel=1e-6)
+
+
+def test_a_network_called_twice_in_a_step_has_twice_the_observations():
+    class Twice(Classifier):
+        def test_step(self, batch, batch_index):
+            functional.cross_entropy(self(batch[0]) + self(-batch[0]), batch[1])
+
+    module, (loaders, features, labels) = module_of(Twice), data()
+    logged = evaluated(PSPCallback(), module, loaders)
+    for layer, z in hidden_potentials(module, torch.cat([features, -features])).items():
+        expected = entropy_by_hand(z, torch.cat([labels, labels]), 1)
+        assert logged[f"psp_entropy_test/{layer}"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_layers_are_chosen_by_the_patterns_of_the_callback():
+    logged = evaluated(PSPCallback(exclude=("first",)), module_of(), data()[0])
+    assert set(logged) == {"psp/entropy_test", "psp_entropy_test/second"}
+    assert set(evaluated(PSPCallback(output=False), module_of(), data()[0])) == {
+        "psp/entropy_test",
+        *(f"psp_entropy_test/{layer}" for layer in HIDDEN),
+    }
+
+
+@pytest.mark.parametrize("target", [1, "digit", lambda batch: batch["digit"]])
+def test_labels_are_found_where_target_says(target):
+    class Elsewhere(Classifier):
+        def test_step(self, batch, batch_index):
+            functional.cross_entropy(self(batch["x"] if isinstance(batch, dict) else batch[0]), find(batch))
+
+    def find(batch):
+        return batch[target] if not callable(target) else target(batch)
+
+    module, (_, features, labels) = module_of(Elsewhere), data()
+    batches = [
+        (x, y, y * 0) if target == 1 else {"x": x, "digit": y}
+        for x, y in zip(features.split(BATCH), labels.split(BATCH), strict=True)
+    ]
+    logged = evaluated(PSPCallback(target=target, entropy=(1,)), module, DataLoader(batches, batch_size=None))
+    for layer, z in hidden_potentials(module, features).items():
+        assert logged[f"psp_entropy_test/{layer}"] == pytest.approx(entropy_by_hand(z, labels, 1), rel=1e-6)
+
+
+def test_classes_that_come_late_are_counted():
+    module, (_, features, labels) = module_of(), data()
+    order = labels.argsort()
+    logged = evaluated(
+        PSPCallback(), module, DataLoader(TensorDataset(features[order], labels[order]), batch_size=BATCH)
+    )
+    for layer, z in hidden_potentials(module, features).items():
+        assert logged[f"psp_entropy_test/{layer}"] == pytest.approx(entropy_by_hand(z, labels, 1), rel=1e-6)
+
+
+def test_one_logit_decides_between_two_classes():
+    class Binary(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.third = nn.Linear(8, 1)
+
+        def test_step(self, batch, batch_index):
+            functional.binary_cross_entropy_with_logits(self(batch[0])[:, 0], batch[1].double())
+
+    module, (_, features, labels) = module_of(Binary), data()
+    labels = labels % 2
+    logged = evaluated(PSPCallback(), module, DataLoader(TensorDataset(features, labels), batch_size=BATCH))
+    for layer, z in hidden_potentials(module, features).items():
+        expected = entropy_by_hand(z, labels, 1, classes=2)
+        assert logged[f"psp_entropy_test/{layer}"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("orders", ["auto", (1, 2)])
+def test_values_in_a_compiled_network_are_those_of_the_plain_one(orders):
+    module, (loaders, *_) = module_of(), data()
+    expected = evaluated(PSPCallback(entropy=orders), module, loaders)
+    module.forward = torch.compile(module.forward, backend="aot_eager")
+    trainer = quiet_trainer(callback := PSPCallback(entropy=orders))
+    trainer.test(module, loaders, verbose=False)
+    assert {k: float(v) for k, v in trainer.callback_metrics.items() if "entropy" in k} == pytest.approx(expected)
+    assert len(expected) == (3 if orders == "auto" else 6)
+    # Between the epochs of a training, which takes compiled code of another kind.
+    quiet_trainer(callback, max_epochs=2).fit(module, loader(), loaders)
+    plain = module_of()
+    plain.load_state_dict(module.state_dict())
+    expected = evaluated(PSPCallback(entropy=orders), plain, loaders, "val")
+    assert evaluated(callback, module, loaders, "val") == pytest.approx(expected)
+
+
+def test_other_callbacks_can_monitor_the_entropy():
+    stopping = EarlyStopping(monitor="psp/entropy_val", patience=0, mode="max", min_delta=100.0)
+    trainer = quiet_trainer(stopping, PSPCallback(), max_epochs=5)
+    trainer.fit(module_of(), loader(), data()[0])
+    assert trainer.current_epoch == 2
+
+
+def test_sampled_sets_are_said_to_be_so(caplog):
+    class Wide(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 60), nn.Linear(60, 8)
+
+    with caplog.at_level(logging.INFO):
+        evaluated(PSPCallback(entropy=(3,)), module_of(Wide), data()[0])
+    (message,) = messages(caplog)
+    assert "random sample" in message
+    assert "standard error" in message
+    assert "order 3" in message
+
+
+# --- where there is none ---------------------------------------------------------------------------------------------
+
+
+class Regression(Classifier):
+    def __init__(self):
+        super().__init__()
+        self.third = nn.Linear(8, 1)
+
+    def training_step(self, batch, batch_index):
+        return functional.mse_loss(self(batch[0])[:, 0], batch[1].double())
+
+    def validation_step(self, batch, batch_index):
+        self.log("val_loss", self.training_step(batch, batch_index))
+
+
+def regression_data(dtype):
+    _, features, labels = data()
+    return DataLoader(TensorDataset(features, (10 * labels).to(dtype)), batch_size=BATCH)
+
+
+@pytest.mark.parametrize(("dtype", "part"), [(torch.float64, "no class labels"), (torch.int64, "a class label is")])
+def test_regression_models_are_left_in_peace(dtype, part, caplog):
+    with caplog.at_level(logging.INFO):
+        trainer = quiet_trainer(PSPCallback(), max_epochs=2)
+        trainer.fit(module_of(Regression), regression_data(dtype), regression_data(dtype))
+    assert "psp/z2_val" in trainer.callback_metrics
+    assert not [key for key in trainer.callback_metrics if "entropy" in key]
+    (message,) = messages(caplog)
+    assert part in message
+
+
+def test_orders_that_were_asked_for_are_an_error_without_labels():
+    module, trainer = module_of(Regression), quiet_trainer(PSPCallback(entropy=(1,)))
+    before = traces(trainer, module)
+    with pytest.raises(ValueError, match=r"entropy=\(1,\).*no class labels.*target.*entropy=\(\)"):
+        trainer.fit(module, regression_data(torch.float64), regression_data(torch.float64))
+    module.train()  # Lightning itself leaves it in the mode of the evaluation that failed
+    assert traces(trainer, module) == before
+
+
+def test_no_orders_measure_nothing(caplog):
+    with caplog.at_level(logging.INFO):
+        assert evaluated(PSPCallback(entropy=()), module_of(), data()[0]) == {}
+    assert messages(caplog) == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "num_classes", "part"),
+    [
+        (CLASSES, None, "a class label is 3, where 2 is"),
+        (-1, None, "is -1, where 0"),
+        (2, 2, "a class label is 2, where 1"),
+    ],
+)
+def test_labels_out_of_range(labels, num_classes, part, caplog):
+    class Unlabelled(Classifier):
+        def test_step(self, batch, batch_index):
+            functional.cross_entropy(self(batch[0]), batch[1].clamp(0, CLASSES - 1))
+
+    _, features, found = data()
+    found[-1] = labels
+    loaders = DataLoader(TensorDataset(features, found), batch_size=BATCH)
+    with caplog.at_level(logging.INFO):
+        assert evaluated(PSPCallback(num_classes=num_classes), module_of(Unlabelled), loaders) == {}
+    (message,) = messages(caplog)
+    assert part in message
+    with pytest.raises(ValueError, match=part):
+        evaluated(PSPCallback(entropy=(1,), num_classes=num_classes), module_of(Unlabelled), loaders)
+
+
+def test_without_an_output_layer_the_number_of_classes_is_asked_for():
+    class Heads(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.other = nn.Linear(8, 5)
+
+        def forward(self, features):
+            hidden = self.second(functional.silu(self.first(features))).relu()
+            return self.third(hidden), self.other(hidden)
+
+        def test_step(self, batch, batch_index):
+            sum(functional.cross_entropy(logits, batch[1]) for logits in self(batch[0]))
+
+    module, (loaders, features, labels) = module_of(Heads), data()
+    with pytest.raises(ValueError, match="output layers have 3 and 5 units: give it as `num_classes`"):
+        evaluated(PSPCallback(entropy=(1,)), module, loaders)
+    logged = evaluated(PSPCallback(entropy=(1,), num_classes=CLASSES), module, loaders)
+    for layer, z in hidden_potentials(module, features).items():
+        assert logged[f"psp_entropy_test/{layer}"] == pytest.approx(entropy_by_hand(z, labels, 1), rel=1e-6)
+
+
+class OfLengths(Classifier):
+    """The second layer has another number of units in the last batch, or other rows than the batch."""
+
+    transposes = False
+
+    def forward(self, features):
+        first = functional.silu(self.first(features))
+        middle = self.second(torch.stack([first] * (2 if features.sum() > 0 else 3), 0 if self.transposes else 1))
+        return self.third(functional.relu(middle).mean(0 if self.transposes else 1))
+
+
+@pytest.mark.parametrize(("transposes", "part"), [(False, "units in one batch and"), (True, "do not go with 4 class")])
+def test_a_layer_that_cannot_be_counted_is_left_out_alone(transposes, part, caplog):
+    module, (loaders, features, labels) = module_of(OfLengths), data()
+    assert len({bool(part.sum() > 0) for part in features.split(BATCH)}) == 2
+    module.transposes = transposes
+    with caplog.at_level(logging.INFO):
+        logged = evaluated(PSPCallback(), module, loaders)
+    assert set(logged) == {"psp/entropy_test", "psp_entropy_test/first"}
+    expected = entropy_by_hand(hidden_potentials(module, features)["first"], labels, 1)
+    assert logged["psp/entropy_test"] == pytest.approx(expected, rel=1e-6)
+    (message,) = messages(caplog)
+    assert "'second'" in message
+    assert part in message
+    with pytest.raises(ValueError, match=f"'second'.*{part}.*exclude"):
+        evaluated(PSPCallback(entropy=(1,)), module, loaders)
+    if not transposes:
+        assert "psp_entropy_test/second" in evaluated(
+            PSPCallback(entropy=(1,), entropy_unit="channel"), module, loaders
+        )
+
+
+def test_counts_that_would_take_too_much_memory_are_left_out(caplog):
+    class Many(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.third = nn.Linear(6, 70), nn.Linear(70, 8), nn.Linear(8, 1_000_000)
+
+    with caplog.at_level(logging.INFO):
+        assert evaluated(PSPCallback(), module_of(Many), data()[0]) == {}
+    (message,) = messages(caplog)
+    assert "512 MiB" in message
+    assert 'entropy_unit="channel"' in message
+
+
+def test_a_class_without_samples_is_warned_about_once():
+    _, features, labels = data()
+    labels[labels == 1] = 2
+    loaders = DataLoader(TensorDataset(features, labels), batch_size=BATCH)
+    with pytest.warns(UserWarning, match="No sample of the classes 1 was seen") as caught:
+        quiet_trainer(PSPCallback(), max_epochs=2).fit(module_of(), loader(), loaders)
+    assert len([warning for warning in caught if "No sample" in str(warning.message)]) == 1
+
+
+@pytest.mark.filterwarnings("ignore:The potentials of layer 'first' hold NaN")
+def test_a_layer_with_nan_has_no_entropy():
+    module, (loaders, *_) = module_of(), data()
+    module.second.weight.data[0, 0] = float("nan")
+    with pytest.warns(UserWarning, match="'second' hold NaN"):
+        logged = evaluated(PSPCallback(), module, loaders)
+    assert math.isfinite(logged["psp_entropy_test/first"])
+    assert math.isnan(logged["psp_entropy_test/second"])
+    assert math.isnan(logged["psp/entropy_test"])
+
+
+def test_copies_of_the_callback_measure_for_themselves():
+    module, (loaders, *_) = module_of(), data()
+    callback = PSPCallback(entropy=(1, 2))
+    expected = evaluated(callback, module, loaders)
+    for copied in (copy.deepcopy(callback), pickle.loads(pickle.dumps(callback))):
+        assert evaluated(copied, module, loaders) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "parts"),
+    [
+        ({"entropy": "yes"}, TypeError, ("entropy", "'yes'", "'auto'")),
+        ({"entropy": 1}, TypeError, ("entropy", "1", "sequence")),
+        ({"entropy": (0,)}, ValueError, ("entropy", "(0,)", "from 1")),
+        ({"entropy": (1.0,)}, TypeError, ("entropy", "(1.0,)")),
+        ({"entropy": (True,)}, TypeError, ("entropy", "(True,)")),
+        ({"entropy": (1, 1)}, ValueError, ("entropy", "once")),
+        ({"entropy_unit": "filter"}, ValueError, ("entropy_unit", "'filter'", "element, channel")),
+    ],
+)
+def test_arguments_that_are_refused(arguments, error, parts):
+    with pytest.raises(error) as raised:
+        PSPCallback(**arguments)
+    for part in parts:
+        assert part in str(raised.value)
