@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_psp import PSPCallback
 from tests.followed import LAM
-from tests.small import BATCH, Classifier, loader, quiet_trainer
+from tests.small import BATCH, CLASSES, Classifier, loader, quiet_trainer
 
 PROCESSES = 2
 Batch = tuple[Tensor, Tensor]
@@ -150,6 +150,25 @@ class Broken(Distributed):
         return super().training_step((batch[0] / (1 - self.global_rank), batch[1]), batch_index) * float("nan")
 
 
+class OneDoesNotEvaluate(Distributed):
+    """In evaluations the second process has no use for the network."""
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        if self.global_rank == 0:
+            self(batch[0])
+
+
+class OneHasBrokenLabels(Distributed):
+    """In evaluations the second process has a label that is none."""
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        self(batch[0])
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        is_broken = self.global_rank == 1 and not self.training
+        return (batch[0], batch[1] - 100) if is_broken else batch
+
+
 class Kept(DummyLogger):
     """Keeps what it is given."""
 
@@ -215,6 +234,8 @@ RUNS: dict[str, tuple[type[Distributed], dict[str, Any], dict[str, Any], Callabl
     "resting": (OneRests, {}, {}, parts),
     "resting first": (OneRestsFirst, {}, {}, parts),
     "empty": (OneIsEmpty, {}, {}, parts),
+    "one does not evaluate": (OneDoesNotEvaluate, {}, {}, parts),
+    "broken labels": (OneHasBrokenLabels, {}, {}, parts),
     "broken": (Broken, {}, {}, parts),
     "split": (Split, SPLIT, AS_IT_IS, parts),
     "sharded": (Sharded, SHARDED, AS_IT_IS, parts),
@@ -227,7 +248,7 @@ def run(name: str, rank: int) -> dict[str, Any]:
     shares = ModelParallelStrategy if "tensor_parallel_size" in strategy else DDPStrategy
     module, logger, steps = kind().double(), Kept(), Steps()
     trainer = quiet_trainer(
-        PSPCallback(lam=LAM),
+        PSPCallback(lam=LAM, entropy="auto" if name == "broken labels" else (1, 2), num_classes=CLASSES),
         steps,
         devices=PROCESSES,
         strategy=shares(process_group_backend="gloo", timeout=timedelta(seconds=20), **strategy),
@@ -245,7 +266,7 @@ def run(name: str, rank: int) -> dict[str, Any]:
         "gradients": module.gradients,
         "weights": module.weights,
         "final": final,
-        "metrics": {**metrics, "psp/z2_test": float(trainer.callback_metrics["psp/z2_test"])},
+        "metrics": {**metrics, **{key: float(value) for key, value in trainer.callback_metrics.items()}},
         "logged": logger.rows,
         "steps": steps.rows,
         "warnings": [str(warning.message) for warning in said],

@@ -1,11 +1,9 @@
 """PSP-entropy over validation and test runs: its values against a count by hand, and when there is none."""
 
 import copy
-import itertools
 import logging
 import math
 import pickle
-from collections import Counter
 
 import pytest
 import torch
@@ -16,24 +14,10 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_psp import PSPCallback
+from tests.entropy_by_hand import entropy_by_hand
 from tests.small import BATCH, CLASSES, Classifier, loader, quiet_trainer, traces
 
 HIDDEN = ["first", "second"]
-
-
-def entropy_by_hand(z, labels, order, classes=CLASSES):
-    """Joint entropy in bits of every set of columns of z [observations, units] in every class: its mean over sets."""
-    states = [[int(value > 0) for value in row] for row in z.tolist()]
-    sets = list(itertools.combinations(range(len(states[0])), order))
-    total = 0.0
-    for chosen, number in itertools.product(sets, range(classes)):
-        rows = [
-            tuple(row[unit] for unit in chosen)
-            for row, label in zip(states, labels.tolist(), strict=True)
-            if label == number
-        ]
-        total -= sum(n / len(rows) * math.log2(n / len(rows)) for n in Counter(rows).values())
-    return total / len(sets)
 
 
 @torch.no_grad()

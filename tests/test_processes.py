@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.entropy_by_hand import entropy_by_hand
 from tests.followed import LAM, assert_same, mean_square, potentials
 from tests.process_worker import PROCESSES, RUNS, DeadHead, parts
 
@@ -97,7 +98,7 @@ def together(share):
     return tuple(torch.cat(column) for column in zip(*filter(None, share), strict=True))
 
 
-EXACT = [name for name in RUNS if name not in ("broken", "split")]
+EXACT = [name for name in RUNS if not name.startswith(("broken", "split", "one "))]
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -181,6 +182,38 @@ def test_values_of_epochs(results, name):
             if stage != "test":
                 for layer, mean in means.items():
                     assert result["metrics"][f"psp_z2_{stage}/{layer}"] == pytest.approx(mean, rel=1e-6)
+
+
+def hidden_entropies(name, both, stage):
+    """The entropies of order 1 and 2 over the batches of both processes, by key."""
+    batches, seed = {"val": (2, 1), "test": (1, 2)}[stage]
+    ranks = [0] if name == "one does not evaluate" else range(PROCESSES)
+    features, labels = together([together(parts(rank, batches, seed)) for rank in ranks])
+    with torch.no_grad():
+        layers = layers_of(module_with(name, both[0]["final"]), (features, labels))
+    expected = {}
+    for order, key in ((1, "entropy"), (2, "entropy2")):
+        for layer in layers.keys() - {"third"}:
+            expected[f"psp_{key}_{stage}/{layer}"] = entropy_by_hand(layers[layer], labels, order)
+    return expected
+
+
+@pytest.mark.parametrize("name", [*(name for name in EXACT if name != "sampled"), "one does not evaluate"])
+@pytest.mark.parametrize("stage", ["val", "test"])
+def test_entropies_are_those_of_all_batches(results, name, stage):
+    both = of(results, name)
+    expected = hidden_entropies(name, both, stage)
+    for result in both:
+        found = {
+            key: value for key, value in result["metrics"].items() if key.startswith("psp_entropy") and stage in key
+        }
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_process_without_labels_leaves_the_entropy_out_in_all(results):
+    for result in of(results, "broken labels"):
+        assert "psp/z2_test" in result["metrics"]
+        assert not [key for key in result["metrics"] if "entropy" in key]
 
 
 def test_no_value_is_said_to_need_synchronisation(results):
