@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -20,3 +21,7 @@ class EntropyEstimate:
     standard_error: float
     number_of_sets: int
     is_exact: bool
+
+
+# Of no samples at all.
+NO_ESTIMATE = EntropyEstimate(math.nan, math.nan, 0, is_exact=False)

@@ -1,129 +1,50 @@
-"""Joint entropy of the states of pairs and larger sets of units."""
+"""PSP-entropy of second and higher order from the states of all observations."""
 
 from __future__ import annotations
 
-import itertools
 import math
-import random
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.distributed import get_rank, is_available, is_initialized
-from tqdm.auto import tqdm
 
-from lightning_psp.functional.estimate import EntropyEstimate
-from lightning_psp.functional.precision import widest_float
-from lightning_psp.functional.validation import check_units
+from lightning_psp.functional.estimate import NO_ESTIMATE, EntropyEstimate
+from lightning_psp.functional.pair_entropy import sum_over_pairs
+from lightning_psp.functional.set_entropy import choose_sets, entropy_of_sets
 
 DEFAULT_MAX_SETS = 10_000
-# Units of a block of pairs, a multiple of 8, and observations that are unpacked at a time.
-BLOCK = 2048
-OBSERVATIONS = 8192
-# Rows of a block whose counts are looked up at a time, so that they stay in cache.
-ROWS = 64
-# float32 counts exactly up to here.
-_LARGEST_COUNT = 2**24
-# Joint states that are counted at a time.
-_CHUNK = 2**22
-
-
-def _joint_entropy_update(
-    z: Tensor, target: Tensor, unit: str = "element", unit_dim: int = 1
-) -> tuple[Tensor, Tensor, int]:
-    """States of one batch.
-
-    Returns:
-        The states of the units packed in bits, uint8 ``[observations, ceil(units / 8)]``, the observations' classes,
-        int32 ``[observations]``, and the number of units.
-    """
-    states = z > 0
-    if z.ndim == 1:
-        states = states.unsqueeze(1)
-    elif unit == "channel":
-        states = states.movedim(unit_dim, -1)
-    classes = target.int()
-    if unit == "channel" and z.ndim > 2:
-        positions = states.shape[1:-1].numel()
-        return pack_states(states.flatten(0, -2)), classes.repeat_interleave(positions), states.shape[-1]
-    states = states.flatten(1)
-    return pack_states(states), classes, states.shape[1]
-
-
-def pack_states(states: Tensor) -> Tensor:
-    """Packs states, bool ``[observations, units]``, into the bits of uint8 ``[observations, ceil(units / 8)]``."""
-    rest = -states.shape[1] % 8
-    groups = torch.nn.functional.pad(states, (0, rest)).view(torch.uint8).unflatten(1, (-1, 8))
-    return (groups << torch.arange(8, dtype=torch.uint8, device=states.device)).sum(-1, dtype=torch.uint8)
-
-
-def unpack_states(packed: Tensor, dtype: torch.dtype) -> Tensor:
-    """The states ``[observations, 8 · bytes]`` in packed ones, as numbers 0 and 1."""
-    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    table = (torch.arange(256, dtype=torch.uint8, device=packed.device).unsqueeze(1) >> shifts & 1).to(dtype)
-    return table.index_select(0, packed.flatten().int()).view(len(packed), -1)
 
 
 def _joint_entropy_compute(
-    packed: Tensor, classes: Tensor, units: int, num_classes: int, order: int, max_sets: int, seed: int
+    packed: Tensor,
+    classes: Tensor,
+    units: int,
+    num_classes: int,
+    order: int,
+    max_sets: int = DEFAULT_MAX_SETS,
+    seed: int = 0,
 ) -> EntropyEstimate:
-    """Mean joint entropy over sets of `order` units, in bits, summed over classes."""
-    check_units(units, order)
-    number_of_sets = math.comb(units, order)
+    """Mean over sets of `order` units, two or more, of their joint entropy in bits, summed over classes.
+
+    Args:
+        packed: states of the units in bits, uint8 ``[observations, ceil(units / 8)]``.
+        classes: class of each observation, integers ``[observations]``.
+        units: number of units, at least `order`.
+        num_classes: number of classes.
+        order: number of units of a set.
+        max_sets: a sample of so many sets is taken where there are more, unless `order` is 2.
+        seed: seed of the sample.
+    """
     sizes = torch.bincount(classes, minlength=num_classes).tolist()
-    parts = [part for part in packed[classes.argsort()].split(sizes) if len(part)]
+    parts = [part for part in torch.split(packed[classes.argsort()], sizes) if len(part) > 0]
+    if not parts:
+        return NO_ESTIMATE
+    all_sets = math.comb(units, order)
     if order == 2:
-        total = sum(_sum_over_pairs(part, units) for part in parts)
-        return EntropyEstimate(float(total) / number_of_sets, 0.0, number_of_sets, is_exact=True)
-    raise NotImplementedError
-
-
-def _entropy_table(size: int, device: torch.device) -> Tensor:
-    """−p·log2 p of p = 0, 1/size, …, 1, by count: what a state seen so often among `size` adds to the entropy."""
-    counts = torch.arange(size + 1, device=device)
-    return torch.special.entr(counts.to(widest_float(device)) / size) / math.log(2)
-
-
-def _sum_over_pairs(packed: Tensor, units: int) -> Tensor:
-    """Sum of the joint entropies of all pairs of units over the observations of one class."""
-    size, device = len(packed), packed.device
-    table = _entropy_table(size, device)
-    dtype = torch.float32 if size <= _LARGEST_COUNT else torch.float64
-    starts = range(0, units, BLOCK)
-    active = torch.cat([_count_block(packed, start, start, units, dtype).diagonal() for start in starts]).long()
-    total = -(table[active] + table[size - active]).sum()
-    for left, right in itertools.combinations_with_replacement(starts, 2):
-        both = _count_block(packed, left, right, units, dtype)
-        block = _sum_over_block(both, active[left : left + BLOCK], active[right : right + BLOCK], size, table)
-        total += block if left == right else 2 * block
-    return total / 2
-
-
-def _count_block(packed: Tensor, left: int, right: int, units: int, dtype: torch.dtype) -> Tensor:
-    """How often units of two blocks are active together ``[units of left, units of right]``."""
-    count: Tensor | None = None
-    with torch.autocast(packed.device.type, enabled=False):  # it would round the counts
-        for part in packed.split(OBSERVATIONS):
-            first = _unpack_block(part, left, units, dtype)
-            second = first if left == right else _unpack_block(part, right, units, dtype)
-            count = first.T @ second if count is None else count.addmm_(first.T, second)
-    assert count is not None
-    return count
-
-
-def _unpack_block(packed: Tensor, start: int, units: int, dtype: torch.dtype) -> Tensor:
-    stop = min(start + BLOCK, units)
-    return unpack_states(packed[:, start // 8 : -(-stop // 8)], dtype)[:, : stop - start]
-
-
-def _sum_over_block(both: Tensor, active_left: Tensor, active_right: Tensor, size: int, table: Tensor) -> Tensor:
-    total = table.new_zeros(())
-    right = active_right.int()
-    for rows, left in zip(both.split(ROWS), active_left.int().split(ROWS), strict=True):
-        on_on = rows.int()
-        on_off = left.unsqueeze(1) - on_on
-        off_on = right - on_on
-        off_off = size - left.unsqueeze(1) - off_on
-        for count in (on_on, on_off, off_on, off_off):
-            total += table.index_select(0, count.flatten()).sum()
-    return total
+        return EntropyEstimate(sum_over_pairs(parts, units) / all_sets, 0.0, all_sets, is_exact=True)
+    sets = choose_sets(units, order, max_sets, seed)
+    entropies = entropy_of_sets(parts, sets)
+    is_exact = len(sets) == all_sets
+    # The sample is drawn without replacement, so that its error vanishes as it grows to all sets.
+    unseen = math.sqrt(1 - len(sets) / all_sets)
+    error = 0.0 if is_exact else unseen * entropies.std().item() / math.sqrt(len(sets))
+    return EntropyEstimate(entropies.mean().item(), error, len(sets), is_exact)

@@ -30,7 +30,7 @@ def mean_square_potential(z: Tensor) -> Tensor:
         >>> mean_square_potential(torch.tensor([[1.0, -2.0], [3.0, 0.0]]))  # (1 + 4 + 9 + 0) / 4
         tensor(3.5000)
     """
-    _check_potential(z)
+    check_potential(z)
     if z.numel() == 0:
         raise ValueError(f"Expected argument `z` to hold values but got shape {[*z.shape]}.")
     return z.to(accumulation_dtype(z.dtype)).square().mean()
@@ -46,7 +46,7 @@ def _mean_square_compute(square_sum: Tensor, elements: Tensor) -> Tensor:
     return square_sum / elements
 
 
-def _check_potential(z: Tensor) -> None:
+def check_potential(z: Tensor) -> None:
     """Raises a TypeError unless `z` is a real floating point tensor."""
     if not isinstance(z, Tensor):
         raise TypeError(f"Expected argument `z` to be a tensor but got {type(z).__name__}.")
