@@ -240,7 +240,7 @@ class PSPCallback(Callback):
             )
         if self.entropy_term.weight != 0.0 and not self._watch.entropy_layers:
             self._say(
-                "no entropy",
+                "nothing",
                 "A backward pass reached no potential of a hidden layer between trained parameters and its loss: no"
                 " entropy term was added to it.",
             )

@@ -59,6 +59,7 @@ class Reference:
     penalty: Tensor
     loss_gradients: dict[str, Tensor]
     penalty_gradients: dict[str, Tensor]
+    term_gradients: dict[str, Tensor]  # of a further term
 
     def gradients(self, lam: float) -> dict[str, Tensor]:
         """The gradient of loss + lam * penalty."""
@@ -99,7 +100,9 @@ def reference_step(
     batch: Any,
     reduction: Reduction = "mean",
     output_layer: OutputLayer = "output",
+    term: Callable[[list[Tensor]], Tensor] | None = None,
 ) -> Reference:
+    """A step with the penalty and, where given, a further term of the same potentials."""
     network = copy.deepcopy(network)
     with _recorded(network, output_layer) as calls:
         loss = loss_function(network, batch)
@@ -120,6 +123,7 @@ def reference_step(
         penalty=penalty.detach(),
         loss_gradients=_gradients(loss, trained),
         penalty_gradients=_gradients(penalty, trained),
+        term_gradients={} if term is None else _gradients(term(live), trained),
     )
 
 

@@ -1,0 +1,71 @@
+"""The entropy study's figure: error, PSP-entropy and transfer error against the weight of the entropy term."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from entropy_study import Run
+
+# Okabe and Ito's palette, which colour-blind readers tell apart; markers and dashes do so in grey print.
+STYLES: list[dict[str, str]] = [
+    {"color": "#0072B2", "linestyle": "-", "marker": "o"},
+    {"color": "#D55E00", "linestyle": "--", "marker": "s"},
+]
+PANELS: list[tuple[str, str, Callable[["Run"], float]]] = [
+    ("Error", "wrongly classified (%)", lambda run: run.error),
+    ("PSP-entropy", "mean over hidden layers (bits)", lambda run: statistics.mean(run.entropy.values())),
+    ("Transfer error", "wrong among digits 5 to 9 (%)", lambda run: run.transfer_error),
+]
+
+
+def draw(runs: Sequence["Run"], path: Path) -> None:
+    """Draw one row a data set and save the picture.
+
+    Args:
+        runs: All runs; those without a weight belong to every temperature.
+        path: File to write.
+    """
+    tasks = list(dict.fromkeys(run.task for run in runs))
+    figure = Figure(figsize=(11, 0.6 + 3.1 * len(tasks)), dpi=150, layout="constrained")
+    rows = figure.subplots(len(tasks), len(PANELS), squeeze=False)
+    for row, task in zip(rows, tasks, strict=True):
+        of_task = [run for run in runs if run.task == task]
+        for axes, (title, label, value) in zip(row, PANELS, strict=True):
+            _draw_panel(axes, of_task, value)
+            axes.set_title(f"{title}, {task}", fontweight="bold", fontsize=11)
+            axes.set_ylabel(label)
+    for axes in rows[-1]:
+        axes.set_xlabel("entropy_weight")
+    handles, labels = rows[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, handlelength=3)
+    caption = "Mean ± standard deviation over seeds, on unseen images. Grey: no term. Left of it entropy is raised,"
+    figure.supxlabel(f"{caption} right of it lowered.", fontsize=9, color="#555555")
+    figure.savefig(path)
+
+
+def _draw_panel(axes: Axes, runs: Sequence["Run"], value: Callable[["Run"], float]) -> None:
+    weights = sorted({run.entropy_weight for run in runs})
+    temperatures = list(dict.fromkeys(run.temperature for run in runs))
+    # Weights of both signs and several sizes: equal steps show them all.
+    for temperature, style in zip(temperatures, STYLES, strict=False):
+        found = [
+            [
+                value(run)
+                for run in runs
+                if run.entropy_weight == weight and (run.temperature == temperature or not weight)
+            ]
+            for weight in weights
+        ]
+        means = [statistics.mean(values) for values in found]
+        deviations = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in found]
+        axes.errorbar(range(len(weights)), means, deviations, label=f"T = {temperature:g}", capsize=3, **style)
+    axes.axvline(weights.index(0.0), color="#BBBBBB", linewidth=1, zorder=0)
+    axes.set_xticks(range(len(weights)), [f"{weight:g}".replace("-", "−") for weight in weights])
+    axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
