@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from lightning_psp.functional.entropy import _add_counts, _entropy_of_units, count_units, exact_estimate
+from lightning_psp.functional.entropy import _add_counts, exact_estimate
 from lightning_psp.functional.estimate import EntropyEstimate
-from lightning_psp.functional.joint_entropy import DEFAULT_MAX_SETS, _joint_entropy_compute, _joint_entropy_update
-from lightning_psp.functional.validation import Unit
+from lightning_psp.functional.joint_entropy import _joint_entropy_compute
+from lightning_psp.functional.states import _joint_entropy_update
+from lightning_psp.functional.validation import Unit, count_units
 
 
 @dataclass
@@ -53,9 +54,9 @@ class _Counts:
     def entropy(self, order: int) -> EntropyEstimate:
         """The layer's entropy."""
         if order == 1:
-            return exact_estimate(_entropy_of_units(self.active, self.samples))
+            return exact_estimate(self.active, self.samples)
         states, classes = torch.cat(self.states), torch.cat(self.classes)
-        return _joint_entropy_compute(states, classes, self.units, len(self.samples), order, DEFAULT_MAX_SETS, seed=0)
+        return _joint_entropy_compute(states, classes, self.units, len(self.samples), order)
 
     def synchronise(self, keeps_states: bool) -> None:
         """Takes in what the other processes have counted."""
@@ -144,7 +145,7 @@ class LayerEntropies:
         counts.grow(num_classes)
         _add_counts(counts.active, counts.samples, z, target, self._unit, unit_dim)
         if self._keeps_states:
-            states, classes, _ = _joint_entropy_update(z, target, self._unit, unit_dim)
+            states, classes = _joint_entropy_update(z, target, self._unit, unit_dim)
             counts.states.append(states)
             counts.classes.append(classes)
 
