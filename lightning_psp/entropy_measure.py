@@ -92,6 +92,13 @@ class EntropyMeasure:
             self._check()
         values: dict[str, float] = {}
         for order, estimates in self._entropies.compute().items():
+            small = self._entropies.smaller_than(order)
+            if small:
+                self._say(
+                    f"small {order}",
+                    f"PSP-entropy of order {order} is left out of layers with fewer units: {', '.join(map(repr, small))}.",
+                    False,
+                )
             if not estimates:
                 continue
             name = "entropy" if order == 1 else f"entropy{order}"

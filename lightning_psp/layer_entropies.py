@@ -180,6 +180,10 @@ class LayerEntropies:
         self._target = None
         self._layers.clear()
 
+    def smaller_than(self, order: int) -> list[str]:
+        """The layers that have fewer units than a set of this order, and no entropy of it."""
+        return [layer for layer, counts in self._layers.items() if counts.units < order]
+
     def compute(self) -> dict[int, dict[str, EntropyEstimate]]:
         """For each order the entropy of every layer with as many units."""
         for counts in self._layers.values():

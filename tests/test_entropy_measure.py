@@ -231,6 +231,52 @@ def test_values_in_a_compiled_network_are_those_of_the_plain_one(orders):
     assert evaluated(callback, module, loaders, "val") == pytest.approx(expected)
 
 
+def test_the_output_layer_is_left_out_where_the_network_ends_in_a_nonlinearity():
+    class Probabilities(Classifier):
+        def forward(self, features):
+            return torch.sigmoid(super().forward(features))
+
+        def test_step(self, batch, batch_index):
+            functional.binary_cross_entropy(self(batch[0]), functional.one_hot(batch[1], CLASSES).double())
+
+    logged = evaluated(PSPCallback(), module_of(Probabilities), data()[0])
+    assert set(logged) == {"psp/entropy_test", *(f"psp_entropy_test/{layer}" for layer in HIDDEN)}
+
+
+def test_layers_with_fewer_units_than_the_order_are_left_out(caplog):
+    class Narrow(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.second, self.third = nn.Linear(8, 2), nn.Linear(2, CLASSES)
+
+    module, (loaders, features, labels) = module_of(Narrow), data()
+    with caplog.at_level(logging.INFO):
+        logged = evaluated(PSPCallback(entropy=(2, 3)), module, loaders)
+    first = entropy_by_hand(hidden_potentials(module, features)["first"], labels, 3)
+    assert {key: value for key, value in logged.items() if "entropy3" in key} == {
+        "psp/entropy3_test": pytest.approx(first, rel=1e-6),
+        "psp_entropy3_test/first": pytest.approx(first, rel=1e-6),
+    }
+    assert "psp_entropy2_test/second" in logged
+    (message,) = messages(caplog)
+    assert "order 3" in message
+    assert "'second'" in message
+
+
+def test_another_network_may_have_more_classes():
+    class Five(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.third = nn.Linear(8, 5)
+
+    callback, (loaders, features, labels) = PSPCallback(entropy=(1,)), data()
+    evaluated(callback, module_of(), loaders)
+    labels = (labels + torch.arange(len(labels))) % 5
+    logged = evaluated(callback, module := module_of(Five), DataLoader(TensorDataset(features, labels), batch_size=4))
+    expected = entropy_by_hand(hidden_potentials(module, features)["first"], labels, 1, classes=5)
+    assert logged["psp_entropy_test/first"] == pytest.approx(expected, rel=1e-6)
+
+
 def test_other_callbacks_can_monitor_the_entropy():
     stopping = EarlyStopping(monitor="psp/entropy_val", patience=0, mode="max", min_delta=100.0)
     trainer = quiet_trainer(stopping, PSPCallback(), max_epochs=5)
@@ -298,6 +344,7 @@ def test_no_orders_measure_nothing(caplog):
     assert messages(caplog) == []
 
 
+@pytest.mark.parametrize("place", [0, -1])
 @pytest.mark.parametrize(
     ("labels", "num_classes", "part"),
     [
@@ -306,13 +353,13 @@ def test_no_orders_measure_nothing(caplog):
         (2, 2, "a class label is 2, where 1"),
     ],
 )
-def test_labels_out_of_range(labels, num_classes, part, caplog):
+def test_labels_out_of_range(labels, num_classes, part, place, caplog):
     class Unlabelled(Classifier):
         def test_step(self, batch, batch_index):
             functional.cross_entropy(self(batch[0]), batch[1].clamp(0, CLASSES - 1))
 
     _, features, found = data()
-    found[-1] = labels
+    found[place] = labels
     loaders = DataLoader(TensorDataset(features, found), batch_size=BATCH)
     with caplog.at_level(logging.INFO):
         assert evaluated(PSPCallback(num_classes=num_classes), module_of(Unlabelled), loaders) == {}
