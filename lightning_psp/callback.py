@@ -338,7 +338,7 @@ class PSPCallback(Callback):
         if self._watch is None:
             self._attach(trainer, pl_module)
         self._evaluation_means.reset()
-        self._entropy.reset()
+        self._entropy.start(trainer)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any, **kwargs: Any

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from lightning_psp.functional.estimate import EntropyEstimate
 from lightning_psp.functional.validation import MAX_ORDER, UNITS, Unit
 from lightning_psp.layer_entropies import LayerEntropies
 from lightning_psp.targets import Target, find_target
@@ -39,12 +41,15 @@ class EntropyMeasure:
         self.unit = unit
         self._target = target
         self._say = say
+        self._waits_for_others = False
         max_bytes = None if self._is_asked_for else _MAX_BYTES
         self._entropies = LayerEntropies(self._orders, unit, num_classes, max_bytes)
 
-    def reset(self) -> None:
+    def start(self, trainer: Trainer) -> None:
         """Starts a new evaluation."""
         self._entropies.reset()
+        # An error in one of several processes would leave the others waiting for it.
+        self._waits_for_others = trainer.world_size > 1
 
     @property
     def is_counting(self) -> bool:
@@ -63,7 +68,8 @@ class EntropyMeasure:
             )
         else:
             self._entropies.start_batch(target)
-        self._check()
+        if not self._waits_for_others:
+            self._check()
 
     def add(self, layer: str, z: Tensor, unit_dim: int) -> None:
         """Counts a layer's potentials ``[batch, …]`` of the running step."""
@@ -72,7 +78,8 @@ class EntropyMeasure:
     def end_batch(self, not_hidden: Sequence[str], output_sizes: set[int]) -> None:
         """Ends the batch; see :meth:`LayerEntropies.end_batch`."""
         self._entropies.end_batch(not_hidden, output_sizes)
-        self._check()
+        if not self._waits_for_others:
+            self._check()
 
     def values(
         self, trainer: Trainer, stage: str, mean_squares: Mapping[str, float], by_layer: bool
@@ -90,33 +97,17 @@ class EntropyMeasure:
         if trainer.world_size > 1:
             self._entropies.synchronise(trainer.strategy.root_device)
             self._check()
+        # A state was counted for NaN, too.
+        broken = {layer for layer, mean_square in mean_squares.items() if math.isnan(mean_square)}
         values: dict[str, float] = {}
         for order, estimates in self._entropies.compute().items():
-            small = self._entropies.smaller_than(order)
-            if small:
-                self._say(
-                    f"small {order}",
-                    f"PSP-entropy of order {order} is left out of layers with fewer units: {', '.join(map(repr, small))}.",
-                    False,
-                )
-            if not estimates:
-                continue
+            self._say_what_is_missing(order, estimates)
+            layers = {layer: math.nan if layer in broken else found.value for layer, found in estimates.items()}
             name = "entropy" if order == 1 else f"entropy{order}"
-            # A state was counted for NaN, too.
-            broken = {layer for layer, mean_square in mean_squares.items() if mean_square != mean_square}
-            layers = {layer: float("nan") if layer in broken else found.value for layer, found in estimates.items()}
-            values[f"psp/{name}_{stage}"] = sum(layers.values()) / len(layers)
+            if layers:
+                values[f"psp/{name}_{stage}"] = sum(layers.values()) / len(layers)
             if by_layer:
                 values.update({f"psp_{name}_{stage}/{layer}": value for layer, value in layers.items()})
-            sampled = [found for found in estimates.values() if not found.is_exact]
-            if sampled:
-                self._say(
-                    f"sampled {order}",
-                    f"PSP-entropy of order {order} is the mean over a random sample of {sampled[0].number_of_sets} sets"
-                    f" of units in {len(sampled)} layers, with a standard error of at most"
-                    f" {max(found.standard_error for found in sampled):.2g} bits.",
-                    False,
-                )
         empty = self._entropies.empty_classes()
         if empty:
             self._say(
@@ -126,6 +117,24 @@ class EntropyMeasure:
                 True,
             )
         return values
+
+    def _say_what_is_missing(self, order: int, estimates: Mapping[str, EntropyEstimate]) -> None:
+        small = self._entropies.smaller_than(order)
+        if small:
+            self._say(
+                f"small {order}",
+                f"PSP-entropy of order {order} is left out of layers with fewer units: {', '.join(map(repr, small))}.",
+                False,
+            )
+        sampled = [found for found in estimates.values() if not found.is_exact]
+        if sampled:
+            self._say(
+                f"sampled {order}",
+                f"PSP-entropy of order {order} is the mean over a random sample of {sampled[0].number_of_sets} sets"
+                f" of units in {len(sampled)} layers, with a standard error of at most"
+                f" {max(found.standard_error for found in sampled):.2g} bits.",
+                False,
+            )
 
     def _check(self) -> None:
         """Says what cannot be measured, or raises an error where it was asked for."""

@@ -216,6 +216,11 @@ def test_a_process_without_labels_leaves_the_entropy_out_in_all(results):
         assert not [key for key in result["metrics"] if "entropy" in key]
 
 
+def test_a_process_without_labels_is_an_error_in_all_where_orders_were_asked_for(results):
+    for result in results["broken labels of orders"]:
+        assert "ValueError: PSPCallback(entropy=(1, 2)) cannot be measured: a class label is" in result["error"]
+
+
 def test_no_value_is_said_to_need_synchronisation(results):
     for result in of(results, "plain"):
         assert not [warning for warning in result["warnings"] if "psp" in warning]
