@@ -93,7 +93,7 @@ def test_another_number_of_units(order, first):
     before = metric.compute()
     other = batch((10, 10))
     for use in (metric.update, metric):
-        with pytest.raises(ValueError, match=rf'hold {first} units, as before, but got 10.*`unit=.channel.`'):
+        with pytest.raises(ValueError, match=rf"hold {first} units, as before, but got 10.*`unit=.channel.`"):
             use(*other)
     assert metric.compute() == before
     if hasattr(Metric, "merge_state"):
