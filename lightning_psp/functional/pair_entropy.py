@@ -16,7 +16,7 @@ from lightning_psp.functional.states import unpack_states
 # Units whose pairs are counted in one product, a multiple of 8.
 BLOCK = 1024
 # Rows of a block that are looked up at a time: the counts stay in cache, and a call is still long.
-ROWS = 128
+ROWS = 256
 # Observations that are unpacked at a time.
 OBSERVATIONS = 8192
 # bfloat16 holds every integer up to here.
