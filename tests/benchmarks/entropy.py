@@ -109,6 +109,7 @@ def loops(model: nn.Module, images: Tensor, labels: Tensor) -> list[float]:
 
 def measure(options: argparse.Namespace) -> dict[str, object]:
     """One measurement in this process."""
+    torch.set_num_threads(options.threads)
     model, images, labels = load(options)
     few = images[: options.loop_images], labels[: options.loop_images]
     units, samples, classes = options.size
@@ -152,7 +153,7 @@ def measured(options: argparse.Namespace, part: str, size: tuple[int, int, int] 
     """The repetition that took the least wall time."""
     command = [sys.executable, __file__, "--part", part, "--data", str(options.data), "--device", options.device]
     command += ["--images", str(options.images), "--loop-images", str(options.loop_images)]
-    command += ["--size", *map(str, size)]
+    command += ["--threads", str(options.threads), "--size", *map(str, size)]
     runs = [subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True) for _ in range(options.repeat)]
     return min((json.loads(run.stdout) for run in runs), key=lambda result: result["seconds"])
 
@@ -176,6 +177,7 @@ def print_tables(options: argparse.Namespace) -> None:
         "second": f"second order, {HIDDEN[0]}, all {math.comb(11520, 2):,} pairs",
         "third": f"third order, {HIDDEN[0]}, 10000 sets",
     }
+    print(f"{options.device}, {options.threads} threads")
     with tqdm(total=len(parts) + 2 * len(SIZES), leave=False) as progress:
         progress.write(f"{'':<44}{'time (s)':>9}{'CPU (s)':>9}{'MiB':>9}   entropy of each layer (bits)")
         results = {}
@@ -206,6 +208,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--loop-images", type=int, default=2000, help="images of the loop over layers and classes")
     parser.add_argument("--repeat", type=int, default=1, help="repetitions, of which the fastest counts")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="more wait where cores are busy")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--size", type=int, nargs=3, default=SIZES[0], help=argparse.SUPPRESS)
     options = parser.parse_args()
