@@ -27,4 +27,4 @@ def entropy_table(size: int, device: torch.device) -> Tensor:
 def entropy_term(probability: Tensor) -> Tensor:
     """−p·log2 p, 0 for p = 0."""
     term: Tensor = torch.special.entr(probability) / math.log(2)
-    return term.abs()  # zeros without a sign
+    return term

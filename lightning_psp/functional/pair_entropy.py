@@ -14,7 +14,7 @@ from lightning_psp.functional.progress import progress_bar
 from lightning_psp.functional.states import unpack_states
 
 # Units whose pairs are counted in one product, a multiple of 8.
-BLOCK = 2048
+BLOCK = 1024
 # Rows of a block that are looked up at a time: the counts stay in cache, and a call is still long.
 ROWS = 256
 # Observations that are unpacked at a time.
@@ -85,12 +85,15 @@ def _unpack_block(packed: Tensor, start: int, units: int, dtype: torch.dtype) ->
 def _sum_over_block(together: Tensor, left: Tensor, right: Tensor, size: int, table: Tensor) -> Tensor:
     """Sum of the joint entropies of the pairs of a block."""
     total = table.new_zeros(())
-    counts = torch.empty(4, min(ROWS, len(left)), len(right), dtype=torch.int32, device=table.device)
-    for rows, row_active in zip(torch.split(together, ROWS), torch.split(left.unsqueeze(1), ROWS), strict=True):
-        both, first, second, neither = counts[:, : len(rows)]
-        both.copy_(rows)
-        torch.sub(row_active, both, out=first)
+    rows, columns = min(ROWS, len(left)), len(right)
+    counts = torch.empty(rows, 4, columns, dtype=torch.int32, device=table.device)
+    terms = table.new_empty(counts.numel())  # taken once: memory that is new to the process is slow
+    for part, active in zip(torch.split(together, ROWS), torch.split(left.unsqueeze(1), ROWS), strict=True):
+        states = counts[: len(part)]
+        both, first, second, neither = states.unbind(1)
+        both.copy_(part)
+        torch.sub(active, both, out=first)
         torch.sub(right, both, out=second)
-        torch.sub(size - row_active, second, out=neither)
-        total += table.index_select(0, counts[:, : len(rows)].flatten()).sum()
+        torch.sub(size - active, second, out=neither)
+        total += torch.index_select(table, 0, states.flatten(), out=terms[: states.numel()]).sum()
     return total

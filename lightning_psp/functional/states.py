@@ -45,7 +45,8 @@ def pack_states(states: Tensor) -> Tensor:
         >>> pack_states(torch.tensor([[True, False, True] + 6 * [False]]))
         tensor([[5, 0]], dtype=torch.uint8)
     """
-    groups = functional.pad(states, (0, -states.shape[1] % 8)).view(torch.uint8).view(len(states), -1, 8)
+    padded = functional.pad(states, (0, -states.shape[1] % 8)).view(torch.uint8)
+    groups = padded.view(len(states), padded.shape[1] // 8, 8)
     packed: Tensor = (groups << _bits(states.device)).sum(-1, dtype=torch.uint8)
     return packed
 
@@ -60,7 +61,7 @@ def unpack_states(packed: Tensor, dtype: torch.dtype) -> Tensor:
     """
     values = torch.arange(256, dtype=torch.uint8, device=packed.device)
     states_of_value = ((values.unsqueeze(1) >> _bits(packed.device)) & 1).to(dtype)
-    return states_of_value.index_select(0, packed.flatten().int()).view(len(packed), -1)
+    return states_of_value.index_select(0, packed.flatten().int()).view(len(packed), 8 * packed.shape[1])
 
 
 def states_of_units(packed: Tensor, units: Tensor) -> Tensor:

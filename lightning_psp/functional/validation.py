@@ -80,12 +80,13 @@ def check_enough_units(units: int, order: int) -> None:
         raise ValueError(f"Expected argument `z` to hold at least {order} units with `order={order}` but got {units}.")
 
 
-def check_same_units(units: int, units_before: int) -> None:
+def check_same_units(units: int, units_before: int, unit: Unit) -> None:
     """Raises a ValueError if the number of units has changed."""
     if units != units_before:
+        remedy = " Where inputs differ in size, `unit='channel'` takes the positions of a filter as its observations."
         raise ValueError(
-            f"Expected argument `z` to hold {units_before} units, as before, but got {units}. Where inputs differ in"
-            ' size, `unit="channel"` takes the positions of a filter as observations of one unit.'
+            f"Expected argument `z` to hold {units_before} units, as before, but got {units}."
+            f"{remedy if unit == 'element' else ''}"
         )
 
 

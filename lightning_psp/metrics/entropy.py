@@ -199,7 +199,7 @@ class PSPEntropy(Metric):
             gathered = (dist_sync_fn or gather_all_tensors)(self.units, group=process_group or self.process_group)
             units = [int(found) for found in gathered if found > 0]
             for other in units[1:]:
-                check_same_units(other, units[0])
+                check_same_units(other, units[0], self.unit)
             if units and int(self.units) == 0:
                 self._take_shape(units[0])
         super().sync(dist_sync_fn, process_group, should_sync, distributed_available)
@@ -208,7 +208,7 @@ class PSPEntropy(Metric):
         """Adds the states of another metric; see ``torchmetrics.Metric.merge_state``."""
         states: dict[str, Any] = incoming_state.metric_state if isinstance(incoming_state, Metric) else incoming_state
         if "units" in states and 0 not in (int(self.units), int(states["units"])):
-            check_same_units(int(states["units"]), int(self.units))
+            check_same_units(int(states["units"]), int(self.units), self.unit)
         super().merge_state(incoming_state)
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
@@ -220,7 +220,7 @@ class PSPEntropy(Metric):
         units = count_units(z, self.unit, self.unit_dim)
         check_enough_units(units, self.order)
         if int(self.units) > 0:
-            check_same_units(units, int(self.units))
+            check_same_units(units, int(self.units), self.unit)
 
     def _take_shape(self, units: int) -> None:
         """Gives the states of a process without samples the shapes that those of other processes have."""

@@ -1,0 +1,108 @@
+"""One of two processes that fill the same metrics; run by `test_metric_processes`."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+import warnings
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from lightning_psp.metrics import MeanSquarePotential, PSPEntropy
+
+PROCESSES, CLASSES = 2, 3
+Batch = tuple[Tensor, Tensor]
+
+
+def data(units: int = 9) -> Batch:
+    """What both processes share out."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(40, units, generator=generator), torch.randint(0, CLASSES, (40,), generator=generator)
+
+
+def uneven(rank: int) -> list[Batch]:
+    """Three batches and two, of different sizes."""
+    z, target = data()
+    rows = [slice(0, 10), slice(10, 14), slice(14, 29)] if rank == 0 else [slice(29, 37), slice(37, 40)]
+    return [(z[part], target[part]) for part in rows]
+
+
+def by_class(rank: int) -> list[Batch]:
+    """The second process has the samples of the last class, the first has the others."""
+    z, target = data()
+    own = (target == CLASSES - 1) == bool(rank)
+    return [(z[own], target[own])]
+
+
+def one_rests(rank: int) -> list[Batch]:
+    """All samples are with the second process."""
+    return [data()] if rank == 1 else []
+
+
+def both_rest(rank: int) -> list[Batch]:
+    """No process has a sample."""
+    return []
+
+
+def different_units(rank: int) -> list[Batch]:
+    """The layer of the second process has one unit more."""
+    return [data(9 + rank)]
+
+
+RUNS = {run.__name__: run for run in (uneven, by_class, one_rests, both_rest, different_units)}
+
+
+def value_of(metric: Any, name: str) -> Any:
+    try:
+        return getattr(metric, name)()
+    except ValueError as error:
+        return str(error)
+
+
+def run(name: str, rank: int) -> dict[str, Any]:
+    metrics: dict[str, Any] = {f"order {order}": PSPEntropy(CLASSES, order, max_sets=100) for order in (1, 2, 3, 5)}
+    metrics["units"] = PSPEntropy(CLASSES, reduction="none")
+    metrics["square"] = MeanSquarePotential()
+    found: dict[str, Any] = {}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for key, metric in metrics.items():
+            for z, target in RUNS[name](rank):
+                metric.update(*((z,) if key == "square" else (z, target)))
+            found[key] = value_of(metric, "compute")
+            if key.startswith("order"):
+                found[f"estimate of {key}"] = value_of(metric, "estimate")
+        found["classwise"] = value_of(metrics["order 1"], "classwise") if name != "both_rest" else None
+        for order in (1, 2):  # each goes on with its own samples
+            metric = metrics[f"order {order}"]
+            for z, target in uneven(rank) if name != "different_units" else []:
+                metric.update(z, target)
+            found[f"again order {order}"] = value_of(metric, "compute")
+    return {"values": found, "warnings": [str(warning.message) for warning in said]}
+
+
+def main() -> None:
+    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder / 'meeting'}",
+        rank=rank,
+        world_size=PROCESSES,
+        timeout=timedelta(seconds=30),
+    )
+    try:
+        for name in RUNS:
+            torch.save(run(name, rank), folder / f"{name} {rank}.pt")
+    except BaseException:
+        (folder / f"error {rank}").write_text(traceback.format_exc())
+    finally:
+        distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
