@@ -33,6 +33,7 @@ from tqdm import tqdm
 from data import Digits
 from entropy_figure import draw
 from lightning_psp import PSPCallback, record_potentials
+from lightning_psp.functional import psp_entropy
 from models import DigitsLeNet
 from quickstart import positive_integer, silence_lightning
 
@@ -147,15 +148,6 @@ def potentials_of(network: DigitsLeNet, images: Tensor) -> dict[str, Tensor]:
     return dict(potentials)
 
 
-def entropy(z: Tensor, labels: Tensor) -> float:
-    """PSP-entropy of order 1: the entropy of each unit's state in each class, summed over classes, mean over units."""
-    total = torch.zeros(z[0].numel(), dtype=torch.float64)
-    for label in labels.unique():
-        share = (z[labels == label] > 0).flatten(1).double().mean(dim=0)
-        total -= torch.xlogy(share, share) + torch.xlogy(1 - share, 1 - share)
-    return (total / torch.log(torch.tensor(2.0))).mean().item()
-
-
 def transfer_error(task: Task, network: DigitsLeNet) -> float:
     """Error in per cent of a linear classifier of the digits 5 to 9 on the frozen last hidden layer."""
     train_set, test_set = task.train.of_source(False), task.test.of_source(False)
@@ -178,7 +170,9 @@ def measure(task: Task, weight: float, temperature: float, seed: int, bar: tqdm)
         seed,
         error=100 * error,
         transfer_error=transfer_error(task, of_source),
-        entropy={layer: entropy(z, task.test.labels) for layer, z in potentials.items() if layer != "fc2"},
+        entropy={
+            layer: psp_entropy(z, task.test.labels, 10).item() for layer, z in potentials.items() if layer != "fc2"
+        },
         z2={layer: z.square().mean().item() for layer, z in potentials.items()},
     )
 

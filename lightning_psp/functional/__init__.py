@@ -1,5 +1,8 @@
 """Measures of potentials as pure functions."""
 
+from lightning_psp.functional.entropy import estimate_psp_entropy, psp_entropy
+from lightning_psp.functional.estimate import EntropyEstimate
+from lightning_psp.functional.mean_square import mean_square_potential
 from lightning_psp.functional.soft_entropy import soft_psp_entropy
 
-__all__ = ["soft_psp_entropy"]
+__all__ = ["EntropyEstimate", "estimate_psp_entropy", "mean_square_potential", "psp_entropy", "soft_psp_entropy"]

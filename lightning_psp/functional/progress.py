@@ -1,0 +1,24 @@
+"""A bar for computations of more than a few seconds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import distributed
+from tqdm.auto import tqdm
+
+SECONDS_WITHOUT_BAR = 2.0
+
+
+def progress_bar(total: int, unit: str) -> Any:
+    """A progress bar on stderr of one process that shows after two seconds, and that leaves no trace."""
+    is_other_process = distributed.is_available() and distributed.is_initialized() and distributed.get_rank() != 0
+    return tqdm(
+        total=total,
+        desc="PSP-entropy",
+        unit=unit,
+        unit_scale=True,
+        delay=SECONDS_WITHOUT_BAR,
+        leave=False,
+        disable=is_other_process,
+    )

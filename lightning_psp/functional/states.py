@@ -1,0 +1,72 @@
+"""States of units, one bit each."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lightning_psp.functional.validation import Unit
+
+
+def _joint_entropy_update(
+    z: Tensor, target: Tensor, unit: Unit = "element", unit_dim: int = 1
+) -> tuple[Tensor, Tensor]:
+    """States of one batch.
+
+    Returns:
+        The states of the units packed in bits, uint8 ``[observations, ceil(units / 8)]``, and the observations'
+        classes, int32 ``[observations]``.
+    """
+    states = z > 0
+    classes = target.int()
+    if z.ndim == 1:
+        states = states.unsqueeze(1)
+    elif unit == "element" or z.ndim == 2:
+        states = states.flatten(1)
+    else:
+        states = states.movedim(unit_dim, -1)
+        classes = classes.repeat_interleave(states.shape[1:-1].numel())
+        states = states.flatten(0, -2)
+    return pack_states(states), classes
+
+
+def pack_states(states: Tensor) -> Tensor:
+    """Packs states into bits.
+
+    Args:
+        states: bool ``[observations, units]``.
+
+    Returns:
+        uint8 ``[observations, ceil(units / 8)]``; unit k is bit k mod 8 of byte ⌊k / 8⌋, the lowest bit first.
+
+    Example:
+        >>> import torch
+        >>> pack_states(torch.tensor([[True, False, True] + 6 * [False]]))
+        tensor([[5, 0]], dtype=torch.uint8)
+    """
+    groups = functional.pad(states, (0, -states.shape[1] % 8)).view(torch.uint8).view(len(states), -1, 8)
+    packed: Tensor = (groups << _bits(states.device)).sum(-1, dtype=torch.uint8)
+    return packed
+
+
+def unpack_states(packed: Tensor, dtype: torch.dtype) -> Tensor:
+    """The states ``[observations, 8 · bytes]`` of packed ones, as numbers 0 and 1.
+
+    Example:
+        >>> import torch
+        >>> unpack_states(torch.tensor([[5]], dtype=torch.uint8), torch.int64)
+        tensor([[1, 0, 1, 0, 0, 0, 0, 0]])
+    """
+    values = torch.arange(256, dtype=torch.uint8, device=packed.device)
+    states_of_value = ((values.unsqueeze(1) >> _bits(packed.device)) & 1).to(dtype)
+    return states_of_value.index_select(0, packed.flatten().int()).view(len(packed), -1)
+
+
+def states_of_units(packed: Tensor, units: Tensor) -> Tensor:
+    """The states of some units, uint8 ``[units, observations]``, from ``[bytes, observations]`` packed along bytes."""
+    return (packed.index_select(0, units // 8) >> (units % 8).to(torch.uint8).unsqueeze(1)) & 1
+
+
+def _bits(device: torch.device) -> Tensor:
+    return torch.arange(8, dtype=torch.uint8, device=device)

@@ -1,0 +1,65 @@
+"""⟨z²⟩ over many batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_psp.functional.mean_square import _mean_square_compute, _mean_square_update, check_potential
+from lightning_psp.functional.precision import widest_float
+
+
+class MeanSquarePotential(Metric):
+    r"""Mean squared potential ⟨z²⟩ of a layer over many batches.
+
+    The mean of z² over all samples, units and positions, :math:`\langle z^2 \rangle = \frac1n \sum_i z_i^2`, each
+    value weighing the same: the penalty of Tartaglione et al. (2019) on one layer. ``update(z)`` takes potentials
+    ``[batch, …]``; those in half precision are squared in float32. ``compute()`` gives a scalar in float64 (float32 on
+    devices without it), NaN before the first value.
+
+    Args:
+        kwargs: arguments of ``torchmetrics.Metric``.
+
+    Raises:
+        TypeError: in an update, if `z` is not a real floating point tensor.
+
+    Example:
+        >>> import torch
+        >>> metric = MeanSquarePotential()
+        >>> metric.update(torch.tensor([[1.0, -2.0], [3.0, 0.0]]))
+        >>> metric.update(torch.tensor([[4.0, 0.0]]))
+        >>> metric.compute()  # (1 + 4 + 9 + 16) / 6
+        tensor(5., dtype=torch.float64)
+    """
+
+    is_differentiable = True
+    higher_is_better = None
+    full_state_update = False
+    plot_lower_bound = 0.0
+
+    square_sum: Tensor
+    elements: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("square_sum", torch.tensor(0.0, dtype=widest_float(self.device)), dist_reduce_fx="sum")
+        self.add_state("elements", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, z: Tensor) -> None:
+        """Adds the potentials ``[batch, …]`` of a batch."""
+        check_potential(z)
+        square_sum, elements = _mean_square_update(z)
+        self.square_sum = self.square_sum + square_sum
+        self.elements = self.elements + elements
+
+    def compute(self) -> Tensor:
+        """⟨z²⟩ of all values so far, NaN before the first."""
+        return _mean_square_compute(self.square_sum, self.elements)
+
+    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
+        """Plots a value or several; see ``torchmetrics.Metric.plot``."""
+        return self._plot(val, ax)
