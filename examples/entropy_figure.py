@@ -43,7 +43,7 @@ def draw(runs: Sequence["Run"], path: Path) -> None:
             if title != "PSP-entropy":
                 # The smallest errors are what is compared, whatever the largest are.
                 axes.set_yscale("log")
-                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 5, 7)))
                 axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
                 axes.yaxis.set_minor_locator(NullLocator())
     for axes in rows[-1]:
