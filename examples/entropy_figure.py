@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 if TYPE_CHECKING:
     from entropy_study import Run
@@ -17,9 +18,9 @@ STYLES: list[dict[str, str]] = [
     {"color": "#D55E00", "linestyle": "--", "marker": "s"},
 ]
 PANELS: list[tuple[str, str, Callable[["Run"], float]]] = [
-    ("Error", "wrongly classified (%)", lambda run: run.error),
+    ("Error", "wrongly classified (%, log scale)", lambda run: run.error),
     ("PSP-entropy", "mean over hidden layers (bits)", lambda run: statistics.mean(run.entropy.values())),
-    ("Transfer error", "wrong among digits 5 to 9 (%)", lambda run: run.transfer_error),
+    ("Transfer error", "wrong among 5 to 9 (%, log scale)", lambda run: run.transfer_error),
 ]
 
 
@@ -39,6 +40,12 @@ def draw(runs: Sequence["Run"], path: Path) -> None:
             _draw_panel(axes, of_task, value)
             axes.set_title(f"{title}, {task}", fontweight="bold", fontsize=11)
             axes.set_ylabel(label)
+            if title != "PSP-entropy":
+                # The smallest errors are what is compared, whatever the largest are.
+                axes.set_yscale("log")
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 5, 7)))
+                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axes.yaxis.set_minor_locator(NullLocator())
     for axes in rows[-1]:
         axes.set_xlabel("entropy_weight")
     handles, labels = rows[0][0].get_legend_handles_labels()
@@ -52,20 +59,17 @@ def _draw_panel(axes: Axes, runs: Sequence["Run"], value: Callable[["Run"], floa
     weights = sorted({run.entropy_weight for run in runs})
     temperatures = list(dict.fromkeys(run.temperature for run in runs))
     # Weights of both signs and several sizes: equal steps show them all.
-    for temperature, style in zip(temperatures, STYLES, strict=False):
-        found = [
-            [
-                value(run)
-                for run in runs
-                if run.entropy_weight == weight and (run.temperature == temperature or not weight)
-            ]
-            for weight in weights
-        ]
-        means = [statistics.mean(values) for values in found]
-        deviations = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in found]
-        axes.errorbar(range(len(weights)), means, deviations, label=f"T = {temperature:g}", capsize=3, **style)
+    for number, (temperature, style) in enumerate(zip(temperatures, STYLES, strict=False)):
+        of_temperature = [run for run in runs if run.temperature == temperature or run.entropy_weight == 0]
+        found = [[value(run) for run in of_temperature if run.entropy_weight == weight] for weight in weights]
+        places = [place for place, values in enumerate(found) if values]
+        means = [statistics.mean(found[place]) for place in places]
+        deviations = [statistics.stdev(found[place]) if len(found[place]) > 1 else 0.0 for place in places]
+        beside = [place + 0.1 * number for place in places]  # so that no error bar hides another
+        axes.errorbar(beside, means, deviations, label=f"T = {temperature:g}", capsize=3, **style)
     axes.axvline(weights.index(0.0), color="#BBBBBB", linewidth=1, zorder=0)
     axes.set_xticks(range(len(weights)), [f"{weight:g}".replace("-", "−") for weight in weights])
+    axes.tick_params(axis="x", labelsize=9)
     axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-# Where the class labels of a batch are: an index, a key, or what gives them. None looks where they usually are.
-Target: TypeAlias = Callable[[Any], Tensor] | int | str | None
+# Where the class labels of a batch are: an index, a key, or what gives them. None looks where they usually are. A
+# LightningCLI takes the dotted name of a function for the function only where no class is what the function gives.
+Target: TypeAlias = Callable[[Any], Any] | int | str | None
 
 _KEYS = ("label", "labels", "target", "y")
 

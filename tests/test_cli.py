@@ -6,6 +6,7 @@ from lightning.pytorch.cli import LightningCLI
 from torch import nn
 
 from lightning_psp import PSPCallback
+from lightning_psp.gradient.entropy_term import EntropySettings
 from lightning_psp.schedules import WarmUp
 from tests.small import Classifier, loader
 
@@ -75,3 +76,25 @@ def test_a_schedule_by_name(tmp_path):
     start, end = CONFIGURATION.index("        schedule:"), CONFIGURATION.index("        layer_lam:")
     _, callback = run(tmp_path, CONFIGURATION[:start] + "        schedule: cosine\n" + CONFIGURATION[end:])
     assert type(callback.schedule).__name__ == "Cosine"
+
+
+def second_item(batch):
+    return batch[1]
+
+
+@pytest.mark.parametrize(("written", "target"), [("null", None), ("1", 1), ("tests.test_cli.second_item", second_item)])
+def test_the_entropy_term(tmp_path, written, target):
+    settings = f"""
+        entropy_weight: -0.05
+        entropy_temperature: 0.5
+        num_classes: 3
+        target: {written}
+"""
+    cli, callback = run(tmp_path, CONFIGURATION.rstrip() + settings)
+    assert callback.entropy_term == EntropySettings(-0.05, 0.5, target, 3)
+    assert -0.05 * 3 < cli.trainer.callback_metrics["psp/entropy_term"] < 0
+
+
+def test_the_key_of_the_labels(tmp_path):
+    _, callback = run(tmp_path, CONFIGURATION.rstrip() + "\n        target: labels\n")
+    assert callback.target == "labels"

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lightning_psp.functional import soft_psp_entropy
+from lightning_psp.functional import psp_entropy, soft_psp_entropy
 
 
 def bits(probability):
@@ -83,6 +83,15 @@ def test_falls_to_the_entropy_of_binary_states():
     assert gaps[-1] < 1e-9
 
 
+@pytest.mark.filterwarnings("ignore:PSP-entropy has no samples")
+@pytest.mark.parametrize("unit", ["element", "channel"])
+def test_is_the_psp_entropy_at_a_low_temperature(unit):
+    z = potentials(3, 4)
+    settings = {"unit": unit, "reduction": "none"}
+    found = soft_psp_entropy(z, LABELS, 5, temperature=1e-9, **settings)
+    torch.testing.assert_close(found, psp_entropy(z, LABELS, 5, **settings), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 1e-6, 1e-300])
 def test_a_potential_of_zero_stays_undecided(temperature):
     z = torch.zeros(4, 2, dtype=torch.float64)
@@ -135,13 +144,14 @@ Z, ONE_NAN = torch.ones(6, 3), torch.ones(6, 3).index_fill(0, torch.tensor([4]),
         ({"z": Z.to(torch.complex64)}, TypeError, ("`z`", "complex64")),
         ({"z": torch.tensor(1.0)}, ValueError, ("`z`", "[]")),
         ({"z": torch.ones(6, 0)}, ValueError, ("`z`", "[6, 0]")),
+        ({"z": torch.ones(0, 3), "target": LABELS[:0]}, ValueError, ("`z`", "[0, 3]")),
         ({"z": ONE_NAN}, ValueError, ("`z`", "NaN")),
         ({"target": LABELS.double()}, TypeError, ("`target`", "float64")),
         ({"target": LABELS > 0}, TypeError, ("`target`", "bool")),
-        ({"target": LABELS[:5]}, ValueError, ("`target`", "6 samples", "[5]")),
+        ({"target": LABELS[:5]}, ValueError, ("`target`", "[6, 3]", "[5]")),
         ({"target": LABELS[:, None]}, ValueError, ("`target`", "[6, 1]")),
-        ({"target": LABELS - 1}, ValueError, ("`target`", "from 0 to 4", "from -1 to 3")),
-        ({"num_classes": 4}, ValueError, ("`target`", "from 0 to 3", "to 4")),
+        ({"target": LABELS - 1}, ValueError, ("`target`", "from 0 to 4", "-1")),
+        ({"num_classes": 4}, ValueError, ("`target`", "from 0 to 3", "4")),
         ({"num_classes": 0}, ValueError, ("`num_classes`", "0")),
         ({"num_classes": 5.0}, TypeError, ("`num_classes`", "5.0")),
         ({"num_classes": True}, TypeError, ("`num_classes`", "True")),

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from lightning_psp.functional.validation import Reduction, Unit, check_arguments, check_input
 from lightning_psp.penalty import accumulation_dtype
-
-Unit = Literal["element", "channel"]
-_UNITS: tuple[str, ...] = get_args(Unit)
-_REDUCTIONS = ("mean", "none")
 
 
 def soft_psp_entropy(
@@ -23,7 +19,7 @@ def soft_psp_entropy(
     temperature: float = 1.0,
     unit: Unit = "element",
     unit_dim: int = 1,
-    reduction: Literal["mean", "none"] = "mean",
+    reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Differentiable relaxation of the PSP-entropy of a layer.
 
@@ -66,7 +62,11 @@ def soft_psp_entropy(
         >>> soft_psp_entropy(z, target, 2, temperature=0.1)
         tensor(0.5000)
     """
-    _check(z, target, num_classes, temperature, unit, unit_dim, reduction)
+    check_arguments(num_classes, 1, unit, reduction, unit_dim, max_sets=2, seed=0)
+    check_temperature("temperature", temperature)
+    check_input(z, target, num_classes, unit, unit_dim)
+    if len(z) == 0:
+        raise ValueError(f"Expected argument `z` to hold at least one sample but got shape {[*z.shape]}.")
     states = torch.sigmoid(z.to(accumulation_dtype(z.dtype)) / temperature)
     if z.ndim > 2 and unit == "channel":
         states = states.movedim(unit_dim, -1).flatten(1, -2).mean(dim=1)
@@ -103,48 +103,6 @@ def binary_entropy(probabilities: Tensor) -> Tensor:
     p = probabilities.masked_fill(is_certain, 0.5)
     entropies: Tensor = (torch.special.entr(p) + torch.special.entr(1 - p)) / math.log(2)
     return entropies.masked_fill(is_certain, 0.0)
-
-
-def _check(
-    z: Tensor, target: Tensor, num_classes: int, temperature: float, unit: str, unit_dim: int, reduction: str
-) -> None:
-    if not z.is_floating_point():
-        raise TypeError(f"Expected argument `z` to be a real floating point tensor but got {z.dtype}.")
-    if z.ndim == 0 or z.numel() == 0:
-        raise ValueError(f"Expected argument `z` to hold potentials [batch, …] but got shape {[*z.shape]}.")
-    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-        raise TypeError(f"Expected argument `target` to be of an integer type but got {target.dtype}.")
-    if target.shape != z.shape[:1]:
-        raise ValueError(
-            f"Expected argument `target` to hold one label for each of {len(z)} samples, [{len(z)}], but got shape"
-            f" {[*target.shape]}."
-        )
-    check_number_of_classes(num_classes)
-    lowest, highest = target.min().item(), target.max().item()
-    if lowest < 0 or highest >= num_classes:
-        raise ValueError(
-            f"Expected argument `target` to hold labels from 0 to {num_classes - 1} but got labels from {lowest} to"
-            f" {highest}."
-        )
-    check_temperature("temperature", temperature)
-    if unit not in _UNITS:
-        raise ValueError(f"Expected argument `unit` to be one of {', '.join(_UNITS)} but got {unit!r}.")
-    if unit == "channel" and z.ndim > 1 and not (1 <= unit_dim < z.ndim or -z.ndim < unit_dim < 0):
-        raise ValueError(
-            f"Expected argument `unit_dim` to be a dimension of {z.ndim} other than the batch's but got {unit_dim!r}."
-        )
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"Expected argument `reduction` to be one of {', '.join(_REDUCTIONS)} but got {reduction!r}.")
-    if torch.isnan(z).any():
-        raise ValueError("Expected argument `z` to hold numbers but got NaN.")
-
-
-def check_number_of_classes(num_classes: object) -> None:
-    """Raises an error unless `num_classes` is an integer of at least 1."""
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int):
-        raise TypeError(f"Expected argument `num_classes` to be an integer but got {num_classes!r}.")
-    if num_classes < 1:
-        raise ValueError(f"Expected argument `num_classes` to be at least 1 but got {num_classes!r}.")
 
 
 def check_temperature(argument: str, temperature: object) -> None:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from lightning_psp.functional.soft_entropy import (
     binary_entropy,
-    check_number_of_classes,
     check_temperature,
     class_sums,
 )
@@ -59,7 +58,10 @@ class EntropySettings:
             raise ValueError(f"Expected argument `entropy_weight` to be a finite number but got {self.weight!r}.")
         check_temperature("entropy_temperature", self.temperature)
         if self.num_classes is not None:
-            check_number_of_classes(self.num_classes)
+            if isinstance(self.num_classes, bool) or not isinstance(self.num_classes, int):
+                raise TypeError(f"Expected argument `num_classes` to be an integer but got {self.num_classes!r}.")
+            if self.num_classes < 1:
+                raise ValueError(f"Expected argument `num_classes` to be at least 1 but got {self.num_classes}.")
         check_target(self.target)
 
     def classes(self, batch: Any) -> BatchClasses:
