@@ -124,7 +124,7 @@ class PSPCallback(Callback):
         self.activations = activations
         self.num_classes = num_classes
         self.target = target
-        self.entropy_term = EntropySettings(entropy_weight, entropy_temperature, target, num_classes)
+        self.entropy_term = EntropySettings(entropy_weight, entropy_temperature, target, num_classes, entropy_unit)
         self.log_layers = log_layers
         self.histograms = histograms
         self._train_means = LayerMeans()

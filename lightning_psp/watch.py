@@ -203,7 +203,8 @@ class Watch:
     def _states(self, z: Tensor, potential: Potential[AnyTap]) -> ClassStates | None:
         if self._entropy is None or self._classes is None or potential.is_output or z.grad_fn is None:
             return None
-        return ClassStates(z, self._classes, self._entropy.temperature)
+        unit_dim = potential.unit_dim if self._entropy.unit == "channel" else None
+        return ClassStates(z, self._classes, self._entropy.temperature, unit_dim)
 
     def _run_training_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.has_trained = True

@@ -38,6 +38,8 @@ trainer:
         output: false
         reduction: sum
         activations: [torch.sin, torch.nn.Softplus]
+        entropy: [1, 2]
+        entropy_unit: channel
         log_layers: false
         histograms: false
 """
@@ -70,6 +72,7 @@ def test_every_argument_comes_from_yaml(tmp_path):
     assert len(callback.activations) == 2
     assert nn.Softplus in callback.activations or "torch.nn.Softplus" in callback.activations
     assert "psp/z2_val" in cli.trainer.callback_metrics
+    assert {"psp/entropy_val", "psp/entropy2_val"} <= set(cli.trainer.callback_metrics)
 
 
 def test_a_schedule_by_name(tmp_path):
@@ -91,7 +94,7 @@ def test_the_entropy_term(tmp_path, written, target):
         target: {written}
 """
     cli, callback = run(tmp_path, CONFIGURATION.rstrip() + settings)
-    assert callback.entropy_term == EntropySettings(-0.05, 0.5, target, 3)
+    assert callback.entropy_term == EntropySettings(-0.05, 0.5, target, 3, "channel")
     assert -0.05 * 3 < cli.trainer.callback_metrics["psp/entropy_term"] < 0
 
 

@@ -348,3 +348,47 @@ def test_without_a_weight_nothing_changes(monkeypatch, lam):
     value = total(module, batch(), lam)
     assert_same(module.gradients[0], torch.autograd.grad(value, list(module.parameters())))
     assert not [key for key in trainer.callback_metrics if "entropy" in key]
+
+
+class Channels(nn.Module):
+    """Channels in dimension 1, behind an in-place activation, and in the last dimension."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv1d(1, 4, 3)
+        self.act = nn.ReLU(inplace=True)
+        self.linear = nn.Linear(4, 5)
+        self.head = nn.Linear(5, 3)
+
+    def potentials(self, features):
+        first = self.convolution(features.unsqueeze(1))
+        second = self.linear(first.clamp(min=0).transpose(1, 2))
+        return first, second, self.head(torch.tanh(second).mean(1))
+
+    def forward(self, features):
+        x = self.act(self.convolution(features.unsqueeze(1)))
+        return self.head(torch.tanh(self.linear(x.transpose(1, 2))).mean(1))
+
+
+class OfChannels(Classifier):
+    def __init__(self):
+        super().__init__()
+        self.third = None
+        self.first, self.second = Channels(), None
+
+    def forward(self, features):
+        return self.first(features)
+
+
+def test_channels_are_units_where_the_callback_is_told_so():
+    module, trainer = trained(OfChannels, PSPCallback(lam=0.0, entropy_weight=WEIGHT, entropy_unit="channel"))
+    features, labels = batch()
+    first, second, logits = module.first.potentials(features)
+    # [batch, position, unit]: positions are observations
+    terms = []
+    for z in (first.movedim(1, 2), second):
+        terms.append(entropy(z.flatten(0, 1), labels.repeat_interleave(z.shape[1]), temperature=1.0))
+    loss = functional.cross_entropy(logits, labels) + WEIGHT * sum(terms) / 2
+    assert_same(module.gradients[0], torch.autograd.grad(loss, [*module.parameters()]))
+    value = float(trainer.callback_metrics["psp/entropy_term"])
+    assert value == pytest.approx(WEIGHT * sum(terms).item() / 2, rel=1e-9)

@@ -20,6 +20,7 @@ from lightning_psp.functional.soft_entropy import (
     check_temperature,
     class_sums,
 )
+from lightning_psp.functional.validation import Unit
 from lightning_psp.gradient.compiled_tap import CompiledTap
 from lightning_psp.penalty import accumulation_dtype
 from lightning_psp.statistics import Total, add_up, read_on_processor
@@ -39,6 +40,7 @@ class EntropySettings:
         temperature: temperature of the graded states.
         target: where the class labels of a batch are.
         num_classes: the number that labels have to stay below, or None.
+        unit: what one neuron is, ``"element"`` or ``"channel"``.
 
     Raises:
         TypeError: if one of them is of the wrong type.
@@ -49,6 +51,7 @@ class EntropySettings:
     temperature: float
     target: Target
     num_classes: int | None
+    unit: Unit = "element"
 
     def __post_init__(self) -> None:
         """Checks them."""
@@ -108,16 +111,21 @@ class ClassStates:
         z: the potential.
         classes: the classes of the batch.
         temperature: temperature of the states.
+        unit_dim: the dimension of the channels where these are the units; None where the elements are.
     """
 
-    def __init__(self, z: Tensor, classes: BatchClasses, temperature: float) -> None:
+    def __init__(self, z: Tensor, classes: BatchClasses, temperature: float, unit_dim: int | None) -> None:
         self.shape = z.shape
         self.classes = classes
         self._temperature = temperature
+        self._unit_dim = unit_dim if z.ndim > 2 else None
         self._labels = classes.labels.to(z.device)
         self.sums: Tensor | None = None
         if len(z) == len(self._labels):
-            self.sums = class_sums(self._states(z.detach()), self._labels, len(classes.counts))
+            states = self._states(z.detach())
+            if self._unit_dim is not None:
+                states = states.movedim(self._unit_dim, -1).flatten(1, -2).mean(dim=1)
+            self.sums = class_sums(states, self._labels, len(classes.counts))
 
     def add_gradient(self, gradient: Tensor, z: Tensor, slopes: Tensor, arrived: float | Tensor) -> Tensor:
         """Adds the gradient of the entropy to one that passes the potential.
@@ -129,9 +137,18 @@ class ClassStates:
             arrived: the gradient that arrived at the loss.
         """
         states = self._states(z)
-        step = (1 - states).mul_(states).mul_(slopes[self._labels].view(self.shape)).div_(self._temperature)
+        step = (1 - states).mul_(states).mul_(self._by_unit(slopes[self._labels])).div_(self._temperature)
         step.mul_(arrived.to(step) if isinstance(arrived, Tensor) else arrived)
         return gradient + step.to(gradient.dtype)
+
+    def _by_unit(self, slopes: Tensor) -> Tensor:
+        """Slopes ``[batch, units]`` where they belong in the potential."""
+        if self._unit_dim is None:
+            return slopes.view(self.shape)
+        positions = self.shape[1:].numel() // slopes.shape[1]
+        shape = [len(slopes)] + [1] * (len(self.shape) - 1)
+        shape[self._unit_dim] = slopes.shape[1]
+        return slopes.view(shape) / positions
 
     def _states(self, z: Tensor) -> Tensor:
         # A watch would take a sigmoid for a nonlinearity of the network.
