@@ -99,5 +99,12 @@ def test_the_entropy_term(tmp_path, written, target):
 
 
 def test_the_key_of_the_labels(tmp_path):
-    _, callback = run(tmp_path, CONFIGURATION.rstrip() + "\n        target: labels\n")
+    without_entropy = CONFIGURATION.replace("entropy: [1, 2]", "entropy: []")
+    _, callback = run(tmp_path, without_entropy.rstrip() + "\n        target: labels\n")
     assert callback.target == "labels"
+
+
+def test_entropy_is_auto_by_name(tmp_path):
+    cli, _ = run(tmp_path, CONFIGURATION.replace("entropy: [1, 2]", "entropy: auto"))
+    assert "psp/entropy_val" in cli.trainer.callback_metrics
+    assert "psp/entropy2_val" not in cli.trainer.callback_metrics
