@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_psp.capture.nonlinearities import find_nonlinearities
@@ -16,6 +15,7 @@ from lightning_psp.entropy_measure import EntropyMeasure, Orders
 from lightning_psp.functional.validation import Unit
 from lightning_psp.gradient.entropy_term import EntropySettings
 from lightning_psp.histograms import write_histograms
+from lightning_psp.messages import OnceAFit
 from lightning_psp.penalty import Reduction, check_reduction
 from lightning_psp.potentials import check_module
 from lightning_psp.schedules import Schedule, make_schedule
@@ -29,9 +29,10 @@ from lightning_psp.trainer_state import (
     log_step,
     loss_scale,
     means_over_processes,
-    splits_layers,
+    refuse_what_needs_one_process,
     training_progress,
 )
+from lightning_psp.training_report import report_epoch
 from lightning_psp.watch import Watch
 
 
@@ -129,10 +130,10 @@ class PSPCallback(Callback):
         self.histograms = histograms
         self._train_means = LayerMeans()
         self._evaluation_means = LayerMeans()
+        self._say = OnceAFit()
         self._entropy = EntropyMeasure(entropy, entropy_unit, num_classes, target, self._say)
         self._first_learning_rate: float | None = None
         self._samples: dict[str, Tensor] = {}
-        self._said: set[str] = set()
         self._watch: Watch | None = None
 
     # --- beginning and end -----------------------------------------------------------------------------------------
@@ -145,23 +146,8 @@ class PSPCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts watching the trainer's steps."""
-        if self.reduction == "squared_mean" and trainer.world_size > 1:
-            raise NotImplementedError(
-                "PSPCallback(reduction='squared_mean') needs the mean of each potential over the whole batch, of which"
-                f" each of {trainer.world_size} processes sees a part. Use reduction='mean' or 'sum'."
-            )
-        if self.entropy_term.weight != 0.0 and trainer.world_size > 1:
-            raise NotImplementedError(
-                "PSPCallback(entropy_weight=…) needs the states of each class over the whole batch, of which each of"
-                f" {trainer.world_size} processes sees a part. Train in one process, or use entropy_weight=0."
-            )
-        if self.lam > 0 and splits_layers(trainer):
-            raise NotImplementedError(
-                "PSPCallback cannot penalise layers whose units are split over processes (tensor parallelism), for each"
-                " process sees a part of a layer. Use"
-                f" ModelParallelStrategy(data_parallel_size={trainer.world_size}, tensor_parallel_size=1)."
-            )
-        self._said = set()
+        refuse_what_needs_one_process(trainer, self.lam, self.reduction, self.entropy_term.weight)
+        self._say.forget()
         self._attach(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -283,41 +269,11 @@ class PSPCallback(Callback):
             write_histograms(trainer, pl_module, self._samples)
             self._samples = {}
         watch = self._watch
-        if watch is not None and watch.unsampled:
-            self._say(
-                "samples",
-                "PSPCallback(histograms=True) writes no histogram of potentials inside functions made by"
-                f" `torch.compile`: {', '.join(watch.unsampled)}. Train without `torch.compile` to see them.",
-            )
         if watch is None or not watch.has_trained:  # resumed at the end of an epoch
             return
         if watch.layers or not means:
             self._check_layers(watch)
-        if watch.left_out:
-            self._say(
-                "kinds",
-                "Complex, sparse and nested tensors are not penalised. Such tensors enter the nonlinearities of"
-                f" {', '.join(watch.left_out)}. Name them in `exclude` to leave them out without this warning.",
-            )
-        if watch.adds_gradients and not (watch.penalised_layers or watch.entropy_layers):
-            self._say(
-                "nothing",
-                "No penalty was added in this epoch. With manual optimisation, call `self.manual_backward(loss)`: no"
-                " callback hears of `torch.autograd.backward` and `torch.autograd.grad`.",
-            )
-        elif watch.lam > 0:
-            left_out = [
-                layer
-                for layer in watch.chosen_layers
-                if layer not in watch.penalised_layers and self._layer_factor(layer) != 0.0
-            ]
-            if left_out:
-                self._say(
-                    "left out",
-                    "Layers without a penalty, because they lie on no path from trained parameters to a loss:"
-                    f" {', '.join(left_out)}.",
-                    is_warning=False,
-                )
+        report_epoch(self._say, watch, self._layer_factor)
 
     def _next_lam(self, trainer: Trainer) -> float:
         if self._first_learning_rate is None:
@@ -328,9 +284,9 @@ class PSPCallback(Callback):
         return math.prod(factor for pattern, factor in self.layer_lam.items() if matches(layer, (pattern,)))
 
     def _check_layers(self, watch: Watch) -> None:
-        if "layers" not in self._said:
+        if not self._say.was_told("layers"):
             self.selection.check({**watch.layers, **watch.fused}, self.layer_lam)
-            self._said.add("layers")
+            self._say.note("layers")
 
     # --- evaluation ------------------------------------------------------------------------------------------------
 
@@ -416,12 +372,6 @@ class PSPCallback(Callback):
         if broken:
             # The layers behind the first take it over from it.
             self._say("broken", f"The potentials of layer {broken[0]!r} hold NaN or infinity ({stage}).")
-
-    def _say(self, subject: str, message: str, is_warning: bool = True) -> None:
-        """Says something once a fit."""
-        if subject not in self._said:
-            self._said.add(subject)
-            (rank_zero_warn if is_warning else rank_zero_info)(message)
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 

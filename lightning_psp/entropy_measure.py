@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from lightning.pytorch import Trainer
@@ -12,10 +12,10 @@ from torch import Tensor
 from lightning_psp.functional.estimate import EntropyEstimate
 from lightning_psp.functional.validation import MAX_ORDER, UNITS, Unit
 from lightning_psp.layer_entropies import LayerEntropies
+from lightning_psp.messages import OnceAFit
 from lightning_psp.targets import Target, find_target
 
 Orders: TypeAlias = Literal["auto"] | Sequence[int]
-Say: TypeAlias = Callable[[str, str, bool], None]
 
 # The memory that counts may take where they were not asked for.
 _MAX_BYTES = 512 * 2**20
@@ -29,10 +29,10 @@ class EntropyMeasure:
         unit: what one neuron is: ``"element"`` or ``"channel"``.
         num_classes: number of classes; None takes it from the output layer.
         target: where the class labels are in a batch.
-        say: called with a subject, a message and whether it is a warning.
+        say: tells the user what is left out.
     """
 
-    def __init__(self, orders: Orders, unit: Unit, num_classes: int | None, target: Target, say: Say) -> None:
+    def __init__(self, orders: Orders, unit: Unit, num_classes: int | None, target: Target, say: OnceAFit) -> None:
         _check_orders(orders)
         if unit not in UNITS:
             raise ValueError(f"Expected argument `entropy_unit` to be one of {', '.join(UNITS)} but got {unit!r}.")
@@ -114,7 +114,6 @@ class EntropyMeasure:
                 "empty classes",
                 f"No sample of the classes {', '.join(map(str, empty))} was seen ({stage}). They contribute nothing to"
                 " PSP-entropy.",
-                True,
             )
         return values
 
@@ -124,7 +123,7 @@ class EntropyMeasure:
             self._say(
                 f"small {order}",
                 f"PSP-entropy of order {order} is left out of layers with fewer units: {', '.join(map(repr, small))}.",
-                False,
+                is_warning=False,
             )
         sampled = [found for found in estimates.values() if not found.is_exact]
         if sampled:
@@ -133,7 +132,7 @@ class EntropyMeasure:
                 f"PSP-entropy of order {order} is the mean over a random sample of {sampled[0].number_of_sets} sets"
                 f" of units in {len(sampled)} layers, with a standard error of at most"
                 f" {max(found.standard_error for found in sampled):.2g} bits.",
-                False,
+                is_warning=False,
             )
 
     def _check(self) -> None:
@@ -142,7 +141,7 @@ class EntropyMeasure:
         if problem is not None and self._is_asked_for:
             raise ValueError(f"PSPCallback(entropy={self._orders}) cannot be measured: {problem}. Or pass entropy=().")
         if problem is not None:
-            self._say("no entropy measured", f"PSP-entropy is left out: {problem}.", False)
+            self._say("no entropy measured", f"PSP-entropy is left out: {problem}.", is_warning=False)
         reasons = "; ".join(f"of {layer!r}, {reason}" for layer, reason in left_out.items())
         if left_out and self._is_asked_for:
             raise ValueError(
@@ -150,7 +149,7 @@ class EntropyMeasure:
                 " argument `exclude`."
             )
         if left_out:
-            self._say("no entropy of a layer", f"PSP-entropy is left out {reasons}.", False)
+            self._say("no entropy of a layer", f"PSP-entropy is left out {reasons}.", is_warning=False)
 
 
 def _check_orders(orders: Any) -> None:

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
+from lightning_psp.penalty import Reduction
 from lightning_psp.schedules import TrainingProgress
 from lightning_psp.statistics import LayerMeans
 
@@ -27,7 +28,27 @@ def loss_scale(trainer: Trainer, module: LightningModule) -> float:
     return scale * float(scaler.get_scale()) if scaler is not None else scale
 
 
-def splits_layers(trainer: Trainer) -> bool:
+def refuse_what_needs_one_process(trainer: Trainer, lam: float, reduction: Reduction, entropy_weight: float) -> None:
+    """Raises an error where a term of the gradient cannot be had from the parts that several processes see."""
+    if reduction == "squared_mean" and trainer.world_size > 1:
+        raise NotImplementedError(
+            "PSPCallback(reduction='squared_mean') needs the mean of each potential over the whole batch, of which"
+            f" each of {trainer.world_size} processes sees a part. Use reduction='mean' or 'sum'."
+        )
+    if entropy_weight != 0.0 and trainer.world_size > 1:
+        raise NotImplementedError(
+            "PSPCallback(entropy_weight=…) needs the states of each class over the whole batch, of which each of"
+            f" {trainer.world_size} processes sees a part. Train in one process, or use entropy_weight=0."
+        )
+    if lam > 0 and _splits_layers(trainer):
+        raise NotImplementedError(
+            "PSPCallback cannot penalise layers whose units are split over processes (tensor parallelism), for each"
+            f" process sees a part of a layer. Use ModelParallelStrategy(data_parallel_size={trainer.world_size},"
+            " tensor_parallel_size=1)."
+        )
+
+
+def _splits_layers(trainer: Trainer) -> bool:
     """Whether a process may hold a part of a layer's units."""
     strategy = trainer.strategy
     return isinstance(strategy, ModelParallelStrategy) and strategy.device_mesh["tensor_parallel"].size() > 1
