@@ -52,3 +52,8 @@ def mean_over_sets(states, classes, order):
     """PSP-entropy of the order."""
     sets = list(itertools.combinations(range(states.shape[1]), order))
     return sum(of_set(states, classes, units) for units in sets) / len(sets)
+
+
+def entropy_by_hand(z, target, order):
+    """Joint entropy in bits of the sets of units of potentials `[observations, units]`: its mean over sets."""
+    return mean_over_sets(*observations(z, target), order)

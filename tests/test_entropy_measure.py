@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_psp import PSPCallback
-from tests.entropy_by_hand import entropy_by_hand
+from tests.entropy_reference import entropy_by_hand
 from tests.small import BATCH, CLASSES, Classifier, loader, quiet_trainer, traces
 
 HIDDEN = ["first", "second"]
@@ -210,7 +210,7 @@ def test_one_logit_decides_between_two_classes():
     labels = labels % 2
     logged = evaluated(PSPCallback(), module, DataLoader(TensorDataset(features, labels), batch_size=BATCH))
     for layer, z in hidden_potentials(module, features).items():
-        expected = entropy_by_hand(z, labels, 1, classes=2)
+        expected = entropy_by_hand(z, labels, 1)
         assert logged[f"psp_entropy_test/{layer}"] == pytest.approx(expected, rel=1e-6)
 
 
@@ -273,7 +273,7 @@ def test_another_network_may_have_more_classes():
     evaluated(callback, module_of(), loaders)
     labels = (labels + torch.arange(len(labels))) % 5
     logged = evaluated(callback, module := module_of(Five), DataLoader(TensorDataset(features, labels), batch_size=4))
-    expected = entropy_by_hand(hidden_potentials(module, features)["first"], labels, 1, classes=5)
+    expected = entropy_by_hand(hidden_potentials(module, features)["first"], labels, 1)
     assert logged["psp_entropy_test/first"] == pytest.approx(expected, rel=1e-6)
 
 

@@ -66,11 +66,9 @@ def test_autocast_rounds_no_count(products):
 
 def test_counts_beyond_those_of_float32(products, monkeypatch):
     monkeypatch.setattr(pair_entropy, "LARGEST_COUNT", 100)
-    seen = []
-    monkeypatch.setattr(pair_entropy, "_sum_over_block", lambda together, *_: seen.append(together) or together.sum())
     packed = pack_states(torch.ones(300, 2, dtype=torch.bool))
-    pair_entropy.sum_over_pairs([packed], 2)
-    assert [(block.dtype, block.tolist()) for block in seen] == [(torch.float64, [[300.0, 300.0], [300.0, 300.0]])]
+    together = pair_entropy._count_together(packed, 0, 0, 2)
+    assert (together.dtype, together.tolist()) == (torch.float64, [[300.0, 300.0], [300.0, 300.0]])
 
 
 def test_relations_between_orders():
@@ -187,3 +185,32 @@ def test_progress_is_shown_of_long_computations_only(monkeypatch, capsys):
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
     psp_entropy(z, target, 3, 2)
     assert capsys.readouterr().err == ""
+
+
+def test_the_number_of_threads_changes_neither_the_value_nor_itself():
+    z, target = torch.randn(40, 2100, generator=torch.Generator().manual_seed(3)), torch.arange(40) % 3
+    before = torch.get_num_threads()
+    try:
+        values = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            values.append(psp_entropy(z, target, 3, order=2).item())
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert values[0] == values[1]
+
+
+def test_threads_are_given_back_after_an_error(monkeypatch):
+    def fail(*args):
+        raise MemoryError
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        monkeypatch.setattr(pair_entropy, "_count_together", fail)
+        with pytest.raises(MemoryError):
+            psp_entropy(torch.randn(8, 5), torch.arange(8) % 2, 2, order=2)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

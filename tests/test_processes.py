@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.entropy_by_hand import entropy_by_hand
+from tests.entropy_reference import entropy_by_hand
 from tests.followed import LAM, assert_same, mean_square, potentials
 from tests.process_worker import PROCESSES, RUNS, DeadHead, parts
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -35,21 +38,37 @@ def sum_over_pairs(parts: Sequence[Tensor], units: int) -> float:
     """
     blocks = list(itertools.combinations_with_replacement(range(0, units, BLOCK), 2))
     total = 0.0
-    with progress_bar(len(parts) * units * units, "pair") as progress:
+    with _side_by_side(parts[0].device) as map_blocks, progress_bar(len(parts) * units * units, "pair") as progress:
         for packed in parts:
-            size = len(packed)
-            table = entropy_table(size, packed.device)
+            table = entropy_table(len(packed), packed.device)
             active = _count_active(packed, units)
             # Blocks on the diagonal hold every pair twice, and every unit with itself.
-            twice = -(table[active] + table[size - active]).sum()
-            for left, right in blocks:
-                together = _count_together(packed, left, right, units)
-                rows, columns = active[left : left + BLOCK], active[right : right + BLOCK]
+            twice = -(table[active] + table[len(packed) - active]).sum().item()
+            sums = map_blocks(partial(_sum_over_block, packed=packed, active=active, table=table), blocks)
+            for (left, right), block_sum in zip(blocks, sums, strict=True):
                 weight = 1 if left == right else 2
-                twice += weight * _sum_over_block(together, rows, columns, size, table)
-                progress.update(weight * together.numel())
-            total += twice.item() / 2
+                twice += weight * block_sum
+                progress.update(weight * len(active[left : left + BLOCK]) * len(active[right : right + BLOCK]))
+            total += twice / 2
     return total
+
+
+@contextmanager
+def _side_by_side(device: torch.device) -> Iterator[Callable[..., Iterator[float]]]:
+    """Gives what maps a function over blocks; on a processor, as many at a time as torch has threads.
+
+    Each block has one thread: its operations are short, and threads that share one wait for each other at its end.
+    """
+    if device.type != "cpu":
+        yield map
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # of threads that start from now on, too
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _count_active(packed: Tensor, units: int) -> Tensor:
@@ -82,18 +101,27 @@ def _unpack_block(packed: Tensor, start: int, units: int, dtype: torch.dtype) ->
     return unpack_states(packed[:, start // 8 : -(-stop // 8)], dtype)[:, : stop - start]
 
 
-def _sum_over_block(together: Tensor, left: Tensor, right: Tensor, size: int, table: Tensor) -> Tensor:
-    """Sum of the joint entropies of the pairs of a block."""
+def _sum_over_block(block: tuple[int, int], packed: Tensor, active: Tensor, table: Tensor) -> float:
+    """Sum of the joint entropies of the pairs of a unit from one block and a unit from another.
+
+    Args:
+        block: the first unit of each.
+        packed: states of one class ``[observations, bytes]``.
+        active: how often each unit is active ``[units]``.
+        table: what a count adds to the entropy, by count.
+    """
+    left, right = block
+    together = _count_together(packed, left, right, len(active))
+    rows, columns = active[left : left + BLOCK], active[right : right + BLOCK]
     total = table.new_zeros(())
-    rows, columns = min(ROWS, len(left)), len(right)
-    counts = torch.empty(rows, 4, columns, dtype=torch.int32, device=table.device)
+    counts = torch.empty(min(ROWS, len(rows)), 4, len(columns), dtype=torch.int32, device=table.device)
     terms = table.new_empty(counts.numel())  # taken once: memory that is new to the process is slow
-    for part, active in zip(torch.split(together, ROWS), torch.split(left.unsqueeze(1), ROWS), strict=True):
+    for part, row in zip(torch.split(together, ROWS), torch.split(rows.unsqueeze(1), ROWS), strict=True):
         states = counts[: len(part)]
         both, first, second, neither = states.unbind(1)
         both.copy_(part)
-        torch.sub(active, both, out=first)
-        torch.sub(right, both, out=second)
-        torch.sub(size - active, second, out=neither)
+        torch.sub(row, both, out=first)
+        torch.sub(columns, both, out=second)
+        torch.sub(len(packed) - row, second, out=neither)
         total += torch.index_select(table, 0, states.flatten(), out=terms[: states.numel()]).sum()
-    return total
+    return total.item()
