@@ -1,4 +1,4 @@
-"""LeNet-5 and LeNet-300, for greyscale images of 28×28 pixels."""
+"""LeNet-5 and LeNet-300, for greyscale images."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,18 +31,19 @@ class LeNet300(nn.Module):
     """300 and 100 hidden units.
 
     Args:
+        pixels: Number of pixels of an image.
         dropout: Share of the hidden units of both layers that dropout switches off.
     """
 
-    def __init__(self, dropout: float = 0.0) -> None:
+    def __init__(self, pixels: int = 28 * 28, dropout: float = 0.0) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(28 * 28, 300)
+        self.fc1 = nn.Linear(pixels, 300)
         self.fc2 = nn.Linear(300, 100)
         self.fc3 = nn.Linear(100, 10)
         self.dropout = dropout
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute the logits ``[batch, 10]`` of images ``[batch, 1, 28, 28]``."""
+        """Compute the logits ``[batch, 10]`` of images ``[batch, 1, height, width]``."""
         x = F.relu(self.fc1(images.flatten(1)))
         x = F.relu(self.fc2(F.dropout(x, self.dropout, self.training)))
         return self.fc3(F.dropout(x, self.dropout, self.training))
