@@ -40,6 +40,11 @@ class ImageSets(LightningDataModule):
         """Read the images, onto the device that trains."""
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
         images, labels = (each.to(device) for each in self.load(train=True))
+        if not 0 <= self.held_out < len(labels):
+            raise ValueError(
+                f"Expected argument `held_out` to be at least 0 and less than {len(labels)}, the number of training"
+                f" images, but got {self.held_out}."
+            )
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).to(device)
         kept = order[self.held_out :].sort().values
         self.train_set = TensorDataset(images[kept], labels[kept])

@@ -110,8 +110,8 @@ def train_once(
     module, data, psp = make()
     recorder = EpochRecorder(bar)
     folder = path.parent / "checkpoints" / path.stem
-    begun = folder / "configuration.json"
-    if begun.exists():
+    begun, checkpoint = folder / "configuration.json", folder / "last.ckpt"
+    if checkpoint.exists():
         _check_configuration(begun, json.loads(begun.read_text()), configuration)
     folder.mkdir(parents=True, exist_ok=True)
     begun.write_text(json.dumps(configuration))
@@ -130,8 +130,6 @@ def train_once(
         enable_model_summary=False,
         enable_progress_bar=False,
     )
-    checkpoint = folder / "last.ckpt"
-    # weights_only=False for the generators' states and the PSP callback's; the file is this training's own.
     trainer.fit(module, data, ckpt_path=checkpoint if checkpoint.exists() else None)
 
     result = {
@@ -174,4 +172,7 @@ def silence_lightning() -> None:
 
 def _check_configuration(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     if found != wanted:
-        raise ValueError(f"Expected {path} to be of a training with {dict(wanted)} but got one with {dict(found)}.")
+        raise ValueError(
+            f"Expected {path} to be of a training with {dict(wanted)} but got one with {dict(found)}:"
+            " remove it, or name another folder."
+        )

@@ -1,11 +1,11 @@
 """Train a network with or without PSP, as configuration files and the command line say.
 
-    python examples/train.py fit --config examples/configs/mnist.yaml --config examples/configs/networks/lenet5.yaml \\
-        --config examples/configs/techniques/lenet/psp.yaml --data.root FOLDER
+    python examples/train.py fit --data.root FOLDER --config examples/configs/mnist.yaml
+        --config examples/configs/networks/lenet5.yaml --config examples/configs/techniques/lenet/psp.yaml
 
-A row of the first paper's tables is a data set's file, a network's and a technique's: see configs/README.md.
-`--psp.lam 0.01` and its like change single values, `--print_config` shows all of them. TensorBoard's logs and the
-checkpoint go to `lightning_logs` in the current folder.
+(on one line). A row of the first paper's tables is a data set's file, a network's and a technique's: see
+configs/README.md. `--psp.lam 0.01` and its like change single values, `--print_config` shows all of them. TensorBoard's
+logs and the checkpoint go to `lightning_logs` in the current folder.
 """
 
 from collections.abc import Sequence
