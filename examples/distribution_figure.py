@@ -38,7 +38,7 @@ def plot_distributions(techniques: Histograms, values: str, path: Path) -> None:
     """
     layers = list(next(iter(techniques.values())))
     figure = Figure(figsize=(3.1 * len(layers), 3.6), dpi=150, layout="constrained")
-    for axes, layer in zip(figure.subplots(1, len(layers)), layers, strict=True):
+    for axes, layer in zip(figure.subplots(1, len(layers), squeeze=False)[0], layers, strict=True):
         shown = max(_half_width(histograms[layer]) for histograms in techniques.values())
         for (label, histograms), style in zip(techniques.items(), STYLES, strict=True):
             density, edges = _density(histograms[layer], shown)

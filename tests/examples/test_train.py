@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
-for module in ("jsonargparse", "torchvision"):
-    pytest.importorskip(module)
+pytest.importorskip("jsonargparse")
+pytest.importorskip("torchvision")
 
 import train
 from images import MNIST
