@@ -64,7 +64,11 @@ class EpochRecorder(Callback):
         return {"epochs": self.epochs, "generators": generators}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a training where a checkpoint left it."""
+        """Take up a training where a checkpoint left it.
+
+        Some versions of Lightning before 2.6 draw a random number too many on their way to the next epoch, and shuffle
+        otherwise than in a training that was not broken off.
+        """
         self.epochs = state_dict["epochs"]
         torch.set_rng_state(state_dict["generators"][0])
         torch.cuda.set_rng_state_all(state_dict["generators"][1:])

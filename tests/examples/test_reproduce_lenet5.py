@@ -3,6 +3,7 @@
 import json
 import sys
 
+import lightning
 import numpy as np
 import pytest
 import torch
@@ -48,6 +49,7 @@ def without_times(result):
     return {**result, "epochs": [{**epoch, "seconds": None} for epoch in result["epochs"]]}
 
 
+@pytest.mark.skipif(lightning.__version__ < "2.6", reason="Lightning draws a random number too many when it resumes")
 def test_a_training_that_was_broken_off_ends_as_one_that_was_not(monkeypatch, tmp_path, reproduce):
     unbroken = reproduce(tmp_path / "unbroken", *ONE, "--epochs", "4")
 
