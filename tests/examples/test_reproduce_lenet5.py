@@ -7,6 +7,7 @@ import lightning
 import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 
 pytest.importorskip("torchvision")
 pytest.importorskip("sklearn")
@@ -49,7 +50,9 @@ def without_times(result):
     return {**result, "epochs": [{**epoch, "seconds": None} for epoch in result["epochs"]]}
 
 
-@pytest.mark.skipif(lightning.__version__ < "2.6", reason="Lightning draws a random number too many when it resumes")
+@pytest.mark.skipif(
+    Version(lightning.__version__) < Version("2.6"), reason="Lightning draws a random number too many when it resumes"
+)
 def test_a_training_that_was_broken_off_ends_as_one_that_was_not(monkeypatch, tmp_path, reproduce):
     unbroken = reproduce(tmp_path / "unbroken", *ONE, "--epochs", "4")
 
