@@ -14,6 +14,7 @@ pytest.importorskip("sklearn")
 
 import reproduce_lenet5
 import resumable
+from classifier import Classifier
 from distributions import Histogram
 from tests.examples.idx import write_sets
 
@@ -102,8 +103,15 @@ def test_all_techniques_in_order_with_a_chosen_weight_decay(monkeypatch, tmp_pat
     monkeypatch.setattr(reproduce_lenet5, "SWEEP_EPOCHS", 4)
     monkeypatch.setattr(reproduce_lenet5, "SWEEP_HELD_OUT", 100)
     monkeypatch.setattr(reproduce_lenet5, "WEIGHT_DECAYS", (1e-4, 0.3))
-    trained = []
+    trained, made = [], []
     run = reproduce_lenet5.Reproduction.run
+
+    class Noted(Classifier):
+        def __init__(self, network, **settings):
+            super().__init__(network, **settings)
+            made.append((network.dropout, self.weight_decay, self.learning_rate))
+
+    monkeypatch.setattr(reproduce_lenet5, "Classifier", Noted)
 
     def note(self, training):
         trained.append(training)
@@ -119,6 +127,7 @@ def test_all_techniques_in_order_with_a_chosen_weight_decay(monkeypatch, tmp_pat
     settings = {each.technique: each for each in trained[:6]}
     assert [settings[each].lam for each in ("psp", "none", "dropout", "l2")] == [1e-3, 0, 0, 0]
     assert [settings[each].dropout for each in ("psp", "none", "dropout", "l2")] == [0, 0, 0.5, 0]
+    assert made == [(each.dropout, each.weight_decay, 0.1) for each in trained]
     sweep = {
         result["configuration"]["weight_decay"]: np.mean([epoch["error"] for epoch in result["epochs"][1:]])
         for name, result in results.items()
