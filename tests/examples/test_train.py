@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 pytest.importorskip("jsonargparse")
 pytest.importorskip("torchvision")
@@ -21,6 +20,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CONFIGS = EXAMPLES / "configs"
+STRENGTHS = {
+    "lenet/l1": {"l1": 1e-4},
+    "lenet/l2": {"weight_decay": 1e-4},
+    "cifar10/l1": {"l1": 1e-5},
+    "cifar10/l2": {"weight_decay": 5e-4},
+    "label_smoothing": {"label_smoothing": 0.1},
+}
 README = (CONFIGS / "README.md").read_text()
 
 
@@ -57,11 +63,10 @@ def callback(cli):
 def test_an_experiment_can_be_read(names):
     cli = read(*names)
     kinds = [Path(name).stem for name in names]
-    expected = {"l1": 0.0, "weight_decay": 0.0, "label_smoothing": 0.0}
-    technique = yaml.safe_load((CONFIGS / f"{names[2]}.yaml").read_text())
-    expected.update({key: value for key, value in technique.get("model", {}).items() if key != "network"})
+    expected = {"l1": 0.0, "weight_decay": 0.0, "label_smoothing": 0.0, "momentum": 0.9 * names[0].startswith("cifar")}
+    expected.update(STRENGTHS.get(names[2].removeprefix("techniques/"), {}))
     assert {key: getattr(cli.model, key) for key in expected} == expected
-    assert callback(cli).lam == float(technique.get("psp", {}).get("lam", 0.0))
+    assert callback(cli).lam == (0.01 if "psp_code" in names[2] else 0.001 if "psp" in names[2] else 0.0)
     assert type(cli.model.network).__name__.lower() == kinds[1].replace("_", "").removesuffix("digits")
     assert type(cli.datamodule).__name__.lower() == kinds[0].replace("_", "")
 
