@@ -1,5 +1,6 @@
 """Every configuration can be read, and one is trained."""
 
+import os
 import re
 import subprocess
 import sys
@@ -118,7 +119,8 @@ def test_digits_are_trained(tmp_path):
     configs = [argument for file in files for argument in ("--config", str(file))]
     command = [sys.executable, str(EXAMPLES / "train.py"), "fit", *configs]
     command += ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", f"--trainer.default_root_dir={tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}  # this copy of the package
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     (checkpoint,) = tmp_path.rglob("*.ckpt")
     saved = torch.load(checkpoint, weights_only=False)
