@@ -62,6 +62,12 @@ def test_blocks_of_a_page_run_one_after_another(name, tmp_path, monkeypatch):
         PAGES[name].run(namespace, fence, expected)
 
 
+def test_files_that_the_readme_links_to_are_there():
+    linked = [target for target in re.findall(r"\]\(([^)#]+)", README.text) if "://" not in target]
+    assert len(linked) > 10
+    assert not [target for target in linked if not (ROOT / target).is_file()]
+
+
 @pytest.mark.parametrize("name", ["README.md", *PAGES])
 def test_every_fence_says_its_language(name):
     page = PAGES.get(name, README)
