@@ -1,4 +1,4 @@
-# `make demo` and `make test` each set up .venv themselves: no other step is needed before them.
+# `make demo`, `make test` and `make docs` each set up .venv themselves: no other step is needed before them.
 # A stamp file says what .venv holds, so that nothing is installed again until pyproject.toml changes.
 
 PYTHON ?= python3
@@ -6,11 +6,12 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 INSTALL := $(RUN) pip install -qq --disable-pip-version-check --editable
 
-.PHONY: help demo test clean
+.PHONY: help demo test docs clean
 
 help:
 	@echo "make demo    set up .venv and run the quickstart (about two minutes after the set-up)"
 	@echo "make test    set up .venv, then check style and types and run the tests"
+	@echo "make docs    set up .venv and build the documentation in site/"
 	@echo "make clean   remove .venv, caches and the output of the examples"
 
 demo: $(VENV)/.has-examples
@@ -21,6 +22,9 @@ test: $(VENV)/.has-dev
 	$(RUN) ruff format --check
 	$(RUN) mypy
 	$(RUN) pytest --numprocesses auto --dist loadgroup $(PYTEST_ARGS)
+
+docs: $(VENV)/.has-dev
+	$(RUN) mkdocs build --strict
 
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
@@ -38,4 +42,4 @@ $(VENV)/.has-dev: pyproject.toml | $(VENV)/.created
 	@touch $@ $(VENV)/.has-examples
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache examples/output
+	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache examples/output

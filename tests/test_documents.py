@@ -1,25 +1,79 @@
-"""The README's code runs, and the tests that the documents name are there."""
+"""The documents' code runs and prints what they say, and the tests that they name are there."""
 
 import ast
+import contextlib
+import io
+import itertools
 import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
 SUPPORTED = (ROOT / "docs" / "supported.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(), flags=re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+
+
+class Page:
+    """The Python blocks of a document, each with what it prints where a block of text follows it at once."""
+
+    def __init__(self, path):
+        self.path = path
+        self.text = path.read_text()
+        fences = list(FENCE.finditer(self.text))
+        self.blocks = []
+        for fence, following in itertools.zip_longest(fences, fences[1:]):
+            if fence[1] != "python":
+                continue
+            is_output = following and following[1] == "text" and not self.text[fence.end() : following.start()].strip()
+            self.blocks.append((fence, following[2] if is_output else None))
+
+    def run(self, namespace, fence, expected):
+        lines_before = self.text.count("\n", 0, fence.start(2))
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile("\n" * lines_before + fence[2], str(self.path), "exec"), namespace)
+        if expected is not None:
+            assert printed.getvalue() == expected
+
+
+README = Page(ROOT / "README.md")
+PAGES = {str(path.relative_to(ROOT)): Page(path) for path in sorted((ROOT / "docs").rglob("*.md"))}
 
 
 def test_there_are_blocks():
-    assert len(BLOCKS) >= 3
+    assert len(README.blocks) >= 3
+    assert sum(len(page.blocks) for page in PAGES.values()) > 20
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_block_runs(block, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", range(len(README.blocks)))
+def test_block_of_the_readme_runs_alone(number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exec(compile(block, str(README), "exec"), {"__name__": "readme"})
+    README.run({"__name__": "readme"}, *README.blocks[number])
+
+
+@pytest.mark.parametrize("name", [name for name, page in PAGES.items() if page.blocks])
+def test_blocks_of_a_page_run_one_after_another(name, tmp_path, monkeypatch):
+    if "sklearn" in PAGES[name].text:
+        pytest.importorskip("sklearn", reason="the page takes its data from scikit-learn")
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "page"}
+    for fence, expected in PAGES[name].blocks:
+        PAGES[name].run(namespace, fence, expected)
+
+
+def test_files_that_the_readme_links_to_are_there():
+    linked = [target for target in re.findall(r"\]\(([^)#]+)", README.text) if "://" not in target]
+    assert len(linked) > 10
+    assert not [target for target in linked if not (ROOT / target).is_file()]
+
+
+@pytest.mark.parametrize("name", ["README.md", *PAGES])
+def test_every_fence_says_its_language(name):
+    page = PAGES.get(name, README)
+    opening = re.findall(r"^ *```(.*)$", page.text, flags=re.MULTILINE)[::2]
+    assert set(opening) <= {"python", "text", "sh", "yaml"}
+    assert len(opening) == len(FENCE.findall(page.text))  # none is indented, where its code would not be found
 
 
 def test_every_situation_names_a_test_that_exists():
