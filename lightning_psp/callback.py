@@ -37,16 +37,19 @@ from lightning_psp.watch import Watch
 
 
 class PSPCallback(Callback):
-    r"""Penalises the post-synaptic potentials of a network during training, and logs ⟨z²⟩.
+    r"""Penalises the post-synaptic potentials of a network during training, and logs ⟨z²⟩ and PSP-entropy.
 
     The optimiser sees the gradient of the user's loss plus :math:`\lambda R`, where R is made from the potentials z,
     the tensors that enter the network's nonlinearities (Tartaglione et al., 2019, Eq. 7; the reductions are those of
     :func:`~lightning_psp.psp_penalty`). In one backward pass R covers the potentials that lie between trained
     parameters and the loss and were not penalised before. The user's loss, as logged and as returned, does not change.
 
-    Logged per step: ``psp/lam``, ``psp/penalty`` (λR), ``psp/z2``. Per epoch: ``psp/z2_train``, ``psp/z2_val``,
-    ``psp/z2_test`` (⟨z²⟩, the mean over layers) and, with `log_layers`, ``psp_z2_train/<layer>`` and so on. All can
-    be monitored by other callbacks.
+    Logged per step: ``psp/lam``, ``psp/penalty`` (λR), ``psp/z2`` and, where there is one, ``psp/entropy_term``. Per
+    epoch: ``psp/z2_train``, ``psp/z2_val``, ``psp/z2_test`` (⟨z²⟩, the mean over layers), ``psp/entropy_val`` and
+    ``psp/entropy_test`` (the PSP-entropy of Tartaglione et al., 2020, Eq. 3 to 5, the mean over hidden layers),
+    ``psp/entropy2_val`` and so on for further orders. With `log_layers` each layer's: ``psp_z2_train/<layer>``,
+    ``psp_entropy_val/<layer>`` and so on. Several dataloaders count as one data set. All can be monitored by other
+    callbacks.
 
     Args:
         lam: strength λ of the penalty, 0 or more; 0 only watches.
@@ -64,14 +67,17 @@ class PSPCallback(Callback):
             once why not where it does not.
         entropy_unit: what one neuron is for PSP-entropy: ``"element"`` of the potentials, or ``"channel"``, whose
             positions are further observations of it.
-        entropy_weight: factor on the soft entropy of the hidden layers, of either sign; 0 leaves it out. The potentials
-            of these layers need the samples of the batch in dimension 0; each pass of a network through one counts with
-            the labels of the whole batch. It takes a training in one process and layers that are not compiled.
+        entropy_weight: factor on the mean over hidden layers of their soft entropy
+            (:func:`~lightning_psp.functional.soft_psp_entropy`), which is added to the loss: a positive weight lowers the
+            entropy, a negative one raises it, 0 leaves it out. Potentials need the samples of the batch in dimension 0;
+            of several passes, each has the labels of the whole batch. Several processes and compiled layers are an
+            error.
         entropy_temperature: temperature T of the graded states σ(z / T) that make the soft entropy.
-        num_classes: number of classes, which the labels have to stay below; None sets no bound.
+        num_classes: number of classes, which the labels have to stay below. By default the number of logits (2 for a
+            single one); in training no bound.
         target: an index or a key of a batch, or a callable that is given the batch: where its class labels ``[batch]``
             are. By default the second item of a pair, or ``"label"``, ``"labels"``, ``"target"``, ``"y"`` of a mapping.
-        log_layers: whether ⟨z²⟩ is logged for each layer.
+        log_layers: whether ⟨z²⟩ and PSP-entropy are logged for each layer.
         histograms: whether the distributions of weights and potentials are written to TensorBoard each epoch.
 
     Raises:
