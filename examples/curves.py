@@ -1,4 +1,4 @@
-"""The quickstart's picture: validation error and ⟨z²⟩ over the epochs, one line a technique."""
+"""Error and ⟨z²⟩ over the epochs, one line a technique: the quickstart's picture, and the first paper's Fig. 2."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from axes_style import label_plainly, tidy
 
 # Okabe and Ito's palette, which colour-blind readers tell apart; the dashes do so in grey print.
 STYLES: list[dict[str, str]] = [
     {"color": "#555555", "linestyle": ":"},
     {"color": "#0072B2", "linestyle": "--"},
-    {"color": "#D55E00", "linestyle": "-"},
+    {"color": "#009E73", "linestyle": "-."},
 ]
+STYLE_OF_LAST: dict[str, str] = {"color": "#D55E00", "linestyle": "-"}
 
 
 @dataclass(frozen=True)
@@ -26,35 +28,38 @@ class Curves:
     z2: Sequence[Sequence[float]]
 
 
-def plot_curves(techniques: Sequence[Curves], path: Path) -> None:
+def plot_curves(
+    techniques: Sequence[Curves],
+    path: Path,
+    title: str = "Error on unseen digits",
+    measured_on: str = "the validation set",
+) -> None:
     """Draw error and ⟨z²⟩ side by side and save the picture.
 
     Args:
-        techniques: The curves of three techniques, the one to point out last.
+        techniques: The curves of up to four techniques, the one to point out last.
         path: File to write; its folder is made where it is missing.
+        title: Title of the errors.
+        measured_on: The data that error and ⟨z²⟩ are of.
     """
     # A Figure of its own, without pyplot, needs no display and leaves no global state.
     figure = Figure(figsize=(10, 4.4), dpi=150, layout="constrained")
     error_axes, z2_axes = figure.subplots(1, 2)
-    for technique, style in zip(techniques, STYLES, strict=True):
+    for technique, style in zip(techniques, [*STYLES[: len(techniques) - 1], STYLE_OF_LAST], strict=True):
         _draw_band(error_axes, technique.error, technique.label, style)
         _draw_band(z2_axes, technique.z2, technique.label, style)
 
-    error_axes.set_title("Error on unseen digits", fontweight="bold")
+    error_axes.set_title(title, fontweight="bold")
     error_axes.set_ylabel("wrongly classified (%, log scale)")
     z2_axes.set_title("Size of the potentials", fontweight="bold")
     z2_axes.set_ylabel("mean squared potential ⟨z²⟩ (log scale)")
 
     for axes in (error_axes, z2_axes):
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
+        label_plainly(axes.yaxis)
         axes.set_xlabel("epoch")
         axes.set_xlim(0, len(techniques[0].error[0]))
-        axes.grid(color="#E5E5E5", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
 
     handles, labels = error_axes.get_legend_handles_labels()
     figure.legend(
@@ -66,7 +71,7 @@ def plot_curves(techniques: Sequence[Curves], path: Path) -> None:
         fontsize=11,
         handlelength=3,
     )
-    caption = "Both measured on the validation set after each epoch."
+    caption = f"Both measured on {measured_on} after each epoch."
     if (seeds := len(techniques[0].error)) > 1:
         caption += f" Lines: mean of {seeds} trainings; bands: lowest to highest of them."
     figure.supxlabel(caption, fontsize=9, color="#555555")

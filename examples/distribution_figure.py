@@ -1,0 +1,78 @@
+"""Distributions of weights or potentials by layer, one line a technique: the first paper's Fig. 3."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter
+
+from axes_style import tidy
+
+# Technique to layer to histogram: limit and counts, as `distributions.Histogram` summarises them.
+Histograms = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+STYLES = [{"color": "#0072B2", "linestyle": "--"}, {"color": "#D55E00", "linestyle": "-"}]
+SHARE_SHOWN = 0.9995
+
+
+def add_histograms(summaries: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Add the counts of several trainings, layer by layer."""
+    return {
+        layer: {
+            "limit": histogram["limit"],
+            "counts": np.sum([summary[layer]["counts"] for summary in summaries], axis=0),
+        }
+        for layer, histogram in summaries[0].items()
+    }
+
+
+def plot_distributions(techniques: Histograms, values: str, path: Path) -> None:
+    """Draw the densities of two techniques, one panel a layer, and save the picture.
+
+    Args:
+        techniques: Label of each technique, and its histograms.
+        values: What is counted, for the axes.
+        path: File to write.
+    """
+    layers = list(next(iter(techniques.values())))
+    figure = Figure(figsize=(3.1 * len(layers), 3.6), dpi=150, layout="constrained")
+    for axes, layer in zip(figure.subplots(1, len(layers), squeeze=False)[0], layers, strict=True):
+        shown = max(_half_width(histograms[layer]) for histograms in techniques.values())
+        for (label, histograms), style in zip(techniques.items(), STYLES, strict=True):
+            density, edges = _density(histograms[layer], shown)
+            axes.stairs(density, edges, label=label, linewidth=1.4, **style)
+        axes.set_xlim(-shown, shown)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_title(layer, fontweight="bold")
+        axes.set_xlabel(values)
+        tidy(axes)
+    figure.axes[0].set_ylabel("density (log scale)")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=11, handlelength=3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def _half_width(histogram: Mapping[str, Any]) -> float:
+    """Half of the narrowest interval around 0, of whole bins, that holds nearly all values."""
+    counts = np.asarray(histogram["counts"])
+    # The two bins at the same distance from 0 together, the nearest first.
+    by_distance = (counts + counts[::-1])[len(counts) // 2 :]
+    enough = int(np.argmax(np.cumsum(by_distance) >= SHARE_SHOWN * np.sum(by_distance)))
+    return histogram["limit"] * (enough + 1) / len(by_distance)
+
+
+def _density(histogram: Mapping[str, Any], shown: float) -> tuple[np.ndarray, np.ndarray]:
+    """Density and edges of bins as wide as they may be with at least 40 of them from ``-shown`` to ``shown``."""
+    counts, limit = np.asarray(histogram["counts"], dtype=float), histogram["limit"]
+    wanted = 40 * limit / shown
+    numbers = [each for each in range(1, len(counts) + 1) if len(counts) % each == 0]
+    number = next((each for each in numbers if each >= wanted), len(counts))
+    share = counts / counts.sum()
+    share[[0, -1]] = 0  # these hold the values beyond the limits too
+    edges = np.linspace(-limit, limit, number + 1)
+    return share.reshape(number, -1).sum(axis=1) / np.diff(edges), edges

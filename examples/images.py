@@ -1,0 +1,119 @@
+"""MNIST and Fashion-MNIST as Lightning data modules that hold all images in memory.
+
+A set is one tensor of bytes on the device that trains, and a batch is cut out of it by its indices: a loader that
+collates image by image would take longer than LeNet-5 does.
+"""
+
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
+from torchvision import datasets
+
+
+class ImageSets(LightningDataModule):
+    """Training and test images of a set that has no validation part.
+
+    Args:
+        mean: Mean of each channel over the training images, where a white pixel is 1.
+        deviation: Standard deviation of each channel.
+        batch_size: Number of images in a training batch.
+        held_out: Number of training images, drawn once for all trainings, that are kept out to validate on. With 0
+            the validation set is the test set, as in the first paper, which reports the test error of each epoch: a
+            training may then not be chosen, or stopped, by its validation error.
+    """
+
+    def __init__(self, mean: tuple[float, ...], deviation: tuple[float, ...], batch_size: int, held_out: int) -> None:
+        super().__init__()
+        self.mean = 255 * torch.tensor(mean).view(-1, 1, 1)
+        self.deviation = 255 * torch.tensor(deviation).view(-1, 1, 1)
+        self.batch_size = batch_size
+        self.held_out = held_out
+
+    def load(self, train: bool) -> tuple[Tensor, Tensor]:
+        """Return all images as bytes ``[images, channels, height, width]`` and their labels ``[images]``."""
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        """Read the images, onto the device that trains."""
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        images, labels = (each.to(device) for each in self.load(train=True))
+        if not 0 <= self.held_out < len(labels):
+            raise ValueError(
+                f"Expected argument `held_out` to be at least 0 and less than {len(labels)}, the number of training"
+                f" images, but got {self.held_out}."
+            )
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).to(device)
+        kept = order[self.held_out :].sort().values
+        self.train_set = TensorDataset(images[kept], labels[kept])
+        self.test_set = TensorDataset(*(each.to(device) for each in self.load(train=False)))
+        self.validation_set = self.test_set
+        if self.held_out:
+            self.validation_set = TensorDataset(images[order[: self.held_out]], labels[order[: self.held_out]])
+
+    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        """Give the bytes of a batch mean 0 and variance 1."""
+        images, labels = batch
+        self.mean, self.deviation = self.mean.to(images.device), self.deviation.to(images.device)
+        return images.float().sub_(self.mean).div_(self.deviation), labels
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled batches of the training set."""
+        sampler = BatchSampler(RandomSampler(self.train_set), self.batch_size, drop_last=False)
+        return DataLoader(self.train_set, sampler=sampler, batch_size=None)
+
+    def val_dataloader(self) -> DataLoader:
+        """The held-out images, or the test set where none are held out."""
+        return _in_order(self.validation_set)
+
+    def test_dataloader(self) -> DataLoader:
+        """The test set."""
+        return _in_order(self.test_set)
+
+
+class MNIST(ImageSets):
+    """Handwritten digits: 60,000 images of 28×28 pixels to train on, 10,000 to test.
+
+    Args:
+        root: Folder in which torchvision keeps the set.
+        download: Whether torchvision may download what is missing.
+        batch_size: Number of images in a training batch.
+        held_out: Number of training images to validate on; with 0 validation runs on the test set.
+    """
+
+    def __init__(self, root: Path, download: bool = False, batch_size: int = 100, held_out: int = 0) -> None:
+        super().__init__((0.1307,), (0.3081,), batch_size, held_out)
+        self.root = root
+        self.download = download
+
+    def load(self, train: bool) -> tuple[Tensor, Tensor]:
+        """Return all images as bytes ``[images, 1, 28, 28]`` and their labels ``[images]``."""
+        files = datasets.MNIST(self.root, train=train, download=self.download)
+        return files.data.unsqueeze(1), files.targets
+
+
+class FashionMNIST(ImageSets):
+    """Pieces of clothing: 60,000 images of 28×28 pixels to train on, 10,000 to test.
+
+    Args:
+        root: Folder in which torchvision keeps the set.
+        download: Whether torchvision may download what is missing.
+        batch_size: Number of images in a training batch.
+        held_out: Number of training images to validate on; with 0 validation runs on the test set.
+    """
+
+    def __init__(self, root: Path, download: bool = False, batch_size: int = 100, held_out: int = 0) -> None:
+        super().__init__((0.5,), (0.5,), batch_size, held_out)
+        self.root = root
+        self.download = download
+
+    def load(self, train: bool) -> tuple[Tensor, Tensor]:
+        """Return all images as bytes ``[images, 1, 28, 28]`` and their labels ``[images]``."""
+        files = datasets.FashionMNIST(self.root, train=train, download=self.download)
+        return files.data.unsqueeze(1), files.targets
+
+
+def _in_order(dataset: TensorDataset) -> DataLoader:
+    return DataLoader(dataset, sampler=BatchSampler(SequentialSampler(dataset), 500, drop_last=False), batch_size=None)
