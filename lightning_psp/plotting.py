@@ -22,7 +22,11 @@ MOST_CELLS_WITH_NUMBERS = 20, 60  # columns and rows; in smaller cells numbers c
 
 
 def plot_gradient_parts(
-    parts: GradientParts, ax: Axes | None = None, *, parameters: Sequence[str] = ("*weight*",)
+    parts: GradientParts,
+    ax: Axes | None = None,
+    *,
+    parameters: Sequence[str] = ("*weight*",),
+    colorbar: bool = True,
 ) -> tuple[Figure | SubFigure, Axes]:
     """Draws which layers' potentials the PSP gradient of each weight comes from, as a heat map.
 
@@ -35,6 +39,7 @@ def plot_gradient_parts(
         parts: what is drawn.
         ax: axes to draw into; by default a new figure of pyplot.
         parameters: glob patterns on parameter names: the rows. By default the weights without the biases.
+        colorbar: whether a colour bar is drawn. Its scale is the same in all pictures, from -100 % to 100 %.
 
     Returns:
         The figure and the axes.
@@ -65,13 +70,12 @@ def plot_gradient_parts(
     if ax is None:
         size = min(3.4 + 0.7 * columns, LARGEST_FIGURE[0]), min(1.8 + 0.45 * len(rows), LARGEST_FIGURE[1])
         _, ax = pyplot.subplots(figsize=size, dpi=150, layout="constrained")
-    limit = max(100.0, *shares[shares.isfinite()].abs().tolist())
     # From blue by white to red, as usual for numbers of both signs.
-    image = ax.imshow(shares.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    image = ax.imshow(shares.numpy(), cmap="RdBu_r", vmin=-100, vmax=100, aspect="auto")
     if columns <= MOST_CELLS_WITH_NUMBERS[0] and len(rows) <= MOST_CELLS_WITH_NUMBERS[1]:
         for row, column in shares.isfinite().nonzero().tolist():
             share = shares[row, column].item()
-            colour = "white" if abs(share) > 0.6 * limit else "black"
+            colour = "white" if abs(share) > 60 else "black"
             ax.text(column, row, _rounded(share), ha="center", va="center", color=colour, fontsize=9)
     ax.set_facecolor("#F0F0F0")
     ax.set_xticks(range(columns), parts.layers, rotation=0 if columns <= 6 else 90)
@@ -84,7 +88,9 @@ def plot_gradient_parts(
     ax.set_xlabel("layer whose potentials are penalised")
     ax.set_ylabel("trained parameter")
     ax.set_title("Where the PSP gradient comes from", fontweight="bold")
-    ax.figure.colorbar(image, ax=ax, label="share of the parameter's gradient (%)")
+    if colorbar:
+        beyond = "both" if shares.nan_to_num().abs().max() > 100 else "neither"
+        ax.figure.colorbar(image, ax=ax, label="share of the parameter's gradient (%)", extend=beyond)
     return ax.figure, ax
 
 

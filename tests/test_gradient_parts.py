@@ -351,7 +351,7 @@ def test_save_and_load(tmp_path):
 def test_load_refuses_other_files(tmp_path, content):
     path = tmp_path / "other.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match="other.json|Expecting value"):
+    with pytest.raises(ValueError, match=r"other\.json|Expecting value"):
         GradientParts.load(path)
 
 
@@ -389,5 +389,5 @@ def test_not_finite_is_an_error_that_names_the_layer():
     network = LeNet5()
     with torch.no_grad():
         network.conv2.weight[0, 0, 0, 0] = torch.nan
-    with pytest.raises(ValueError, match="layer 'conv2'.*'conv1.weight' is not finite"):
+    with pytest.raises(ValueError, match=r"layer 'conv2'.*'conv1.weight' is not finite"):
         psp_gradient_parts(network, torch.randn(2, 1, 28, 28))
