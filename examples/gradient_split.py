@@ -117,6 +117,8 @@ def draw(splits: Splits, title: str, path: Path) -> None:
             axes[row, column].set_title(f'{label}, "{reduction}"', fontsize=11)
             axes[row, column].label_outer()
     figure.suptitle(title, fontweight="bold")
+    caption = "Signed shares in the PSP gradient of each weight (%). Each row adds up to 100; grey: no dependence."
+    figure.supxlabel(caption, fontsize=9, color="#555555")
     figure.savefig(path)
 
 

@@ -32,7 +32,7 @@ def plot_gradient_parts(
 
     A row is a parameter, a column a layer, and a cell the signed share of the layer's part in the parameter's whole
     gradient, in per cent (:func:`~lightning_psp.analysis.psp_gradient_parts`; Tartaglione et al., 2019, Eq. 14 and
-    15). Each row adds up to 100 %. A cell is empty where the layer does not depend on the parameter. In large networks
+    15). Each row adds up to 100 %. A cell is grey where the layer does not depend on the parameter. In large networks
     the numbers are left out.
 
     Args:
@@ -77,7 +77,7 @@ def plot_gradient_parts(
             share = shares[row, column].item()
             colour = "white" if abs(share) > 60 else "black"
             ax.text(column, row, _rounded(share), ha="center", va="center", color=colour, fontsize=9)
-    ax.set_facecolor("#F0F0F0")
+    ax.set_facecolor("#DDDDDD")
     ax.set_xticks(range(columns), parts.layers, rotation=0 if columns <= 6 else 90)
     ax.set_yticks(range(len(rows)), [parts.parameters[row] for row in rows])
     ax.set_xticks([column - 0.5 for column in range(1, columns)], minor=True)
@@ -89,7 +89,7 @@ def plot_gradient_parts(
     ax.set_ylabel("trained parameter")
     ax.set_title("Where the PSP gradient comes from", fontweight="bold")
     if colorbar:
-        beyond = "both" if shares.nan_to_num().abs().max() > 100 else "neither"
+        beyond = "both" if shares.nan_to_num().abs().max() > 100.5 else "neither"
         ax.figure.colorbar(image, ax=ax, label="share of the parameter's gradient (%)", extend=beyond)
     return ax.figure, ax
 
