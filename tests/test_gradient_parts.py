@@ -333,6 +333,16 @@ def test_compiled_network():
     close(parts.shares, expected.shares)
 
 
+@pytest.mark.gpu
+def test_on_a_gpu():
+    network, x = LeNet5().double(), random(SAMPLES, 1, 28, 28)
+    expected = psp_gradient_parts(network, x)
+    found = psp_gradient_parts(network.cuda(), x.cuda())
+    for name in ("norms", "shares", "total"):
+        assert getattr(found, name).device.type == "cpu"
+        close(getattr(found, name), getattr(expected, name))
+
+
 def test_save_and_load(tmp_path):
     parts = psp_gradient_parts(LeNet5().double(), random(SAMPLES, 1, 28, 28), reduction="sum", output=False)
     assert parts.shares.isnan().any()
@@ -376,8 +386,18 @@ def test_packed_sequences_are_one_argument():
 
 
 def test_nothing_trained_is_an_error():
-    with pytest.raises(ValueError, match="depends on a trained parameter"):
-        psp_gradient_parts(two_layers().requires_grad_(False), random(SAMPLES, 4))
+    network, x = two_layers().requires_grad_(False), random(SAMPLES, 4)
+    for inputs in (x, x.clone().requires_grad_()):
+        with pytest.raises(ValueError, match="depends on a trained parameter"):
+            psp_gradient_parts(network, inputs)
+    network[2].requires_grad_(True)
+    with pytest.raises(ValueError, match="none reaches the layers 0"):
+        psp_gradient_parts(network, x, output=False)
+
+
+def test_a_function_is_no_module():
+    with pytest.raises(TypeError, match=r"`module` to be a `torch\.nn\.Module`"):
+        psp_gradient_parts(torch.relu, random(SAMPLES, 4))
 
 
 def test_unknown_reduction_is_an_error():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lightning_psp.functional.precision import widest_float
 from lightning_psp.functional.progress import progress_bar
 from lightning_psp.penalty import Reduction, layer_penalties
-from lightning_psp.potentials import record_potentials
+from lightning_psp.potentials import check_module, record_potentials
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value
@@ -30,7 +30,8 @@ class GradientParts:
         layers: names of the L layers, in order of call: the columns.
         norms: ``[P, L]``, Euclidean norm of each part; exactly 0 where the layer does not depend on the parameter.
         shares: ``[P, L]``, signed share of each part in the whole gradient; each row sums to 1. NaN in the rows of
-            parameters whose whole gradient is 0.
+            parameters whose whole gradient is 0, and rounding error where the whole is (a bias before a batch norm in
+            training mode).
         total: ``[P]``, Euclidean norm of the whole gradient, the sum of the parts.
         reduction: the scale of the penalty, as in :func:`~lightning_psp.psp_penalty`.
     """
@@ -125,7 +126,7 @@ def psp_gradient_parts(
         out.
 
     Raises:
-        TypeError: if `inputs` is neither a tensor nor a plain tuple.
+        TypeError: if `module` is no module, or `inputs` neither a tensor nor a plain tuple.
         ValueError: if no layer depends on a trained parameter, a gradient is not finite, or `reduction` is unknown;
             and as :func:`~lightning_psp.record_potentials`.
 
@@ -144,13 +145,14 @@ def psp_gradient_parts(
         tensor([[0.2000, 0.8000],
                 [0.0000, 1.0000]], dtype=torch.float64)
     """
+    check_module(module)
     if not isinstance(inputs, Tensor) and type(inputs) is not tuple:  # a packed sequence is a tuple, too
         raise TypeError(
             "Expected argument `inputs` to be a tensor or a tuple of positional arguments but got"
             f" {type(inputs).__name__}. For a network that takes this as it is, use `inputs=(x,)`."
         )
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-    with torch.inference_mode(False), torch.enable_grad(), _buffers_kept(module):
+    with torch.inference_mode(False), _buffers_kept(module):  # which lifts no_grad, too
         with record_potentials(
             module, include=include, exclude=exclude, output=output, activations=activations
         ) as potentials:
