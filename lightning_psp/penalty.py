@@ -50,18 +50,41 @@ def psp_penalty(potentials: Mapping[str, Tensor], reduction: Reduction = "mean")
         >>> psp_penalty(potentials, "squared_mean")  # (2² + 1²) / 2 + 2²
         tensor(6.5000)
     """
+    terms = list(layer_penalties(potentials, reduction).values())
+    return torch.stack([term.to(terms[0].device) for term in terms]).sum()
+
+
+def layer_penalties(potentials: Mapping[str, Tensor], reduction: Reduction = "mean") -> dict[str, Tensor]:
+    """Each layer's own term of R, with the factor that it has there: they add up to :func:`psp_penalty`.
+
+    Args:
+        potentials: as for :func:`psp_penalty`.
+        reduction: as for :func:`psp_penalty`.
+
+    Returns:
+        Layer name to scalar, for the layers that count in R.
+
+    Raises:
+        ValueError: as :func:`psp_penalty`.
+        TypeError: as :func:`psp_penalty`.
+
+    Example:
+        >>> import torch
+        >>> potentials = {"hidden": torch.tensor([[1.0, 2.0], [3.0, 0.0]]), "output": torch.tensor([[2.0], [2.0]])}
+        >>> layer_penalties(potentials)  # (1 + 4 + 9 + 0) / 4 / 2 and 4 / 2
+        {'hidden': tensor(1.7500), 'output': tensor(2.)}
+    """
     check_reduction(reduction)
     if not potentials:
         raise ValueError("Expected argument `potentials` to hold at least one layer but got none.")
     unit_dims: Mapping[str, int] = getattr(potentials, "unit_dims", {})
     depends_on_parameters = any(potential.requires_grad for potential in potentials.values())
-    terms = [
-        _layer_penalty(layer, potential, reduction, unit_dims.get(layer, 1))
+    terms = {
+        layer: _layer_penalty(layer, potential, reduction, unit_dims.get(layer, 1))
         for layer, potential in potentials.items()
         if potential.requires_grad or not depends_on_parameters
-    ]
-    total = torch.stack([term.to(terms[0].device) for term in terms]).sum()
-    return total / len(terms) if reduction == "mean" else total
+    }
+    return {layer: term / len(terms) for layer, term in terms.items()} if reduction == "mean" else terms
 
 
 def check_reduction(reduction: str) -> None:

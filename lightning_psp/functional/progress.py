@@ -10,12 +10,12 @@ from tqdm.auto import tqdm
 SECONDS_WITHOUT_BAR = 2.0
 
 
-def progress_bar(total: int, unit: str) -> Any:
+def progress_bar(total: int, unit: str, description: str = "PSP-entropy") -> Any:
     """A progress bar on stderr of one process that shows after two seconds, and that leaves no trace."""
     is_other_process = distributed.is_available() and distributed.is_initialized() and distributed.get_rank() != 0
     return tqdm(
         total=total,
-        desc="PSP-entropy",
+        desc=description,
         unit=unit,
         unit_scale=True,
         delay=SECONDS_WITHOUT_BAR,

@@ -1,0 +1,94 @@
+"""What the pictures show, and the error where matplotlib is missing."""
+
+import importlib
+import math
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("matplotlib")
+
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+
+from lightning_psp import plotting
+from lightning_psp.analysis import GradientParts
+from lightning_psp.plotting import plot_gradient_parts
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    pyplot.close("all")
+
+
+def parts(layers=3):
+    """Two weights and a bias of made-up numbers; the last weight does not move the first layer."""
+    shares = torch.zeros(3, layers).double()
+    shares[0, :3] = torch.tensor([0.254, -0.5, 1.246])
+    shares[1, :3] = torch.tensor([0.0, 0.0, 1.0])
+    shares[2, 1:3] = torch.tensor([0.996, 0.004])
+    norms = shares.abs()
+    norms[1, 1] = 0.3  # at a right angle to the whole
+    names = ("a.weight", "a.bias", "b.weight")
+    return GradientParts(names, tuple(f"layer{i}" for i in range(layers)), norms, shares, norms.sum(1), "mean")
+
+
+def numbers(axes):
+    return {text.get_position()[::-1]: text.get_text() for text in axes.texts}
+
+
+def test_weights_by_layers():
+    figure, axes = plot_gradient_parts(parts())
+    assert figure is axes.figure
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a.weight", "b.weight"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["layer0", "layer1", "layer2"]
+    assert numbers(axes) == {(0, 0): "25", (0, 1): "−50", (0, 2): "125", (1, 1): "100", (1, 2): "0.4"}
+    values = axes.images[0].get_array()
+    assert values.mask.tolist() == [[False] * 3, [True, False, False]]
+    assert values[0].tolist() == pytest.approx([25.4, -50, 124.6])
+    assert axes.images[0].get_clim() == (-100, 100)
+    assert len(figure.axes) == 2  # with that of the colour bar
+    figure.canvas.draw()
+
+
+def test_a_part_at_a_right_angle_is_zero_and_not_empty():
+    _, axes = plot_gradient_parts(parts(), parameters=("*.bias",))
+    assert numbers(axes) == {(0, 1): "0.0", (0, 2): "100"}
+
+
+def test_an_undefined_row_is_empty():
+    undefined = parts()
+    undefined.shares[2], undefined.norms[2] = math.nan, 0.0
+    _, axes = plot_gradient_parts(undefined)
+    assert {row for row, _ in numbers(axes)} == {0}
+
+
+def test_given_axes_are_used():
+    figure = Figure()
+    left, right = figure.subplots(1, 2)
+    assert plot_gradient_parts(parts(), right, colorbar=False) == (figure, right)
+    assert not left.images
+    assert len(figure.axes) == 2
+    assert not pyplot.get_fignums()
+
+
+def test_many_layers_have_no_numbers_and_fit_on_a_page():
+    figure, axes = plot_gradient_parts(parts(100))
+    assert not axes.texts
+    assert max(figure.get_size_inches()) <= 16
+
+
+def test_a_pattern_that_matches_nothing_is_an_error():
+    with pytest.raises(ValueError, match=r"\('c\.\*',\).*a\.weight, a\.bias, b\.weight"):
+        plot_gradient_parts(parts(), parameters=("c.*",))
+
+
+def test_missing_matplotlib_names_the_extra(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, plotting.__name__)
+    with pytest.raises(ModuleNotFoundError, match=r"lightning_psp\[plot\]"):
+        importlib.import_module(plotting.__name__)
