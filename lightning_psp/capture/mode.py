@@ -9,20 +9,18 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.backends import mha
 from torch.nn.modules.loss import _Loss
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
-from torch.utils import swap_tensors
 from torchmetrics import Metric, MetricCollection
 
 from lightning_psp.capture.checkpoints import Checkpoints, in_backward
-from lightning_psp.capture.frames import Frame, Frames
+from lightning_psp.capture.frames import Frames
 from lightning_psp.capture.kinds import is_of_another_kind, is_transformed
 from lightning_psp.capture.module_calls import has_one_listener, told_of_module_calls
 from lightning_psp.capture.nonlinearities import Activation, Nonlinearities, TorchFunction
 from lightning_psp.capture.outputs import OutputFinder
-from lightning_psp.capture.provenance import Handler, Kept, NetworkCall, Potential, Provenance, tensors_in
+from lightning_psp.capture.provenance import Handler, Kept, NetworkCall, Potential, Provenance, swap, tensors_in
 from lightning_psp.capture.recurrent import RECURRENT_MODULES, attach, parse_call
 from lightning_psp.compilation.runs import announce_graph, told_of_graphs
 from lightning_psp.gradient.graph import reach_from
@@ -128,10 +126,6 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             stack.enter_context(told_of_graphs(self))
             stack.callback(self.checkpoints.uninstall)
             self.checkpoints.install()
-            # Without a mode of functions, transformers of torch run in one fused kernel where no gradient is asked for;
-            # compiled code does not see the mode.
-            stack.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
-            mha.set_fastpath_enabled(False)
             super().__enter__()  # type: ignore[no-untyped-call]
             self._scope = stack.pop_all()
         return self
@@ -177,21 +171,20 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         """Notes that the forward of a module starts."""
         if self._is_suspended or in_backward():
             return
-        path = self.frames.path_of(module)
-        if path == "" and self.redirected:
+        frame = self.frames.frame_of(module)
+        if self.redirected and frame.path == "":
             self.redirected = False
-            path = None
-        starts_call = path is not None and self.call is None and not isinstance(module, _NO_NETWORK)
-        if starts_call:
+            frame = frame._replace(path=None)
+        if self.call is None and frame.path is not None and not isinstance(module, _NO_NETWORK):
             self.call = NetworkCall()
             self.number_of_calls += 1
-        potential = None
+            frame = frame._replace(starts_call=True)
         if isinstance(module, self._special_classes):
             if isinstance(module, ParametrizationList):  # makes a weight
                 self.suppressed += 1
             if isinstance(module, self.nonlinearities.module_classes):
-                potential = self._enter_activation_module(module, path, inputs)
-        self.frames.running.append(Frame(module, path, starts_call, potential))
+                frame = frame._replace(potential=self._enter_activation_module(module, frame.path, inputs))
+        self.frames.running.append(frame)
 
     def _enter_activation_module(
         self, module: nn.Module, path: str | None, inputs: tuple[Any, ...]
@@ -261,13 +254,12 @@ class Capture(TorchFunctionMode, Generic[Kept]):
                 self.left_out[self.frames.host(activation.label)] = None
             return func(*args, **kwargs)
         in_place = activation.overwrites(args, kwargs)
-        values = self.provenance.of(z).values
-        # The logits once more; or, in a loss outside the network, the same values once more.
-        output = next((other for other in values.potentials if other.is_output or self.call is None), None)
-        if output is not None:
-            result = func(*args, **kwargs)
-            output.add_result(result)
-            return result
+        for other in self.provenance.of(z).values.potentials:
+            # The logits once more; or, in a loss outside the network, the same values once more.
+            if other.is_output or self.call is None:
+                result = func(*args, **kwargs)
+                other.add_result(result)
+                return result
         if in_place and z.requires_grad:
             if z._is_view():
                 return self._overwrite_view(func, z, activation, args, kwargs)
@@ -293,7 +285,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         held = z.new_empty(0)
         self.provenance.exchange(z, held)  # before the graph holds the potential: what it holds cannot change places
         result = activation.out_of_place(func, (held, *args[1:]), kwargs)
-        swap_tensors(z, result)  # type: ignore[no-untyped-call]
+        swap(z, result)
         potential = self.add(held, self.frames.host(activation.label), False, is_output=False)
         potential.add_result(z)
         self.provenance.record_result(z, potential)
@@ -386,7 +378,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             and z.layout is torch.strided
             and not z.is_nested
             and not is_transformed(z)
-            and not isinstance(z, nn.Parameter)
+            and (type(z) is Tensor or not isinstance(z, nn.Parameter))
             and self.counts()
             and self._is_of_this_network()
         )
@@ -424,7 +416,10 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             potential.measured = origin.measured
             potential.results.extend(origin.measured.results)
         if self._selection.selects(potential.layer, is_output):
-            with self.checkpoints.unseen():
+            if self.checkpoints.regions:
+                with self.checkpoints.unseen():
+                    potential.kept = self._keep(z, potential, in_place)
+            else:
                 potential.kept = self._keep(z, potential, in_place)
         origin.values.potentials.append(potential)
         self.potentials.append(potential)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor
 from torch.utils import swap_tensors
 
@@ -155,8 +156,8 @@ class Provenance:
 
     def of(self, tensor: Tensor) -> Origin:
         """The origin of this tensor, a new one if nothing is known of it."""
-        origin = self.find(tensor)
-        return self.renew(tensor) if origin is None else origin
+        origin = self._origins.get(id(tensor))
+        return origin if origin is not None and origin.reference() is tensor else self.renew(tensor)
 
     def renew(self, tensor: Tensor) -> Origin:
         """A new origin for a tensor that holds new values."""
@@ -189,7 +190,7 @@ class Provenance:
         origin = self.of(tensor)
         del self._origins[id(tensor)]
         del origin.reference  # tensors with weak references cannot change places
-        swap_tensors(tensor, other)  # type: ignore[no-untyped-call]
+        swap(tensor, other)
         origin.reference = weakref.ref(other)
         self._origins[id(other)] = origin
 
@@ -272,6 +273,24 @@ def _unit_dim_of_view(source: Tensor, view: Tensor, unit_dim: int, has_same_valu
         dim for dim in range(view.ndim) if view.stride(dim) == step and (view.shape[dim] == size or not has_same_values)
     ]
     return found[-1] if len(found) == 1 else 1
+
+
+def swap(tensor: Tensor, other: Tensor) -> None:
+    """Has two tensors change places, as `torch.utils.swap_tensors` does, without its checks where none can fail."""
+    if _is_plain(tensor) and _is_plain(other):
+        torch._C._swap_tensor_impl(tensor, other)
+    else:
+        swap_tensors(tensor, other)  # type: ignore[no-untyped-call]
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether nothing else holds a tensor, and nothing belongs to it but its values and its graph."""
+    return (
+        type(tensor) is Tensor
+        and not tensor.__dict__
+        and not weakref.getweakrefcount(tensor)
+        and tensor._use_count() == 1
+    )
 
 
 def is_within(path: str, ancestor: str) -> bool:
