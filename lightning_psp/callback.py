@@ -287,6 +287,8 @@ class PSPCallback(Callback):
         return self.lam * self.schedule.factor(training_progress(trainer, self._first_learning_rate))
 
     def _layer_factor(self, layer: str) -> float:
+        if not self.layer_lam:
+            return 1.0
         return math.prod(factor for pattern, factor in self.layer_lam.items() if matches(layer, (pattern,)))
 
     def _check_layers(self, watch: Watch) -> None:

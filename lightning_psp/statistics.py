@@ -16,7 +16,7 @@ LayerSums: TypeAlias = dict[str, tuple[Total, int]]
 
 def read_on_processor(total: Tensor) -> Total:
     """The number that a tensor holds if reading it makes nothing wait, else the tensor."""
-    return total.item() if total.device.type == "cpu" else total
+    return total.item() if total.is_cpu else total
 
 
 class LayerMeans:
@@ -94,6 +94,8 @@ def mean_over_layers(sums: LayerSums) -> Total:
 
 def add_up(totals: list[Total]) -> Total:
     """The sum, as a number where all are."""
+    if len(totals) == 1:
+        return totals[0]
     tensors = [total for total in totals if isinstance(total, Tensor)]
     number = math.fsum(total for total in totals if not isinstance(total, Tensor))
     if not tensors:

@@ -116,8 +116,9 @@ def log_step(trainer: Trainer, module: LightningModule, values: dict[str, float 
         for key, value in values.items()
     }
     trainer.callback_metrics.update(tensors)
-    is_accumulating = trainer.fit_loop._should_accumulate() and module.automatic_optimization
-    if not is_logging_step(trainer) or is_accumulating:
+    if not is_logging_step(trainer):
+        return
+    if module.automatic_optimization and trainer.fit_loop._should_accumulate():
         return
     if trainer.world_size > 1:
         tensors = _mean_over_processes(trainer, tensors)

@@ -119,8 +119,9 @@ class Watch:
         """For each layer of the last step the sum of z² over its passes and the number of values."""
         sums: LayerSums = {}
         for tap in self._taps():
-            total, elements = sums.get(tap.layer, (0.0, 0))
-            sums[tap.layer] = (total + read_on_processor(tap.square_sum), elements + tap.elements)
+            layer = tap.potential.layer
+            total, elements = sums.get(layer, (0.0, 0))
+            sums[layer] = (total + read_on_processor(tap.square_sum), elements + tap.elements)
         return sums
 
     def layers_not_hidden(self) -> list[str]:
@@ -173,12 +174,14 @@ class Watch:
         self._injector.disarm()
 
     def _taps(self) -> list[AnyTap]:
+        # What is kept was selected; but some potentials turn out to be an output later.
+        takes_output, is_training = self._selection.output, self._is_training
         return [
             potential.kept
             for potential in self._capture.potentials
             if potential.kept is not None
-            and self._selection.selects(potential.layer, potential.is_output)
-            and not self._is_of_data(potential)
+            and (takes_output or not potential.is_output)
+            and (is_training or not self._is_of_data(potential))
         ]
 
     def _is_of_data(self, potential: Potential[AnyTap]) -> bool:
@@ -241,10 +244,14 @@ class Watch:
         return output
 
     def _note_layers(self) -> None:
-        self.layers.update(dict.fromkeys(potential.layer for potential in self._capture.potentials))
+        for potential in self._capture.potentials:
+            self.layers[potential.layer] = None
         self.fused.update(self._capture.fused)
-        self.left_out.update(dict.fromkeys(filter(self._selection.selects, self._capture.left_out)))
-        self.chosen_layers.update(dict.fromkeys(tap.layer for tap in self._taps()))
+        for layer in self._capture.left_out:
+            if self._selection.selects(layer):
+                self.left_out[layer] = None
+        for tap in self._taps():
+            self.chosen_layers[tap.potential.layer] = None
 
     def _check_backward(self, loss: Tensor) -> None:
         if self._is_training and self.adds_gradients and not self._injector.is_armed:

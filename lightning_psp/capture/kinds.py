@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_is_batched = torch._C._functorch.is_batchedtensor
+_is_tracking_gradient = torch._C._functorch.is_gradtrackingtensor
+
 
 def is_of_another_kind(z: Tensor) -> bool:
     """Whether a tensor asks for gradient and is of a kind that no penalty is defined for here."""
@@ -17,11 +20,11 @@ def is_transformed(z: Tensor) -> bool:
     Raises:
         NotImplementedError: inside `torch.vmap`, `torch.func.grad` and their like.
     """
-    if torch._C._functorch.is_batchedtensor(z):
+    if _is_batched(z):
         raise NotImplementedError(
             "Potentials inside `torch.vmap` cannot be seen as the tensors of one batch. Call the network on the batch."
         )
-    if torch._C._functorch.is_gradtrackingtensor(z):
+    if _is_tracking_gradient(z):
         raise NotImplementedError(
             "Potentials inside `torch.func.grad` and its like cannot be penalised. Call the network as ever, and"
             " `torch.autograd.grad(..., create_graph=True)` on its output."

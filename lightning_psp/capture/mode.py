@@ -5,24 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.backends import mha
 from torch.nn.modules.loss import _Loss
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
-from torch.utils import swap_tensors
 from torchmetrics import Metric, MetricCollection
 
-from lightning_psp.capture.checkpoints import Checkpoints, in_backward
-from lightning_psp.capture.frames import Frame, Frames
+from lightning_psp.capture.checkpoints import NO_BACKWARD, Checkpoints, backward_number
+from lightning_psp.capture.frames import Frames
 from lightning_psp.capture.kinds import is_of_another_kind, is_transformed
 from lightning_psp.capture.module_calls import has_one_listener, told_of_module_calls
 from lightning_psp.capture.nonlinearities import Activation, Nonlinearities, TorchFunction
 from lightning_psp.capture.outputs import OutputFinder
-from lightning_psp.capture.provenance import Handler, Kept, NetworkCall, Potential, Provenance, tensors_in
+from lightning_psp.capture.provenance import Handler, Kept, NetworkCall, Potential, Provenance, swap, tensors_in
 from lightning_psp.capture.recurrent import RECURRENT_MODULES, attach, parse_call
 from lightning_psp.compilation.runs import announce_graph, told_of_graphs
 from lightning_psp.gradient.graph import reach_from
@@ -126,10 +124,6 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             stack.enter_context(told_of_graphs(self))
             stack.callback(self.checkpoints.uninstall)
             self.checkpoints.install()
-            # Without a mode of functions, transformers of torch run in one fused kernel where no gradient is asked for;
-            # compiled code does not see the mode.
-            stack.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
-            mha.set_fastpath_enabled(False)
             super().__enter__()  # type: ignore[no-untyped-call]
             self._scope = stack.pop_all()
         return self
@@ -162,7 +156,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             if self._tracks_units and not self._is_suspended and func not in self.nonlinearities.channels:
                 self.provenance.follow_units(args, result)
             return result
-        if in_backward():
+        if backward_number() != NO_BACKWARD:
             return func(*args, **(kwargs or {}))
         if self.checkpoints.regions:
             with self.checkpoints.call(func):
@@ -173,23 +167,22 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def enter_module(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Notes that the forward of a module starts."""
-        if self._is_suspended or in_backward():
+        if self._is_suspended or backward_number() != NO_BACKWARD:
             return
-        path = self.frames.path_of(module)
-        if path == "" and self.redirected:
+        frame = self.frames.frame_of(module)
+        if self.redirected and frame.path == "":
             self.redirected = False
-            path = None
-        starts_call = path is not None and self.call is None and not isinstance(module, _NO_NETWORK)
-        if starts_call:
+            frame = frame._replace(path=None)
+        if self.call is None and frame.path is not None and not isinstance(module, _NO_NETWORK):
             self.call = NetworkCall()
             self.number_of_calls += 1
-        potential = None
+            frame = frame._replace(starts_call=True)
         if isinstance(module, self._special_classes):
             if isinstance(module, ParametrizationList):  # makes a weight
                 self.suppressed += 1
             if isinstance(module, self.nonlinearities.module_classes):
-                potential = self._enter_activation_module(module, path, inputs)
-        self.frames.running.append(Frame(module, path, starts_call, potential))
+                frame = frame._replace(potential=self._enter_activation_module(module, frame.path, inputs))
+        self.frames.running.append(frame)
 
     def _enter_activation_module(
         self, module: nn.Module, path: str | None, inputs: tuple[Any, ...]
@@ -206,11 +199,12 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def leave_module(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Notes what the forward of a module returned."""
-        if self._is_suspended or in_backward():
+        if self._is_suspended or backward_number() != NO_BACKWARD:
             return
-        if not self.frames.running or self.frames.running[-1].module is not module:
+        running = self.frames.running
+        if not running or running[-1].module is not module:
             return  # entered before the watch began
-        frame = self.frames.running.pop()
+        frame = running.pop()
         if isinstance(module, self._special_classes):
             self.suppressed -= 1
             if frame.potential is not None and isinstance(output, Tensor):
@@ -260,18 +254,18 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     def _activation(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         z = args[0] if args else kwargs.get("input")
         activation = self.nonlinearities.hidden[func]
-        if self.suppressed or not isinstance(z, Tensor) or not self.is_potential(z) or self._is_of_no_network(z):
+        is_outside = self.call is None
+        if self.suppressed or not self.is_potential(z) or (is_outside and self._is_of_no_network(z)):
             if isinstance(z, Tensor) and is_of_another_kind(z) and not self.suppressed and self.counts():
                 self.left_out[self.frames.host(activation.label)] = None
             return func(*args, **kwargs)
         in_place = activation.overwrites(args, kwargs)
-        values = self.provenance.of(z).values
-        # The logits once more; or, in a loss outside the network, the same values once more.
-        output = next((other for other in values.potentials if other.is_output or self.call is None), None)
-        if output is not None:
-            result = func(*args, **kwargs)
-            output.add_result(result)
-            return result
+        for other in self.provenance.of(z).values.potentials:
+            # The logits once more; or, in a loss outside the network, the same values once more.
+            if other.is_output or is_outside:
+                result = func(*args, **kwargs)
+                other.add_result(result)
+                return result
         if in_place and z.requires_grad:
             if z._is_view():
                 return self._overwrite_view(func, z, activation, args, kwargs)
@@ -284,7 +278,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         potential.add_result(result)
         if isinstance(result, Tensor):
             self.provenance.record_result(result, potential)
-        if self.call is None and not self.root_is_network:
+        if is_outside and not self.root_is_network:
             potential.label, potential.number_of_calls = activation.label, self.number_of_calls
             self.outputs.note_outside(potential)
         return result
@@ -297,7 +291,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         held = z.new_empty(0)
         self.provenance.exchange(z, held)  # before the graph holds the potential: what it holds cannot change places
         result = activation.out_of_place(func, (held, *args[1:]), kwargs)
-        swap_tensors(z, result)  # type: ignore[no-untyped-call]
+        swap(z, result)
         potential = self.add(held, self.frames.host(activation.label), False, is_output=False)
         potential.add_result(z)
         self.provenance.record_result(z, potential)
@@ -377,7 +371,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     # --- potentials --------------------------------------------------------------------------------------------
 
-    def is_potential(self, z: Any) -> bool:
+    def is_potential(self, z: Any) -> TypeGuard[Tensor]:
         """Whether this tensor counts as a potential where it is met."""
         if not isinstance(z, Tensor):
             return False
@@ -390,7 +384,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             and z.layout is torch.strided
             and not z.is_nested
             and not is_transformed(z)
-            and not isinstance(z, nn.Parameter)
+            and (type(z) is Tensor or not isinstance(z, nn.Parameter))
             and self.counts()
             and self._is_of_this_network()
         )
@@ -408,8 +402,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def _is_of_no_network(self, z: Tensor) -> bool:
         """Whether a tensor outside every module call is made of data alone, such as a target."""
-        is_outside = self.call is None and not self.root_is_network
-        return is_outside and not z.requires_grad and torch.is_grad_enabled()
+        return not self.root_is_network and not z.requires_grad and torch.is_grad_enabled()
 
     def _is_of_this_network(self) -> bool:
         """False inside the call of another network than `root`."""
@@ -429,7 +422,10 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             potential.measured = origin.measured
             potential.results.extend(origin.measured.results)
         if self._selection.selects(potential.layer, is_output):
-            with self.checkpoints.unseen():
+            if self.checkpoints.regions:
+                with self.checkpoints.unseen():
+                    potential.kept = self._keep(z, potential, in_place)
+            else:
                 potential.kept = self._keep(z, potential, in_place)
         origin.values.potentials.append(potential)
         self.potentials.append(potential)

@@ -25,6 +25,8 @@ class Listener(Protocol):
         """The forward of a module has ended; `output` is None after an exception."""
 
 
+_is_traced = torch.compiler.is_dynamo_compiling
+
 _GLOBAL_HOOKS = r"Using `torch.compile\(module\)` when there are global hooks"
 _listeners: list[Listener] = []
 # Compiled code is made anew whenever a hook has another number or is another function: these stay the same.
@@ -67,13 +69,13 @@ def told_of_module_calls(listener: Listener, modules: Iterable[nn.Module]) -> It
 
 
 def _before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-    if not torch.compiler.is_dynamo_compiling():
+    if not _is_traced():
         for listener in _listeners:
             listener.enter_module(module, inputs)
 
 
 def _after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-    if not torch.compiler.is_dynamo_compiling():
+    if not _is_traced():
         for listener in _listeners:
             listener.leave_module(module, inputs, output)
 

@@ -67,8 +67,15 @@ class OutputFinder(Generic[Kept]):
 
     def note_network(self, module: nn.Module, path: str, call: NetworkCall, output: Any) -> None:
         """Notes what an outermost call of a module returned."""
-        if not self._capture.counts() or next(module.parameters(), None) is None:
-            return  # a teacher; a loss, a distance, a pooling
+        if not self._capture.counts():
+            return  # a teacher
+        parameter, is_trained = None, False
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                is_trained = True
+                break
+        if parameter is None:
+            return  # a loss, a distance, a pooling
         tensors = [tensor for tensor in tensors_in(output) if tensor.ndim > 0]
         if not tensors:
             return
@@ -76,7 +83,6 @@ class OutputFinder(Generic[Kept]):
         entering = [o.entering if o.entering is not None else t for o, t in zip(origins, tensors, strict=True)]
         if self._last_softmax is not None:
             self._last_softmax.entering = None
-        is_trained = any(parameter.requires_grad for parameter in module.parameters())
         edges: list[Edge] = [(tensor.grad_fn, tensor.output_nr) for tensor in tensors]
         self.note_returned(Returned(path, call, entering, is_trained, edges))
 

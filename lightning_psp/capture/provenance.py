@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor
 from torch.utils import swap_tensors
 
@@ -106,17 +107,17 @@ class Origin:
         tensor: the tensor, held weakly.
     """
 
-    __slots__ = ("_values", "call", "entering", "measured", "path", "potential", "reference", "unit_dim")
+    # Of most tensors little is known.
+    path: str | None = None  # of the innermost module whose output it is
+    call: NetworkCall | None = None
+    unit_dim = 1
+    _values: Values | None = None
+    potential: Potential[Any] | None = None  # whose nonlinearity gave this tensor
+    measured: Measured | None = None  # where it stands for a tensor inside a compiled function
+    entering: Tensor | None = None  # of which this tensor is the softmax or its logarithm
 
     def __init__(self, tensor: Tensor) -> None:
         self.reference = weakref.ref(tensor)
-        self.path: str | None = None  # of the innermost module whose output it is
-        self.call: NetworkCall | None = None
-        self.unit_dim = 1
-        self._values: Values | None = None
-        self.potential: Potential[Any] | None = None  # whose nonlinearity gave this tensor
-        self.measured: Measured | None = None  # where it stands for a tensor inside a compiled function
-        self.entering: Tensor | None = None  # of which this tensor is the softmax or its logarithm
 
     @property
     def values(self) -> Values:
@@ -157,8 +158,8 @@ class Provenance:
 
     def of(self, tensor: Tensor) -> Origin:
         """The origin of this tensor, a new one if nothing is known of it."""
-        origin = self.find(tensor)
-        return self.renew(tensor) if origin is None else origin
+        origin = self._origins.get(id(tensor))
+        return origin if origin is not None and origin.reference() is tensor else self.renew(tensor)
 
     def renew(self, tensor: Tensor) -> Origin:
         """A new origin for a tensor that holds new values."""
@@ -191,16 +192,19 @@ class Provenance:
         origin = self.of(tensor)
         del self._origins[id(tensor)]
         del origin.reference  # tensors with weak references cannot change places
-        swap_tensors(tensor, other)  # type: ignore[no-untyped-call]
+        swap(tensor, other)
         origin.reference = weakref.ref(other)
         self._origins[id(other)] = origin
 
     def record_module(self, path: str, call: NetworkCall | None, output: Any) -> None:
         """Notes that the tensors in `output` are what the module at `path` returned."""
         for tensor in (output,) if isinstance(output, Tensor) else tensors_in(output):
-            origin = self.of(tensor)
-            if origin.path is None or not is_within(origin.path, path):  # else a module inside this one made it
-                origin.path, origin.call = path, call
+            origin = self._origins.get(id(tensor))
+            if origin is None or origin.reference() is not tensor:
+                origin = self.renew(tensor)
+            elif origin.path is not None and is_within(origin.path, path):
+                continue  # a module inside this one made it
+            origin.path, origin.call = path, call
 
     def clear(self) -> None:
         """Forgets every tensor."""
@@ -274,6 +278,24 @@ def _unit_dim_of_view(source: Tensor, view: Tensor, unit_dim: int, has_same_valu
         dim for dim in range(view.ndim) if view.stride(dim) == step and (view.shape[dim] == size or not has_same_values)
     ]
     return found[-1] if len(found) == 1 else 1
+
+
+def swap(tensor: Tensor, other: Tensor) -> None:
+    """Has two tensors change places, as `torch.utils.swap_tensors` does, without its checks where none can fail."""
+    if _is_plain(tensor) and _is_plain(other):
+        torch._C._swap_tensor_impl(tensor, other)
+    else:
+        swap_tensors(tensor, other)  # type: ignore[no-untyped-call]
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether nothing else holds a tensor, and nothing belongs to it but its values and its graph."""
+    return (
+        type(tensor) is Tensor
+        and not tensor.__dict__
+        and not weakref.getweakrefcount(tensor)
+        and tensor._use_count() == 1
+    )
 
 
 def is_within(path: str, ancestor: str) -> bool:

@@ -37,8 +37,8 @@ _entered: list[Capture[Any]] = []
 def told_of_graphs(capture: Capture[Any]) -> Iterator[None]:
     """While open, compiled graphs tell this capture of their potentials."""
     _entered.append(capture)
-    # A transformer's layer has a kernel of its own for evaluation, which a torch function mode keeps it from but where
-    # it is compiled.
+    # Without a mode of functions, which compiled code does not see, transformers of torch run in one fused kernel where
+    # no gradient is asked for.
     had_fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

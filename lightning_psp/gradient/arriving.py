@@ -23,7 +23,7 @@ class Arriving:
         """Takes it from the hook on the loss."""
         total = gradient.detach().sum()
         # A tensor on an accelerator is not read, for the step would have to wait for it.
-        self.value = total.item() if total.device.type == "cpu" else total
+        self.value = total.item() if total.is_cpu else total
         for callback in self._waiting:
             callback(0.0 if self._has_arrived else self.value)
         self._has_arrived = True

@@ -55,25 +55,28 @@ def reach_from(edge: Edge) -> ReachedGraph:
     pending = [root]
     trained: list[Node] = []
     has_other_leaves = False
+    kinds: set[type[Node]] = set()
     for node in pending:
         following = node.next_functions
-        if not following:
-            if isinstance(getattr(node, "variable", None), nn.Parameter):
-                trained.append(node)
-            else:
-                has_other_leaves = True
-            continue
-        if type(node).__name__ == "CheckpointFunctionBackward":
-            raise NotImplementedError(
-                "The loss depends on a reentrant activation checkpoint that is not torch's own or was called outside"
-                " of what is watched, which hides the potentials inside it. Call"
-                " `torch.utils.checkpoint.checkpoint(..., use_reentrant=False)` instead."
-            )
-        edges.update(following)
-        for reached, _ in following:
-            if reached is not None and reached not in seen:
-                seen.add(reached)
-                pending.append(reached)
+        if following:
+            kinds.add(type(node))
+            for edge in following:
+                if edge not in edges:
+                    edges.add(edge)
+                    reached = edge[0]
+                    if reached is not None and reached not in seen:
+                        seen.add(reached)
+                        pending.append(reached)
+        elif isinstance(getattr(node, "variable", None), nn.Parameter):
+            trained.append(node)
+        else:
+            has_other_leaves = True
+    if any(kind.__name__ == "CheckpointFunctionBackward" for kind in kinds):
+        raise NotImplementedError(
+            "The loss depends on a reentrant activation checkpoint that is not torch's own or was called outside"
+            " of what is watched, which hides the potentials inside it. Call"
+            " `torch.utils.checkpoint.checkpoint(..., use_reentrant=False)` instead."
+        )
     return ReachedGraph(edges, _above(trained, seen) if has_other_leaves else None)
 
 
