@@ -68,10 +68,10 @@ class PSPCallback(Callback):
         entropy_unit: what one neuron is for PSP-entropy: ``"element"`` of the potentials, or ``"channel"``, whose
             positions are further observations of it.
         entropy_weight: factor on the mean over hidden layers of their soft entropy
-            (:func:`~lightning_psp.functional.soft_psp_entropy`), which is added to the loss: a positive weight lowers the
-            entropy, a negative one raises it, 0 leaves it out. Potentials need the samples of the batch in dimension 0;
-            of several passes, each has the labels of the whole batch. Several processes and compiled layers are an
-            error.
+            (:func:`~lightning_psp.functional.soft_psp_entropy`), which is added to the loss: a positive weight lowers
+            the entropy, a negative one raises it, 0 leaves it out. Potentials need the samples of the batch in
+            dimension 0; of several passes, each has the labels of the whole batch. Several processes and compiled
+            layers are an error.
         entropy_temperature: temperature T of the graded states σ(z / T) that make the soft entropy.
         num_classes: number of classes, which the labels have to stay below. By default the number of logits (2 for a
             single one); in training no bound.

@@ -55,8 +55,8 @@ def test_schedules_refuse(schedule, arguments):
 
 
 def test_unknown_argument():
-    with pytest.raises(TypeError, match="entropy"):
-        PSPCallback(entropy="auto")
+    with pytest.raises(TypeError, match="entropies"):
+        PSPCallback(entropies="auto")
 
 
 @pytest.mark.parametrize("argument", ["include", "exclude", "layer_lam"])
