@@ -7,6 +7,10 @@ from hypothesis import HealthCheck, settings
 # The tensors are small, and workers that each use all cores would wait for one another.
 torch.set_num_threads(1)
 
+# Programs, not tests: collecting them would put their folder before that of the examples, which has modules of the same
+# names.
+collect_ignore = ["benchmarks"]
+
 settings.register_profile(
     "short",
     max_examples=250,

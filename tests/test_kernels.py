@@ -29,6 +29,19 @@ def test_half_precision_is_summed_in_float32(dtype):
     assert square_sum(z).item() == pytest.approx(300.0**2 * z.numel(), rel=1e-5)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("size", [2**15, 2**15 + 1, 100_000, 2**18, 2**20 + 3])
+def test_equal_values_are_summed_without_a_drift(size, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)  # a product of vectors depends on them
+    try:
+        z = torch.full((size,), 300.0)
+        assert square_sum(z).item() == pytest.approx(300.0**2 * size, rel=1e-6)
+        assert add_potential(z, z, 1.0, None)[1].item() == pytest.approx(300.0**2 * size, rel=1e-6)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_float64_stays():
     z = torch.randn(1000, 100, dtype=torch.float64)
     assert square_sum(z).dtype == torch.float64

@@ -7,10 +7,13 @@ from torch import Tensor
 
 from lightning_psp.penalty import accumulation_dtype
 
-# Potentials are worked through in parts of this length. It is short enough for a part to stay in a processor's cache
-# from its sum of squares to its sum with the gradient, and for a float32 dot product to be right to a few 1e-6 (the
-# error grows with the length).
+# Potentials are worked through in parts of this length, short enough for a part to stay in a processor's cache from its
+# sum of squares to its sum with the gradient.
 _PART = 2**18
+# The error of a float32 sum that is taken in one go grows with its length: up to this one, a dot product of equal values
+# has none. Longer vectors are summed by rows.
+_LONGEST_DOT = 2**15
+_ROW = 2**10
 
 _use_count = getattr(torch._C, "_storage_Use_Count", None)
 
@@ -35,10 +38,16 @@ def square_sum(potential: Tensor) -> Tensor:
     if not flat.is_cpu:
         norm: Tensor = torch.linalg.vector_norm(flat, dtype=accumulation_dtype(potential.dtype))
         return norm.square()
-    flat = _accumulated(flat)
-    if flat.numel() <= _PART:
+    return _sum_of_squares(_accumulated(flat))
+
+
+def _sum_of_squares(flat: Tensor) -> Tensor:
+    """Sum of the squares of a float32 or float64 vector on a processor."""
+    if flat.numel() <= _LONGEST_DOT:
         return torch.dot(flat, flat)
-    return torch.stack([torch.dot(part, part) for part in flat.split(_PART)]).sum()  # type: ignore[no-untyped-call]
+    end = flat.numel() // _ROW * _ROW
+    total: Tensor = torch.linalg.vector_norm(flat[:end].view(-1, _ROW), dim=1).square_().sum()
+    return total if end == flat.numel() else total + torch.dot(flat[end:], flat[end:])
 
 
 def _accumulated(potential: Tensor) -> Tensor:
@@ -95,7 +104,6 @@ def add_potential(gradient: Tensor, potential: Tensor, alpha: float, out: Tensor
     sums = []
     parts = (tensor.view(-1).split(_PART) for tensor in (gradient, potential, out))  # type: ignore[no-untyped-call]
     for gradient_part, potential_part, out_part in zip(*parts, strict=True):
-        accumulated = _accumulated(potential_part)
-        sums.append(torch.dot(accumulated, accumulated))
+        sums.append(_sum_of_squares(_accumulated(potential_part)))
         torch.add(gradient_part, potential_part, alpha=alpha, out=out_part)
     return out, torch.stack(sums).sum()
