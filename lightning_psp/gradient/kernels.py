@@ -10,8 +10,8 @@ from lightning_psp.penalty import accumulation_dtype
 # Potentials are worked through in parts of this length, short enough for a part to stay in a processor's cache from its
 # sum of squares to its sum with the gradient.
 _PART = 2**18
-# The error of a float32 sum that is taken in one go grows with its length: up to this one, a dot product of equal values
-# has none. Longer vectors are summed by rows.
+# The error of a float32 sum that is taken in one go grows with its length: a dot product of equal values has none up to
+# this length. Longer vectors are summed by rows.
 _LONGEST_DOT = 2**15
 _ROW = 2**10
 
