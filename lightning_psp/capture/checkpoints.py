@@ -32,9 +32,12 @@ _GENERATORS = [
 ][:1]
 
 
-# The number of the backward pass that runs in this thread: a call of a module is part of a recomputation then.
-backward_number: Callable[[], int] = torch._C._current_graph_task_id
-NO_BACKWARD = -1
+_graph_task: Callable[[], int] = torch._C._current_graph_task_id
+
+
+def in_backward() -> bool:
+    """Whether a backward pass is running in this thread: a call of a module is part of a recomputation then."""
+    return _graph_task() != -1
 
 
 class Region:

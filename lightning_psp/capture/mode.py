@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Any, Generic, TypeGuard, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 from torchmetrics import Metric, MetricCollection
 
-from lightning_psp.capture.checkpoints import NO_BACKWARD, Checkpoints, backward_number
+from lightning_psp.capture.checkpoints import Checkpoints, in_backward
 from lightning_psp.capture.frames import Frames
 from lightning_psp.capture.kinds import is_of_another_kind, is_transformed
 from lightning_psp.capture.module_calls import has_one_listener, told_of_module_calls
@@ -156,7 +156,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             if self._tracks_units and not self._is_suspended and func not in self.nonlinearities.channels:
                 self.provenance.follow_units(args, result)
             return result
-        if backward_number() != NO_BACKWARD:
+        if in_backward():
             return func(*args, **(kwargs or {}))
         if self.checkpoints.regions:
             with self.checkpoints.call(func):
@@ -167,7 +167,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def enter_module(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Notes that the forward of a module starts."""
-        if self._is_suspended or backward_number() != NO_BACKWARD:
+        if self._is_suspended or in_backward():
             return
         frame = self.frames.frame_of(module)
         if self.redirected and frame.path == "":
@@ -199,12 +199,11 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def leave_module(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Notes what the forward of a module returned."""
-        if self._is_suspended or backward_number() != NO_BACKWARD:
+        if self._is_suspended or in_backward():
             return
-        running = self.frames.running
-        if not running or running[-1].module is not module:
+        if not self.frames.running or self.frames.running[-1].module is not module:
             return  # entered before the watch began
-        frame = running.pop()
+        frame = self.frames.running.pop()
         if isinstance(module, self._special_classes):
             self.suppressed -= 1
             if frame.potential is not None and isinstance(output, Tensor):
@@ -254,15 +253,14 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     def _activation(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         z = args[0] if args else kwargs.get("input")
         activation = self.nonlinearities.hidden[func]
-        is_outside = self.call is None
-        if self.suppressed or not self.is_potential(z) or (is_outside and self._is_of_no_network(z)):
+        if self.suppressed or not isinstance(z, Tensor) or not self.is_potential(z) or self._is_of_no_network(z):
             if isinstance(z, Tensor) and is_of_another_kind(z) and not self.suppressed and self.counts():
                 self.left_out[self.frames.host(activation.label)] = None
             return func(*args, **kwargs)
         in_place = activation.overwrites(args, kwargs)
         for other in self.provenance.of(z).values.potentials:
             # The logits once more; or, in a loss outside the network, the same values once more.
-            if other.is_output or is_outside:
+            if other.is_output or self.call is None:
                 result = func(*args, **kwargs)
                 other.add_result(result)
                 return result
@@ -278,7 +276,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         potential.add_result(result)
         if isinstance(result, Tensor):
             self.provenance.record_result(result, potential)
-        if is_outside and not self.root_is_network:
+        if self.call is None and not self.root_is_network:
             potential.label, potential.number_of_calls = activation.label, self.number_of_calls
             self.outputs.note_outside(potential)
         return result
@@ -371,7 +369,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     # --- potentials --------------------------------------------------------------------------------------------
 
-    def is_potential(self, z: Any) -> TypeGuard[Tensor]:
+    def is_potential(self, z: Any) -> bool:
         """Whether this tensor counts as a potential where it is met."""
         if not isinstance(z, Tensor):
             return False
@@ -402,7 +400,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def _is_of_no_network(self, z: Tensor) -> bool:
         """Whether a tensor outside every module call is made of data alone, such as a target."""
-        return not self.root_is_network and not z.requires_grad and torch.is_grad_enabled()
+        is_outside = self.call is None and not self.root_is_network
+        return is_outside and not z.requires_grad and torch.is_grad_enabled()
 
     def _is_of_this_network(self) -> bool:
         """False inside the call of another network than `root`."""

@@ -107,17 +107,17 @@ class Origin:
         tensor: the tensor, held weakly.
     """
 
-    # Of most tensors little is known.
-    path: str | None = None  # of the innermost module whose output it is
-    call: NetworkCall | None = None
-    unit_dim = 1
-    _values: Values | None = None
-    potential: Potential[Any] | None = None  # whose nonlinearity gave this tensor
-    measured: Measured | None = None  # where it stands for a tensor inside a compiled function
-    entering: Tensor | None = None  # of which this tensor is the softmax or its logarithm
+    __slots__ = ("_values", "call", "entering", "measured", "path", "potential", "reference", "unit_dim")
 
     def __init__(self, tensor: Tensor) -> None:
         self.reference = weakref.ref(tensor)
+        self.path: str | None = None  # of the innermost module whose output it is
+        self.call: NetworkCall | None = None
+        self.unit_dim = 1
+        self._values: Values | None = None
+        self.potential: Potential[Any] | None = None  # whose nonlinearity gave this tensor
+        self.measured: Measured | None = None  # where it stands for a tensor inside a compiled function
+        self.entering: Tensor | None = None  # of which this tensor is the softmax or its logarithm
 
     @property
     def values(self) -> Values:
@@ -199,12 +199,9 @@ class Provenance:
     def record_module(self, path: str, call: NetworkCall | None, output: Any) -> None:
         """Notes that the tensors in `output` are what the module at `path` returned."""
         for tensor in (output,) if isinstance(output, Tensor) else tensors_in(output):
-            origin = self._origins.get(id(tensor))
-            if origin is None or origin.reference() is not tensor:
-                origin = self.renew(tensor)
-            elif origin.path is not None and is_within(origin.path, path):
-                continue  # a module inside this one made it
-            origin.path, origin.call = path, call
+            origin = self.of(tensor)
+            if origin.path is None or not is_within(origin.path, path):  # else a module inside this one made it
+                origin.path, origin.call = path, call
 
     def clear(self) -> None:
         """Forgets every tensor."""
