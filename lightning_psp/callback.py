@@ -334,7 +334,7 @@ class PSPCallback(Callback):
         if self._watch.layers:
             self._check_layers(self._watch)
         self._evaluation_means.update(self._watch.sums())
-        self._entropy.end_batch(self._watch.layers_not_hidden(), self._watch.output_sizes())
+        self._entropy.end_batch(self._watch.layers_not_hidden(), self._watch.output_sizes(), self._watch.logit_sizes())
         self._watch.release()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

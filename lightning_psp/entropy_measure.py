@@ -39,6 +39,7 @@ class EntropyMeasure:
         self._is_asked_for = orders != "auto"
         self._orders: tuple[int, ...] = (1,) if orders == "auto" else tuple(orders)
         self.unit = unit
+        self._num_classes = num_classes
         self._target = target
         self._say = say
         self._waits_for_others = False
@@ -75,9 +76,19 @@ class EntropyMeasure:
         """Counts a layer's potentials ``[batch, …]`` of the running step."""
         self._entropies.add(layer, z, unit_dim)
 
-    def end_batch(self, not_hidden: Sequence[str], output_sizes: set[int]) -> None:
-        """Ends the batch; see :meth:`LayerEntropies.end_batch`."""
-        self._entropies.end_batch(not_hidden, output_sizes)
+    def end_batch(self, not_hidden: Sequence[str], output_sizes: set[int], logit_sizes: set[int]) -> None:
+        """Ends the batch; see :meth:`LayerEntropies.end_batch`.
+
+        Raises:
+            ValueError: if the argument `num_classes` contradicts the logits.
+        """
+        self._entropies.end_batch(not_hidden, logit_sizes or output_sizes)
+        allowed = {max(2, size) for size in logit_sizes}
+        if self._num_classes is not None and self._orders and allowed and self._num_classes not in allowed:
+            raise ValueError(
+                f"Expected argument `num_classes` to be the number of logits, {' or '.join(map(str, sorted(allowed)))},"
+                f" but got {self._num_classes}. Without it, the number is taken from them."
+            )
         if not self._waits_for_others:
             self._check()
 

@@ -133,6 +133,10 @@ class Watch:
         """Numbers of units of the output layers of the last step."""
         return {potential.units for potential in self._capture.potentials if potential.is_output}
 
+    def logit_sizes(self) -> set[int]:
+        """The same of those that enter a loss's own softmax or sigmoid."""
+        return {potential.units for potential in self._capture.potentials if potential.enters_loss}
+
     @property
     def saw_empty_batch(self) -> bool:
         """Whether a potential without values was seen in the last step."""

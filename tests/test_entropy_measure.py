@@ -345,21 +345,15 @@ def test_no_orders_measure_nothing(caplog):
 
 
 @pytest.mark.parametrize("place", [0, -1])
-@pytest.mark.parametrize(
-    ("labels", "num_classes", "part"),
-    [
-        (CLASSES, None, "a class label is 3, where 2 is"),
-        (-1, None, "is -1, where 0"),
-        (2, 2, "a class label is 2, where 1"),
-    ],
-)
-def test_labels_out_of_range(labels, num_classes, part, place, caplog):
+@pytest.mark.parametrize(("label", "part"), [(CLASSES, "a class label is 3, where 2 is"), (-1, "is -1, where 0")])
+@pytest.mark.parametrize("num_classes", [None, CLASSES])
+def test_labels_out_of_range(label, num_classes, part, place, caplog):
     class Unlabelled(Classifier):
         def test_step(self, batch, batch_index):
             functional.cross_entropy(self(batch[0]), batch[1].clamp(0, CLASSES - 1))
 
     _, features, found = data()
-    found[place] = labels
+    found[place] = label
     loaders = DataLoader(TensorDataset(features, found), batch_size=BATCH)
     with caplog.at_level(logging.INFO):
         assert evaluated(PSPCallback(num_classes=num_classes), module_of(Unlabelled), loaders) == {}
@@ -367,6 +361,27 @@ def test_labels_out_of_range(labels, num_classes, part, place, caplog):
     assert part in message
     with pytest.raises(ValueError, match=part):
         evaluated(PSPCallback(entropy=(1,), num_classes=num_classes), module_of(Unlabelled), loaders)
+
+
+@pytest.mark.parametrize("orders", ["auto", (1,)])
+def test_a_number_of_classes_that_contradicts_the_logits(orders):
+    module, (loaders, *_) = module_of(), data()
+    with pytest.raises(ValueError, match="`num_classes` to be the number of logits, 3, but got 5"):
+        evaluated(PSPCallback(entropy=orders, num_classes=5), module, loaders)
+    assert evaluated(PSPCallback(entropy=(), num_classes=5), module, loaders) == {}
+
+
+def test_an_output_that_is_no_logits_says_nothing_of_the_number_of_classes():
+    class Embedding(Classifier):
+        def test_step(self, batch, batch_index):
+            functional.mse_loss(self(batch[0]), batch[0][:, :CLASSES])
+
+    module, (_, features, labels) = module_of(Embedding), data()
+    labels = torch.arange(len(labels)) % 5
+    loaders = DataLoader(TensorDataset(features, labels), batch_size=BATCH)
+    logged = evaluated(PSPCallback(num_classes=5), module, loaders)
+    for layer, z in hidden_potentials(module, features).items():
+        assert logged[f"psp_entropy_test/{layer}"] == pytest.approx(entropy_by_hand(z, labels, 1), rel=1e-6)
 
 
 def test_without_an_output_layer_the_number_of_classes_is_asked_for():

@@ -186,7 +186,7 @@ class OutputFinder(Generic[Kept]):
         if not values.potentials:
             self._capture.add(z, self._capture.frames.host(label), in_place=False, is_output=True)
         for potential in values.potentials:
-            potential.is_output = True
+            potential.is_output = potential.enters_loss = True
         return values.potentials
 
     def _probability_loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -61,6 +61,7 @@ class Potential(Generic[Kept]):
     """
 
     __slots__ = (
+        "enters_loss",
         "is_differentiated",
         "is_output",
         "kept",
@@ -78,6 +79,7 @@ class Potential(Generic[Kept]):
         self.unit_dim = unit_dim
         self.units = 0
         self.is_output = is_output
+        self.enters_loss = False  # whether a loss's own softmax or sigmoid takes it
         self.kept: Kept | None = None
         self.results: list[Edge] = []  # to what the nonlinearity gave
         self.measured: Measured | None = None
