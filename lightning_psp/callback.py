@@ -196,6 +196,7 @@ class PSPCallback(Callback):
         if self._watch is not None:
             self._watch.close()
             self._watch = None
+        self._entropy.release()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is not attached to the trainer of the original."""
@@ -362,7 +363,10 @@ class PSPCallback(Callback):
     ) -> dict[str, float]:
         """Logs them, with the entropies of an evaluation, and returns those of all processes."""
         layers = means_over_processes(trainer, means)
-        entropies = {} if stage == "train" else self._entropy.values(trainer, stage, layers, self.log_layers)
+        entropies = {}
+        if stage != "train":
+            entropies = self._entropy.values(trainer, stage, layers, self.log_layers)
+            self._entropy.release()
         if not layers:
             return layers
         values = {f"psp/z2_{stage}": sum(layers.values()) / len(layers)}

@@ -52,6 +52,10 @@ class EntropyMeasure:
         # An error in one of several processes would leave the others waiting for it.
         self._waits_for_others = trainer.world_size > 1
 
+    def release(self) -> None:
+        """Lets go of all counts."""
+        self._entropies.reset()
+
     @property
     def is_counting(self) -> bool:
         """Whether potentials of the running step are to be counted."""

@@ -186,6 +186,23 @@ def test_a_layer_with_nan_has_no_entropy():
     assert math.isnan(logged["psp/entropy_test"])
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_counts_are_kept_behind_an_evaluation(fails):
+    class Fails(Classifier):
+        def test_step(self, batch, batch_index):
+            self(batch[0])
+            if fails and batch_index == 2:
+                raise KeyError
+
+    callback = PSPCallback(entropy=(1, 2), num_classes=10_000)
+    before = len(pickle.dumps(callback))
+    try:
+        evaluated(callback, module_of(Fails), data()[0])
+    except KeyError:
+        assert fails
+    assert len(pickle.dumps(callback)) < before + 10_000
+
+
 def test_copies_of_the_callback_measure_for_themselves():
     module, (loaders, *_) = module_of(), data()
     callback = PSPCallback(entropy=(1, 2))
