@@ -131,19 +131,19 @@ def test_the_sweep(monkeypatch, tmp_path, capsys):
     command = ["lambda_sweep.py", "--lams", "0.1", "10", "--schedules", "constant", "linear", "--epochs", "2"]
     monkeypatch.setattr(sys, "argv", [*command, "--seeds", "2", "--milestones", "1", "--output", str(tmp_path)])
     lambda_sweep.main()
-    table = (tmp_path / "digits.md").read_text()
+    table = (tmp_path / "DigitsLeNet.md").read_text()
     assert table in capsys.readouterr().out
-    written = json.loads((tmp_path / "digits.json").read_text())
+    written = json.loads((tmp_path / "DigitsLeNet.json").read_text())
     entries = {(entry["schedule"], entry["lam"]): entry for entry in written["entries"]}
     assert list(entries) == [("constant", 0), ("constant", 0.1), ("constant", 10), ("linear", 0.1), ("linear", 10)]
     assert len(table.splitlines()) == 2 + len(entries)
-    assert (tmp_path / "digits.png").exists()
+    assert (tmp_path / "DigitsLeNet.png").exists()
     for (schedule, lam), entry in entries.items():
         for seed in range(2):
-            name = f"digits_2epochs_drop1_{schedule}_{lam:g}_seed{seed}.json"
+            name = f"DigitsLeNet_2epochs_drop1_{schedule}_{lam:g}_seed{seed}.json"
             training = json.loads((tmp_path / "trainings" / name).read_text())
             assert training["configuration"] == {
-                "set": "digits",
+                "network": "DigitsLeNet",
                 "lam": lam,
                 "schedule": schedule,
                 "seed": seed,
@@ -157,11 +157,11 @@ def test_the_sweep(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(lambda_sweep, "train_once", lambda path, *others, **more: json.loads(path.read_text()))
     lambda_sweep.main()
-    assert json.loads((tmp_path / "digits.json").read_text()) == written
+    assert json.loads((tmp_path / "DigitsLeNet.json").read_text()) == written
 
 
 def test_a_sweep_of_mnist_needs_data(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["lambda_sweep.py", "--set", "MNIST"])
+    monkeypatch.setattr(sys, "argv", ["lambda_sweep.py", "--network", "LeNet300"])
     with pytest.raises(SystemExit):
         lambda_sweep.main()
-    assert "--set MNIST needs --data" in capsys.readouterr().err
+    assert "LeNet300 learns MNIST and needs --data" in capsys.readouterr().err
