@@ -4,9 +4,9 @@
     python examples/lambda_sweep.py --network LeNet300 --data FOLDER --lams 1e-4 1e-3 1e-2 1e-1 --epochs 20
 
 By default a small LeNet learns scikit-learn's handwritten digits, which takes about three minutes and needs no
-download; LeNet-5 and LeNet-300 learn MNIST. Errors are those on a validation set after the last epoch: the digits' own,
-or 10,000 of MNIST's training images. Each λ and schedule is trained with several seeds; what is done is skipped when the
-same sweep is called again.
+download; LeNet-5 and LeNet-300 learn MNIST. Errors are those on a validation set after the last epoch: the digits'
+own, or 10,000 of MNIST's training images. Each λ and schedule is trained with several seeds; what is done is skipped
+when the same sweep is called again.
 
 The learning rate is constant unless `--milestones` names the epochs after which it is divided by ten; the schedule
 `learning_rate`, which follows it, differs from a constant λ only then.
