@@ -83,36 +83,25 @@ class MNIST(ImageSets):
         held_out: Number of training images to validate on; with 0 validation runs on the test set.
     """
 
+    files: type[datasets.MNIST] = datasets.MNIST
+    normalisation = (0.1307,), (0.3081,)
+
     def __init__(self, root: Path, download: bool = False, batch_size: int = 100, held_out: int = 0) -> None:
-        super().__init__((0.1307,), (0.3081,), batch_size, held_out)
+        super().__init__(*self.normalisation, batch_size, held_out)
         self.root = root
         self.download = download
 
     def load(self, train: bool) -> tuple[Tensor, Tensor]:
         """Return all images as bytes ``[images, 1, 28, 28]`` and their labels ``[images]``."""
-        files = datasets.MNIST(self.root, train=train, download=self.download)
+        files = self.files(self.root, train=train, download=self.download)
         return files.data.unsqueeze(1), files.targets
 
 
-class FashionMNIST(ImageSets):
-    """Pieces of clothing: 60,000 images of 28×28 pixels to train on, 10,000 to test.
+class FashionMNIST(MNIST):
+    """Pieces of clothing, else as :class:`MNIST`."""
 
-    Args:
-        root: Folder in which torchvision keeps the set.
-        download: Whether torchvision may download what is missing.
-        batch_size: Number of images in a training batch.
-        held_out: Number of training images to validate on; with 0 validation runs on the test set.
-    """
-
-    def __init__(self, root: Path, download: bool = False, batch_size: int = 100, held_out: int = 0) -> None:
-        super().__init__((0.5,), (0.5,), batch_size, held_out)
-        self.root = root
-        self.download = download
-
-    def load(self, train: bool) -> tuple[Tensor, Tensor]:
-        """Return all images as bytes ``[images, 1, 28, 28]`` and their labels ``[images]``."""
-        files = datasets.FashionMNIST(self.root, train=train, download=self.download)
-        return files.data.unsqueeze(1), files.targets
+    files = datasets.FashionMNIST
+    normalisation = (0.5,), (0.5,)
 
 
 def _in_order(dataset: TensorDataset) -> DataLoader:

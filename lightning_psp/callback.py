@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from lightning_psp.arguments import check_bool, check_choice, check_number
 from lightning_psp.capture.nonlinearities import find_nonlinearities
 from lightning_psp.compilation.eager_code import keep_out_of_graphs
 from lightning_psp.entropy_measure import EntropyMeasure, Orders
@@ -16,7 +17,7 @@ from lightning_psp.functional.validation import Unit
 from lightning_psp.gradient.entropy_term import EntropySettings
 from lightning_psp.histograms import write_histograms
 from lightning_psp.messages import OnceAFit
-from lightning_psp.penalty import Reduction, check_reduction
+from lightning_psp.penalty import REDUCTIONS, Reduction
 from lightning_psp.potentials import check_module
 from lightning_psp.schedules import Schedule, make_schedule
 from lightning_psp.selection import LayerSelection, matches
@@ -113,16 +114,15 @@ class PSPCallback(Callback):
         histograms: bool = False,
     ) -> None:
         super().__init__()
-        _check_factor("lam", lam)
+        check_number("lam", lam, at_least=0)
         find_nonlinearities(activations)
-        check_reduction(reduction)
-        for argument, value in (("log_layers", log_layers), ("histograms", histograms)):
-            if not isinstance(value, bool):
-                raise TypeError(f"Expected argument `{argument}` to be a bool but got {value!r}.")
+        check_choice("reduction", reduction, REDUCTIONS)
+        check_bool("log_layers", log_layers)
+        check_bool("histograms", histograms)
         if layer_lam is not None and not isinstance(layer_lam, Mapping):
             raise TypeError(f"Expected argument `layer_lam` to map glob patterns to factors but got {layer_lam!r}.")
         for pattern, factor in (layer_lam or {}).items():
-            _check_factor(f"layer_lam[{pattern!r}]", factor)
+            check_number(f"layer_lam[{pattern!r}]", factor, at_least=0)
         self.lam = float(lam)
         self.schedule = make_schedule(schedule)
         self.layer_lam = dict(layer_lam or {})
@@ -396,10 +396,3 @@ class PSPCallback(Callback):
         """Takes up a training where a checkpoint left it."""
         self._first_learning_rate = state_dict["first_learning_rate"]
         self._train_means.load({layer: (total, count) for layer, (total, count) in state_dict["train_sums"].items()})
-
-
-def _check_factor(argument: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"Expected argument `{argument}` to be a number but got {value!r}.")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"Expected argument `{argument}` to be a finite number of at least 0 but got {value!r}.")

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from lightning_psp.arguments import check_choice
 from lightning_psp.functional.estimate import EntropyEstimate
 from lightning_psp.functional.validation import MAX_ORDER, UNITS, Unit
 from lightning_psp.layer_entropies import LayerEntropies
@@ -34,8 +35,7 @@ class EntropyMeasure:
 
     def __init__(self, orders: Orders, unit: Unit, num_classes: int | None, target: Target, say: OnceAFit) -> None:
         _check_orders(orders)
-        if unit not in UNITS:
-            raise ValueError(f"Expected argument `entropy_unit` to be one of {', '.join(UNITS)} but got {unit!r}.")
+        check_choice("entropy_unit", unit, UNITS)
         self._is_asked_for = orders != "auto"
         self._orders: tuple[int, ...] = (1,) if orders == "auto" else tuple(orders)
         self.unit = unit
@@ -81,17 +81,14 @@ class EntropyMeasure:
         self._entropies.add(layer, z, unit_dim)
 
     def end_batch(self, not_hidden: Sequence[str], output_sizes: set[int], logit_sizes: set[int]) -> None:
-        """Ends the batch; see :meth:`LayerEntropies.end_batch`.
-
-        Raises:
-            ValueError: if the argument `num_classes` contradicts the logits.
-        """
+        """Ends the batch; see :meth:`LayerEntropies.end_batch`. The number of logits is that of the classes."""
         self._entropies.end_batch(not_hidden, logit_sizes or output_sizes)
         allowed = {max(2, size) for size in logit_sizes}
         if self._num_classes is not None and self._orders and allowed and self._num_classes not in allowed:
-            raise ValueError(
+            self._entropies.give_up(
                 f"Expected argument `num_classes` to be the number of logits, {' or '.join(map(str, sorted(allowed)))},"
-                f" but got {self._num_classes}. Without it, the number is taken from them."
+                f" but got {self._num_classes}. Without it, the number is taken from them.",
+                is_error=True,
             )
         if not self._waits_for_others:
             self._check()
@@ -153,6 +150,8 @@ class EntropyMeasure:
     def _check(self) -> None:
         """Says what cannot be measured, or raises an error where it was asked for."""
         problem, left_out = self._entropies.problem, self._entropies.left_out
+        if problem is not None and self._entropies.is_error:
+            raise ValueError(problem)
         if problem is not None and self._is_asked_for:
             raise ValueError(f"PSPCallback(entropy={self._orders}) cannot be measured: {problem}. Or pass entropy=().")
         if problem is not None:

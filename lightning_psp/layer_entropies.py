@@ -108,6 +108,7 @@ class LayerEntropies:
         self._not_hidden: set[str] = set()
         self.left_out: dict[str, str] = {}  # layers that cannot be counted, and why
         self.problem: str | None = None  # that keeps everything from being counted
+        self.is_error = False  # whether the problem is a contradiction in what was asked for
 
     @property
     def is_counting(self) -> bool:
@@ -174,9 +175,9 @@ class LayerEntropies:
             self._check_highest()
             self._has_place_for(self._num_classes, 0)
 
-    def give_up(self, problem: str) -> None:
+    def give_up(self, problem: str, is_error: bool = False) -> None:
         """Counts no further and forgets what was counted."""
-        self.problem = problem
+        self.problem, self.is_error = problem, is_error
         self._target = None
         self._layers.clear()
 
@@ -225,15 +226,16 @@ class LayerEntropies:
         Args:
             device: the device of this process, for layers that it has not seen.
         """
-        own = _Seen(self.problem, self._num_classes, {n: c.units for n, c in self._layers.items()}, self.left_out)
+        units = {layer: counts.units for layer, counts in self._layers.items()}
+        own = _Seen(self.problem, self.is_error, self._num_classes, units, self.left_out)
         processes: list[_Seen] = [own] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(processes, own)
-        self.problem = next((process.problem for process in processes if process.problem is not None), None)
-        if self.problem is not None:
-            self.give_up(self.problem)
-            return
+        for process in sorted(processes, key=lambda process: process.is_error, reverse=True):
+            if process.problem is not None:
+                self.give_up(process.problem, process.is_error)
+                return
         self._num_classes = max((process.num_classes or 0 for process in processes), default=0)
-        units: dict[str, int] = {}
+        units = {}
         for process in processes:
             for layer, number in process.units.items():
                 if units.setdefault(layer, number) != number:
@@ -255,6 +257,7 @@ class _Seen(NamedTuple):
     """What a process tells the others before they add up their counts."""
 
     problem: str | None
+    is_error: bool
     num_classes: int | None
     units: dict[str, int]
     left_out: dict[str, str]

@@ -8,6 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from lightning_psp.arguments import check_choice
+
 Reduction = Literal["mean", "sum", "squared_mean"]
 REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 
@@ -74,7 +76,7 @@ def layer_penalties(potentials: Mapping[str, Tensor], reduction: Reduction = "me
         >>> layer_penalties(potentials)  # (1 + 4 + 9 + 0) / 4 / 2 and 4 / 2
         {'hidden': tensor(1.7500), 'output': tensor(2.)}
     """
-    check_reduction(reduction)
+    check_choice("reduction", reduction, REDUCTIONS)
     if not potentials:
         raise ValueError("Expected argument `potentials` to hold at least one layer but got none.")
     unit_dims: Mapping[str, int] = getattr(potentials, "unit_dims", {})
@@ -85,12 +87,6 @@ def layer_penalties(potentials: Mapping[str, Tensor], reduction: Reduction = "me
         if potential.requires_grad or not depends_on_parameters
     }
     return {layer: term / len(terms) for layer, term in terms.items()} if reduction == "mean" else terms
-
-
-def check_reduction(reduction: str) -> None:
-    """Raises a ValueError unless `reduction` is the name of a reduction."""
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"Expected argument `reduction` to be one of {', '.join(REDUCTIONS)} but got {reduction!r}.")
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -6,6 +6,8 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from lightning_psp.arguments import check_choice, check_integer, check_number
+
 
 @dataclass(frozen=True)
 class TrainingProgress:
@@ -62,8 +64,8 @@ class WarmUp(Schedule):
 
     def __post_init__(self) -> None:
         """Checks the number of steps."""
-        if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 1):
-            raise ValueError(f"Expected argument `steps` to be a positive integer or None but got {self.steps!r}.")
+        if self.steps is not None:
+            check_integer("steps", self.steps, at_least=1)
 
     def factor(self, progress: TrainingProgress) -> float:
         """The factor on λ in the step that follows."""
@@ -88,7 +90,7 @@ class Linear(Schedule):
 
     def __post_init__(self) -> None:
         """Checks the end value."""
-        _check_end(self.end)
+        check_number("end", self.end, at_least=0)
 
     def factor(self, progress: TrainingProgress) -> float:
         """The factor on λ in the step that follows."""
@@ -111,7 +113,7 @@ class Cosine(Schedule):
 
     def __post_init__(self) -> None:
         """Checks the end value."""
-        _check_end(self.end)
+        check_number("end", self.end, at_least=0)
 
     def factor(self, progress: TrainingProgress) -> float:
         """The factor on λ in the step that follows."""
@@ -137,10 +139,8 @@ class ProportionalToLearningRate(Schedule):
 
     def __post_init__(self) -> None:
         """Checks the reference."""
-        if self.reference is not None and not self.reference > 0:
-            raise ValueError(
-                f"Expected argument `reference` to be a positive number or None but got {self.reference!r}."
-            )
+        if self.reference is not None:
+            check_number("reference", self.reference, above=0)
 
     def factor(self, progress: TrainingProgress) -> float:
         """The factor on λ in the step that follows."""
@@ -177,8 +177,7 @@ def make_schedule(schedule: Schedule | str | None) -> Schedule:
     if isinstance(schedule, Schedule):
         return schedule
     if isinstance(schedule, str):
-        if schedule not in SCHEDULES:
-            raise ValueError(f"Expected argument `schedule` to be one of {', '.join(SCHEDULES)} but got {schedule!r}.")
+        check_choice("schedule", schedule, SCHEDULES)
         return SCHEDULES[schedule]()
     raise TypeError(f"Expected argument `schedule` to be a `Schedule`, the name of one, or None but got {schedule!r}.")
 
@@ -190,8 +189,3 @@ def _fraction(progress: TrainingProgress, schedule: str) -> float:
             " or `max_steps` in the Trainer."
         )
     return progress.fraction
-
-
-def _check_end(end: float) -> None:
-    if not 0 <= end < math.inf:
-        raise ValueError(f"Expected argument `end` to be a number of at least 0 but got {end!r}.")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 
+from lightning_psp.arguments import check_bool
+
 
 @dataclass(frozen=True)
 class LayerSelection:
@@ -47,8 +49,7 @@ class LayerSelection:
             object.__setattr__(self, argument, tuple(patterns))
         if not self.include:
             raise ValueError("Expected argument `include` to hold at least one glob pattern but got none.")
-        if not isinstance(self.output, bool):
-            raise TypeError(f"Expected argument `output` to be a bool but got {self.output!r}.")
+        check_bool("output", self.output)
 
     def selects(self, layer: str, is_output: bool = False) -> bool:
         """Whether the layer of this name is chosen."""

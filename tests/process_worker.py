@@ -169,6 +169,14 @@ class OneHasBrokenLabels(Distributed):
         return (batch[0], batch[1] - 100) if is_broken else batch
 
 
+class OneHasLogits(Distributed):
+    """In evaluations the second process has no use for the network, and none but the first finds the logits."""
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        if self.global_rank == 0:
+            functional.cross_entropy(self(batch[0]), batch[1])
+
+
 class Kept(DummyLogger):
     """Keeps what it is given."""
 
@@ -218,6 +226,14 @@ SPLIT = {"data_parallel_size": 1, "tensor_parallel_size": PROCESSES}
 # Lightning takes a module in double precision as it is there.
 AS_IT_IS = {"precision": "32-true"}
 
+# Arguments of the callback by the name of the run, where they are others.
+ENTROPIES: dict[str, dict[str, Any]] = {
+    "broken labels": {"entropy": "auto"},
+    "other number of classes": {"entropy": "auto", "num_classes": CLASSES + 1},
+}
+# In these both processes end with an error, and can go on.
+ERRORS = ("split", "broken labels of orders", "other number of classes")
+
 # Name of a run to the module's class, the arguments of its strategy, further ones of the trainer, and the data.
 RUNS: dict[str, tuple[type[Distributed], dict[str, Any], dict[str, Any], Callable[[int], DataLoader[Any]]]] = {
     "plain": (Distributed, {}, {}, parts),
@@ -237,6 +253,7 @@ RUNS: dict[str, tuple[type[Distributed], dict[str, Any], dict[str, Any], Callabl
     "one does not evaluate": (OneDoesNotEvaluate, {}, {}, parts),
     "broken labels": (OneHasBrokenLabels, {}, {}, parts),
     "broken labels of orders": (OneHasBrokenLabels, {}, {}, parts),
+    "other number of classes": (OneHasLogits, {}, {}, parts),
     "broken": (Broken, {}, {}, parts),
     "split": (Split, SPLIT, AS_IT_IS, parts),
     "sharded": (Sharded, SHARDED, AS_IT_IS, parts),
@@ -249,7 +266,7 @@ def run(name: str, rank: int) -> dict[str, Any]:
     shares = ModelParallelStrategy if "tensor_parallel_size" in strategy else DDPStrategy
     module, logger, steps = kind().double(), Kept(), Steps()
     trainer = quiet_trainer(
-        PSPCallback(lam=LAM, entropy="auto" if name == "broken labels" else (1, 2), num_classes=CLASSES),
+        PSPCallback(lam=LAM, **{"entropy": (1, 2), "num_classes": CLASSES, **ENTROPIES.get(name, {})}),
         steps,
         devices=PROCESSES,
         strategy=shares(process_group_backend="gloo", timeout=timedelta(seconds=20), **strategy),
@@ -283,10 +300,7 @@ def main() -> None:
         except BaseException:
             result = {"error": traceback.format_exc()}
         torch.save(result, folder / f"{name} {rank}.pt")
-        if "error" in result and name not in (
-            "split",
-            "broken labels of orders",
-        ):  # the other process cannot go on either
+        if "error" in result and name not in ERRORS:  # the other process cannot go on either
             break
 
 

@@ -11,7 +11,7 @@ import torch
 
 from tests.entropy_reference import entropy_by_hand
 from tests.followed import LAM, assert_same, mean_square, potentials
-from tests.process_worker import PROCESSES, RUNS, DeadHead, parts
+from tests.process_worker import ERRORS, PROCESSES, RUNS, DeadHead, parts
 
 # Those who run tests in parallel with `--dist loadgroup` have the processes started once.
 pytestmark = pytest.mark.xdist_group("processes")
@@ -98,7 +98,7 @@ def together(share):
     return tuple(torch.cat(column) for column in zip(*filter(None, share), strict=True))
 
 
-EXACT = [name for name in RUNS if not name.startswith(("broken", "split", "one "))]
+EXACT = [name for name in RUNS if name not in ERRORS and not name.startswith(("broken", "one "))]
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -219,6 +219,11 @@ def test_a_process_without_labels_leaves_the_entropy_out_in_all(results):
 def test_a_process_without_labels_is_an_error_in_all_where_orders_were_asked_for(results):
     for result in results["broken labels of orders"]:
         assert "ValueError: PSPCallback(entropy=(1, 2)) cannot be measured: a class label is" in result["error"]
+
+
+def test_a_contradiction_that_one_process_finds_is_an_error_in_all(results):
+    for result in results["other number of classes"]:
+        assert "`num_classes` to be the number of logits, 3, but got 4" in result["error"]
 
 
 def test_no_value_is_said_to_need_synchronisation(results):

@@ -1,4 +1,4 @@
-"""Entropies in bits from counts."""
+"""Entropies in bits from counts and from probabilities."""
 
 from __future__ import annotations
 
@@ -28,3 +28,16 @@ def entropy_term(probability: Tensor) -> Tensor:
     """−p·log2 p, 0 for p = 0."""
     term: Tensor = torch.special.entr(probability) / math.log(2)
     return term
+
+
+def binary_entropy(probabilities: Tensor) -> Tensor:
+    """Entropy in bits of a state of this probability; its gradient is 0, not infinite, at the probabilities 0 and 1.
+
+    Example:
+        >>> binary_entropy(torch.tensor([0.0, 0.25, 0.5, 1.0]))
+        tensor([0.0000, 0.8113, 1.0000, 0.0000])
+    """
+    is_certain = (probabilities <= 0) | (probabilities >= 1)
+    p = probabilities.masked_fill(is_certain, 0.5)
+    entropies = entropy_term(p) + entropy_term(1 - p)
+    return entropies.masked_fill(is_certain, 0.0)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from lightning_psp.arguments import check_number
+from lightning_psp.functional.binary_entropy import binary_entropy
 from lightning_psp.functional.validation import Reduction, Unit, check_arguments, check_input
 from lightning_psp.penalty import accumulation_dtype
 
@@ -63,7 +63,7 @@ def soft_psp_entropy(
         tensor(0.5000)
     """
     check_arguments(num_classes, 1, unit, reduction, unit_dim, max_sets=2, seed=0)
-    check_temperature("temperature", temperature)
+    check_number("temperature", temperature, above=0)
     check_input(z, target, num_classes, unit, unit_dim)
     if len(z) == 0:
         raise ValueError(f"Expected argument `z` to hold at least one sample but got shape {[*z.shape]}.")
@@ -90,24 +90,3 @@ def class_sums(states: Tensor, labels: Tensor, number_of_classes: int) -> Tensor
     states = states.reshape(len(states), -1)
     zeros = states.new_zeros(number_of_classes, states.shape[1])
     return zeros.index_add(0, labels.long(), states)
-
-
-def binary_entropy(probabilities: Tensor) -> Tensor:
-    """Entropy in bits of a state of this probability; its gradient is 0, not infinite, at the probabilities 0 and 1.
-
-    Example:
-        >>> binary_entropy(torch.tensor([0.0, 0.25, 0.5, 1.0]))
-        tensor([0.0000, 0.8113, 1.0000, 0.0000])
-    """
-    is_certain = (probabilities <= 0) | (probabilities >= 1)
-    p = probabilities.masked_fill(is_certain, 0.5)
-    entropies: Tensor = (torch.special.entr(p) + torch.special.entr(1 - p)) / math.log(2)
-    return entropies.masked_fill(is_certain, 0.0)
-
-
-def check_temperature(argument: str, temperature: object) -> None:
-    """Raises an error unless a temperature is a finite number above 0."""
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
-        raise TypeError(f"Expected argument `{argument}` to be a number but got {temperature!r}.")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"Expected argument `{argument}` to be a finite number above 0 but got {temperature!r}.")

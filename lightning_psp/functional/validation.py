@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
+from lightning_psp.arguments import check_choice, check_integer
 from lightning_psp.functional.mean_square import check_potential
 
 Unit: TypeAlias = Literal["element", "channel"]
@@ -23,24 +24,22 @@ def check_arguments(
     num_classes: int, order: int, unit: str, reduction: str, unit_dim: int, max_sets: int, seed: int
 ) -> None:
     """Raises an error unless the arguments of PSP-entropy are among those allowed."""
-    _check_integer("num_classes", num_classes, at_least=1)
-    _check_integer("order", order, at_least=1)
+    check_integer("num_classes", num_classes, at_least=1)
+    check_integer("order", order, at_least=1)
     if order > MAX_ORDER:
         raise ValueError(f"Expected argument `order` to be at most {MAX_ORDER} but got {order}.")
-    if unit not in UNITS:
-        raise ValueError(f"Expected argument `unit` to be one of {', '.join(UNITS)} but got {unit!r}.")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"Expected argument `reduction` to be one of {', '.join(REDUCTIONS)} but got {reduction!r}.")
+    check_choice("unit", unit, UNITS)
+    check_choice("reduction", reduction, REDUCTIONS)
     if reduction == "none" and order != 1:
         raise ValueError(
             f"Expected argument `reduction` to be 'mean' with `order={order}`, sets of units, but got 'none', one value"
             " a unit. Use `order=1` for it."
         )
-    _check_integer("unit_dim", unit_dim)
+    check_integer("unit_dim", unit_dim)
     if unit_dim == 0:
         raise ValueError("Expected argument `unit_dim` to be a dimension behind the batch dimension 0 but got 0.")
-    _check_integer("max_sets", max_sets, at_least=2)  # a single set has no standard error
-    _check_integer("seed", seed, at_least=0)
+    check_integer("max_sets", max_sets, at_least=2)  # a single set has no standard error
+    check_integer("seed", seed, at_least=0)
 
 
 def check_input(z: Tensor, target: Tensor, num_classes: int, unit: Unit, unit_dim: int) -> None:
@@ -93,10 +92,3 @@ def check_same_units(units: int, units_before: int, unit: Unit) -> None:
 def count_units(z: Tensor, unit: Unit, unit_dim: int) -> int:
     """The number of units in potentials ``[batch, …]``; 1 in ``[batch]``."""
     return z.shape[unit_dim] if unit == "channel" and z.ndim > 1 else z.shape[1:].numel()
-
-
-def _check_integer(name: str, value: int, at_least: int | None = None) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"Expected argument `{name}` to be an integer but got {value!r}.")
-    if at_least is not None and value < at_least:
-        raise ValueError(f"Expected argument `{name}` to be at least {at_least} but got {value}.")

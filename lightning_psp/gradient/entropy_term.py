@@ -8,18 +8,15 @@ is added to it.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lightning_psp.functional.soft_entropy import (
-    binary_entropy,
-    check_temperature,
-    class_sums,
-)
+from lightning_psp.arguments import check_integer, check_number
+from lightning_psp.functional.binary_entropy import binary_entropy
+from lightning_psp.functional.soft_entropy import class_sums
 from lightning_psp.functional.validation import Unit
 from lightning_psp.gradient.compiled_tap import CompiledTap
 from lightning_psp.penalty import accumulation_dtype
@@ -55,16 +52,10 @@ class EntropySettings:
 
     def __post_init__(self) -> None:
         """Checks them."""
-        if isinstance(self.weight, bool) or not isinstance(self.weight, (int, float)):
-            raise TypeError(f"Expected argument `entropy_weight` to be a number but got {self.weight!r}.")
-        if not math.isfinite(self.weight):
-            raise ValueError(f"Expected argument `entropy_weight` to be a finite number but got {self.weight!r}.")
-        check_temperature("entropy_temperature", self.temperature)
+        check_number("entropy_weight", self.weight)
+        check_number("entropy_temperature", self.temperature, above=0)
         if self.num_classes is not None:
-            if isinstance(self.num_classes, bool) or not isinstance(self.num_classes, int):
-                raise TypeError(f"Expected argument `num_classes` to be an integer but got {self.num_classes!r}.")
-            if self.num_classes < 1:
-                raise ValueError(f"Expected argument `num_classes` to be at least 1 but got {self.num_classes}.")
+            check_integer("num_classes", self.num_classes, at_least=1)
         check_target(self.target)
 
     def classes(self, batch: Any) -> BatchClasses:

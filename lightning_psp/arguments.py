@@ -1,0 +1,45 @@
+"""Errors for arguments outside what is allowed, all in the same words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+
+def check_number(name: str, value: Any, at_least: float | None = None, above: float | None = None) -> None:
+    """Raises an error unless an argument is a finite number within its bounds.
+
+    Example:
+        >>> check_number("lam", -1, at_least=0)
+        Traceback (most recent call last):
+        ...
+        ValueError: Expected argument `lam` to be a finite number of at least 0 but got -1.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"Expected argument `{name}` to be a number but got {value!r}.")
+    is_low = (at_least is not None and value < at_least) or (above is not None and value <= above)
+    if is_low or not math.isfinite(value):
+        bound = "" if at_least is None else f" of at least {at_least}"
+        bound = bound if above is None else f" above {above}"
+        raise ValueError(f"Expected argument `{name}` to be a finite number{bound} but got {value!r}.")
+
+
+def check_integer(name: str, value: Any, at_least: int | None = None) -> None:
+    """Raises an error unless an argument is an integer within its bounds."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"Expected argument `{name}` to be an integer but got {value!r}.")
+    if at_least is not None and value < at_least:
+        raise ValueError(f"Expected argument `{name}` to be at least {at_least} but got {value}.")
+
+
+def check_bool(name: str, value: Any) -> None:
+    """Raises an error unless an argument is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"Expected argument `{name}` to be a bool but got {value!r}.")
+
+
+def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
+    """Raises an error unless an argument is one of the names that are allowed."""
+    if value not in tuple(allowed):
+        raise ValueError(f"Expected argument `{name}` to be one of {', '.join(allowed)} but got {value!r}.")
