@@ -96,7 +96,9 @@ def record_potentials(
                 " gradient, as a teacher is. To record it, enter the block without gradient, too:"
                 " `with torch.no_grad(), record_potentials(...) as potentials`."
             )
-        selection.check({**dict.fromkeys(potential.layer for potential in capture.potentials), **capture.fused})
+        selection.check(
+            {**dict.fromkeys(potential.layer for potential in capture.potentials), **capture.fused_calls.left_out}
+        )
     finally:
         capture.potentials = []  # the capture itself lives until cycles of references are collected
 

@@ -250,7 +250,7 @@ class Watch:
     def _note_layers(self) -> None:
         for potential in self._capture.potentials:
             self.layers[potential.layer] = None
-        self.fused.update(self._capture.fused)
+        self.fused.update(self._capture.fused_calls.left_out)
         for layer in self._capture.left_out:
             if self._selection.selects(layer):
                 self.left_out[layer] = None

@@ -78,6 +78,42 @@ class Model(LightningModule):
         return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
 
 
+def one_hot(labels: Tensor) -> Tensor:
+    return functional.one_hot(labels, CLASSES).double()
+
+
+class Loss(Model):
+    """A loss given as a function of the network's output."""
+
+    def __init__(self, loss: Callable[[Any, Tensor], Tensor], network: nn.Module | None = None) -> None:
+        super().__init__(network)
+        self.loss = loss
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor | None:
+        return self.loss(self(batch[0]), batch[1])
+
+
+def uses(loss: Callable[[Any, Tensor], Tensor], network: Callable[[], nn.Module] = Network) -> Callable[[], Loss]:
+    return lambda: Loss(loss, network())
+
+
+class Manual(Model):
+    """Calls its backward passes and the optimiser itself."""
+
+    def __init__(self, network: nn.Module | None = None) -> None:
+        super().__init__(network)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor | None:
+        self.optimizers().zero_grad()
+        self.backward_passes(self(batch[0]), batch[1])
+        self.optimizers().step()
+        return None
+
+    def backward_passes(self, logits: Any, labels: Tensor) -> None:
+        self.manual_backward(functional.cross_entropy(logits, labels))
+
+
 def batches(number: int = 2, last: int = BATCH, shape: tuple[int, ...] = (FEATURES,), seed: int = 0) -> DataLoader[Any]:
     """Random features and labels; the last batch may be smaller."""
     generator = torch.Generator().manual_seed(seed)

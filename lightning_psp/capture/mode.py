@@ -16,12 +16,13 @@ from torchmetrics import Metric, MetricCollection
 
 from lightning_psp.capture.checkpoints import Checkpoints, in_backward
 from lightning_psp.capture.frames import Frames
+from lightning_psp.capture.fused_calls import FusedCalls
 from lightning_psp.capture.kinds import is_of_another_kind, is_transformed
 from lightning_psp.capture.module_calls import has_one_listener, told_of_module_calls
 from lightning_psp.capture.nonlinearities import Activation, Nonlinearities, TorchFunction
 from lightning_psp.capture.outputs import OutputFinder
 from lightning_psp.capture.provenance import Handler, Kept, NetworkCall, Potential, Provenance, swap, tensors_in
-from lightning_psp.capture.recurrent import RECURRENT_MODULES, attach, parse_call
+from lightning_psp.capture.recurrent import RECURRENT_MODULES
 from lightning_psp.compilation.runs import announce_graph, told_of_graphs
 from lightning_psp.gradient.graph import reach_from
 from lightning_psp.penalty import Reduction
@@ -69,11 +70,11 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.nonlinearities = nonlinearities
         self.set_reduction(reduction)
         self._special_classes: tuple[type[nn.Module], ...] = (ParametrizationList, *nonlinearities.module_classes)
-        self._selection = selection
-        self._keep = keep
+        self.selection = selection
+        self.keep = keep
         self.root_is_network = root_is_network
         self._tracks_units = tracks_units
-        self.fused: dict[str, None] = {}  # modules with fused kernels that the selection leaves out
+        self.fused_calls = FusedCalls(self)
         self.left_out: dict[str, None] = {}  # where complex, sparse and nested tensors enter nonlinearities
         self.provenance = Provenance(nonlinearities, tracks_units)
         self.frames = Frames(root)
@@ -96,8 +97,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             torch.autograd.grad: self._differentiate,
         }
         handlers.update(self.outputs.handlers(known))
-        handlers.update(dict.fromkeys(known.recurrent, self._recurrent))
-        handlers.update(dict.fromkeys(known.fused, self._fused))
+        handlers.update(self.fused_calls.handlers(known))
         handlers.update(dict.fromkeys(known.hidden, self._activation))
         return handlers
 
@@ -110,7 +110,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.suppressed = 0
         self.saw_empty_batch = False
         self.has_skipped = False  # whether something was not counted because it came without gradient
-        self._step_call = NetworkCall()
+        self.step_call = NetworkCall()
         self.call: NetworkCall | None = None
         self.number_of_calls = 0
         self.outputs.start()
@@ -311,47 +311,6 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.provenance.record_result(z, potential)
         return z
 
-    def _recurrent(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        name = self.nonlinearities.recurrent[func]
-        call = parse_call(func, name, args, kwargs)
-        if call is None:
-            return self._fused(func, args, kwargs)
-        # `detach`, because a parameter is an input like any other here.
-        if self.suppressed or not self.is_potential(call.input.detach()):
-            return func(*args, **kwargs)
-        inside = self.frames.running[-1] if self.frames.running else None
-        is_module = inside is not None and isinstance(inside.module, RECURRENT_MODULES)
-        path = (inside.path if inside is not None and is_module else None) or self.frames.host(name)
-        network_call = self.call or self._step_call
-        added: list[Potential[Kept]] = [
-            Potential(network_call.number(layer), -1, is_output=False) for layer in call.layers(path)
-        ]
-        chosen = [self._selection.selects(potential.layer) for potential in added]
-        result, potentials = call.run(chosen) if any(chosen) else (func(*args, **kwargs), [])
-        for potential, z in zip(added, potentials, strict=False):
-            if z is not None:
-                potential.kept = self._keep(z, potential, False)
-        if self.penalises:
-            result = attach(result, [z for z in potentials if z is not None])
-        for tensor in tensors_in(result):
-            self.provenance.of(tensor).unit_dim = -1
-            for potential in added:
-                potential.add_result(tensor)
-        self.potentials.extend(added)
-        return result
-
-    def _fused(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.counts():
-            name = self.nonlinearities.fused.get(func) or self.nonlinearities.recurrent[func]
-            path = next((frame.path for frame in reversed(self.frames.running) if frame.path), name)
-            if self._selection.selects(path):
-                raise NotImplementedError(
-                    f"The potentials of {path!r} are computed inside the fused function `{name}` and cannot be seen."
-                    f" Leave it out with exclude=({path!r},), or write it with separate linear maps and nonlinearities."
-                )
-            self.fused[path] = None
-        return func(*args, **kwargs)
-
     def _backward(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.on_backward is not None:
             self.on_backward(args[0])
@@ -414,18 +373,18 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         """Takes a tensor for a potential; `host` is its layer's name where it is no module's output."""
         origin = self.provenance.of(z)
         name = host if origin.path is None else origin.path or "output"
-        call = self.call or origin.call or self._step_call
+        call = self.call or origin.call or self.step_call
         potential: Potential[Kept] = Potential(call.number(name), origin.unit_dim, is_output)
         potential.units = z.shape[origin.unit_dim] if z.ndim > 1 else 1
         if origin.measured is not None:
             potential.measured = origin.measured
             potential.results.extend(origin.measured.results)
-        if self._selection.selects(potential.layer, is_output):
+        if self.selection.selects(potential.layer, is_output):
             if self.checkpoints.regions:
                 with self.checkpoints.unseen():
-                    potential.kept = self._keep(z, potential, in_place)
+                    potential.kept = self.keep(z, potential, in_place)
             else:
-                potential.kept = self._keep(z, potential, in_place)
+                potential.kept = self.keep(z, potential, in_place)
         origin.values.potentials.append(potential)
         self.potentials.append(potential)
         return potential
