@@ -1,5 +1,7 @@
 """The callback in a LightningCLI configuration."""
 
+import sys
+
 import pytest
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningCLI
@@ -43,6 +45,12 @@ trainer:
         log_layers: false
         histograms: false
 """
+
+
+@pytest.fixture(autouse=True)
+def no_command_line(monkeypatch):
+    """LightningCLI warns where there are arguments besides those that it is given, and pytest may have some."""
+    monkeypatch.setattr(sys, "argv", ["train.py"])
 
 
 class Data(LightningDataModule):
