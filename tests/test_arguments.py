@@ -44,14 +44,20 @@ def test_callback_refuses(arguments, error, parts):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "arguments"),
-    [(WarmUp, {"steps": 0}), (WarmUp, {"steps": 1.5}), (Linear, {"end": -1}), (Cosine, {"end": float("inf")})]
-    + [(ProportionalToLearningRate, {"reference": value}) for value in (0.0, -0.1)],
+    ("schedule", "name", "value", "error"),
+    [
+        (WarmUp, "steps", 0, ValueError),
+        (WarmUp, "steps", 1.5, TypeError),
+        (Linear, "end", -1, ValueError),
+        (Linear, "end", "0", TypeError),
+        (Cosine, "end", float("inf"), ValueError),
+        (ProportionalToLearningRate, "reference", 0.0, ValueError),
+        (ProportionalToLearningRate, "reference", -0.1, ValueError),
+    ],
 )
-def test_schedules_refuse(schedule, arguments):
-    (name,) = arguments
-    with pytest.raises(ValueError, match=name):
-        schedule(**arguments)
+def test_schedules_refuse(schedule, name, value, error):
+    with pytest.raises(error, match=f"`{name}` to be .* but got {value!r}"):
+        schedule(**{name: value})
 
 
 def test_unknown_argument():

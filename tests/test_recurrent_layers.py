@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_psp import PSPCallback, psp_penalty, record_potentials
-from lightning_psp.capture import mode
+from lightning_psp.capture import fused_calls
 from lightning_psp.capture.recurrent import attach, parse_call
 from tests.lightning_cases import Training, fit
 from tests.small import quiet_trainer
@@ -264,7 +264,7 @@ def test_a_call_that_is_not_understood_is_refused_by_name(monkeypatch):
     assert parse_call(torch.lstm, "lstm", known, {"more": 1}) is None
     assert parse_call(torch.lstm, "lstm", (*known, 1), {}) is None
 
-    monkeypatch.setattr(mode, "parse_call", lambda *args: None)
+    monkeypatch.setattr(fused_calls, "parse_call", lambda *args: None)
     network = built(Setting("lstm"))
     with pytest.raises(NotImplementedError, match=r"'rnn'.*exclude=\('rnn',\)"), record_potentials(network):
         network(*batches())

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, OnExceptionCheckpoint
 
 from lightning_psp import PSPCallback
 from tests.followed import LAM, Followed
@@ -69,7 +69,8 @@ def train(*callbacks, checkpoint=None, seed=0, callback=None, epochs=EPOCHS):
     torch.manual_seed(seed)
     module = Model().double()
     callbacks = (callback or PSPCallback(lam=LAM, schedule="learning_rate"), *callbacks)
-    trainer = quiet_trainer(*callbacks, max_epochs=epochs, enable_checkpointing=True)
+    saves = any(isinstance(other, Checkpoint) for other in callbacks)
+    trainer = quiet_trainer(*callbacks, max_epochs=epochs, enable_checkpointing=saves)
     crashes = any(isinstance(other, Crash) for other in callbacks)
     with pytest.raises(RuntimeError, match="crash") if crashes else nullcontext():
         trainer.fit(module, Resumable(), loader(1), ckpt_path=checkpoint)
