@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
@@ -16,6 +17,16 @@ from lightning_psp import PSPCallback
 from tests.small import quiet_trainer
 
 LAM = 0.3
+COMPILED = [
+    pytest.mark.usefixtures("fresh_compiler"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    # torch's own, where a compiled block reads what another one made
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    # where Lightning's own code breaks a graph
+    pytest.mark.filterwarnings("ignore:Dynamo"),
+    pytest.mark.filterwarnings("ignore:Graph break"),
+]
 FEATURES, HIDDEN, CLASSES, BATCH = 6, 8, 3, 4
 
 

@@ -8,6 +8,7 @@ from torch.nn import functional
 from lightning_psp import PSPCallback
 from tests.compiled import (
     BATCH,
+    COMPILED,
     FEATURES,
     HIDDEN,
     LAM,
@@ -21,15 +22,7 @@ from tests.compiled import (
 )
 from tests.small import quiet_trainer
 
-pytestmark = [
-    pytest.mark.usefixtures("fresh_compiler"),
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
-    # where Lightning's own code breaks a graph
-    pytest.mark.filterwarnings("ignore:Dynamo"),
-    pytest.mark.filterwarnings("ignore:Graph break"),
-]
+pytestmark = COMPILED
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from lightning_psp import PSPCallback
 from tests.compiled import (
+    COMPILED,
     LAM,
     Manual,
     Model,
@@ -22,15 +23,7 @@ from tests.compiled import (
 from tests.small import loader, quiet_trainer
 from tests.test_manual_optimization import Gan
 
-pytestmark = [
-    pytest.mark.usefixtures("fresh_compiler"),
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
-    # where Lightning's own code breaks a graph
-    pytest.mark.filterwarnings("ignore:Dynamo"),
-    pytest.mark.filterwarnings("ignore:Graph break"),
-]
+pytestmark = COMPILED
 TRACES_LOG = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 7)
 
 

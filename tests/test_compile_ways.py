@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from lightning_psp import PSPCallback
 from tests.compiled import (
+    COMPILED,
     LAM,
     WAYS,
     Model,
@@ -27,13 +28,7 @@ from tests.compiled import (
 )
 from tests.small import quiet_trainer
 
-pytestmark = [
-    pytest.mark.usefixtures("fresh_compiler"),
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    # torch's own, where a compiled block reads what another one made
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
-]
+pytestmark = COMPILED
 
 
 def pair():
