@@ -65,6 +65,8 @@ class Watch:
         self.layers: dict[str, None] = {}  # every layer seen, chosen or not, in order of call
         self.fused: dict[str, None] = {}  # modules left out whose potentials could not be seen
         self.left_out: dict[str, None] = {}  # layers whose potentials are complex, sparse or nested
+        self.in_losses: dict[str, None] = {}  # nonlinearities in the step that were taken for parts of the loss
+        self.written_out: dict[str, str] = {}  # layers inside of what may be an activation written out, and its class
         self.chosen_layers: dict[str, None] = {}  # those of them that are to be penalised
         self.has_trained = False
         self.takes_samples = False
@@ -251,6 +253,8 @@ class Watch:
         for potential in self._capture.potentials:
             self.layers[potential.layer] = None
         self.fused.update(self._capture.fused_calls.left_out)
+        self.in_losses.update(self._capture.outputs.in_losses)
+        self.written_out.update(self._capture.written_out)
         for layer in self._capture.left_out:
             if self._selection.selects(layer):
                 self.left_out[layer] = None

@@ -32,6 +32,8 @@ Other = TypeVar("Other")
 
 _is_traced = torch.compiler.is_dynamo_compiling
 
+# Of which other nonlinearities are made.
+_BUILDING_BLOCKS = ("sigmoid", "softplus", "tanh")
 _NO_NETWORK = (_Loss, nn.PairwiseDistance, nn.CosineSimilarity, Metric, MetricCollection)
 
 
@@ -75,6 +77,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.root_is_network = root_is_network
         self._tracks_units = tracks_units
         self.fused_calls = FusedCalls(self)
+        self.written_out: dict[str, str] = {}  # layers inside of what may be an activation written out, and its class
         self.left_out: dict[str, None] = {}  # where complex, sparse and nested tensors enter nonlinearities
         self.provenance = Provenance(nonlinearities, tracks_units)
         self.frames = Frames(root)
@@ -258,6 +261,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
                 self.left_out[self.frames.host(activation.label)] = None
             return func(*args, **kwargs)
         in_place = activation.overwrites(args, kwargs)
+        if activation.label in _BUILDING_BLOCKS and self.provenance.of(z).path is None:
+            self._note_written_out(activation.label)
         for other in self.provenance.of(z).values.potentials:
             # The logits once more; or, in a loss outside the network, the same values once more.
             if other.is_output or self.call is None:
@@ -280,6 +285,11 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             potential.label, potential.number_of_calls = activation.label, self.number_of_calls
             self.outputs.note_outside(potential)
         return result
+
+    def _note_written_out(self, label: str) -> None:
+        module = self.frames.running[-1].module if self.frames.running else self.root
+        if not (module._parameters or module._modules or module._buffers):
+            self.written_out[self.frames.host(label)] = f"{type(module).__module__}.{type(module).__qualname__}"
 
     def _replace(
         self, func: TorchFunction, z: Tensor, activation: Activation, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -39,6 +39,7 @@ class OutputFinder(Generic[Kept]):
 
     def __init__(self, capture: Capture[Kept]) -> None:
         self._capture = capture
+        self.in_losses: dict[str, None] = {}  # nonlinearities outside the network that were taken for parts of a loss
         self.start()
 
     def start(self) -> None:
@@ -144,6 +145,7 @@ class OutputFinder(Generic[Kept]):
                 self.has_loss = True
             elif any(reach_from(edge).edges.intersection(self._call_results) for edge in potential.results):
                 self._capture.potentials.remove(potential)
+                self.in_losses[potential.label] = None
 
     def _loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._run_loss(func, args, kwargs, self._capture.nonlinearities.output.get(func, "log_softmax"))

@@ -119,10 +119,10 @@ class _Analysis(fx.Interpreter):
                 self._static.call,
                 self._rewriting.coefficients,
             )
-            self._find(examples)
+            self._find(capture, examples)
         self._rewriting.finish()
 
-    def _find(self, examples: Sequence[Any]) -> None:
+    def _find(self, capture: Capture[Any], examples: Sequence[Any]) -> None:
         inputs = [_without_values(example) for example in examples]
         before = [tensor._version if isinstance(tensor, Tensor) else 0 for tensor in inputs]
         for index, tensor in enumerate(inputs):
@@ -134,6 +134,8 @@ class _Analysis(fx.Interpreter):
         self._enter_modules([])
         if self._static.outputs.returned:
             self._static.outputs.resolve_outside()
+        capture.outputs.in_losses.update(self._static.outputs.in_losses)
+        capture.written_out.update(self._static.written_out)
         overwritten = [
             (Place(True, index), tensor)
             for index, tensor in enumerate(inputs)
