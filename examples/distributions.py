@@ -8,15 +8,13 @@ from torch import Tensor
 
 from lightning_psp import record_potentials
 
-BINS = 400
+BINS = 2000
 WEIGHT_LIMIT = 1.0  # bins from -1 to 1
-POTENTIAL_LIMIT = 40.0
+POTENTIAL_LIMIT = 200.0
 
 
 class Histogram:
-    """Counts of values in equal bins from ``-limit`` to ``limit``, and their moments.
-
-    Values beyond the limits are counted in the outermost bins.
+    """Counts of values in equal bins from ``-limit`` to ``limit``, number of values beyond them, and moments.
 
     Args:
         limit: Upper end of the last bin.
@@ -25,26 +23,28 @@ class Histogram:
     def __init__(self, limit: float) -> None:
         self.limit = limit
         self.counts = torch.zeros(BINS, dtype=torch.long)
+        self.beyond = 0
         self.total = torch.zeros((), dtype=torch.float64)
         self.square_total = torch.zeros((), dtype=torch.float64)
 
     def add(self, values: Tensor) -> None:
         """Count further values."""
         values = values.detach().flatten().cpu()
-        clamped = values.clamp(-self.limit, self.limit)
-        self.counts += torch.histc(clamped, BINS, -self.limit, self.limit).long()
+        self.counts += torch.histc(values, BINS, -self.limit, self.limit).long()
+        self.beyond += int((values.abs() > self.limit).sum())
         self.total += values.double().sum()
         self.square_total += values.double().square().sum()
 
     def summary(self) -> dict[str, Any]:
-        """Limit, counts, mean, and standard deviation over all values."""
-        number = int(self.counts.sum())
+        """Limit, counts, number of values beyond; mean, and standard deviation over all values."""
+        number = int(self.counts.sum()) + self.beyond
         mean = self.total / number
         deviation = (self.square_total / number - mean.square()).clamp_min(0).sqrt()
         return {
             "limit": self.limit,
             "mean": mean.item(),
             "deviation": deviation.item(),
+            "beyond": self.beyond,
             "counts": self.counts.tolist(),
         }
 

@@ -4,8 +4,9 @@
 
 The sets must lie in the data folder as torchvision stores them, or be downloaded with --download. SGD without
 momentum, learning rate 0.1, batches of 100, 50 epochs. Every training leaves a JSON file with the test error, losses
-and ⟨z²⟩ of each epoch; what is done is skipped, and a training that was broken off goes on at its last whole epoch,
-with the same result. `paper_tables.py` makes tables and pictures of the files.
+and ⟨z²⟩ of each epoch, and the trained weights beside it; what is done is skipped, and a training that was broken off
+goes on at its last whole epoch, with the same result. `paper_tables.py` makes tables and pictures of the JSON files,
+and `gradient_split.py` reads the weights.
 
 The weight decay of ℓ2 is the one of `WEIGHT_DECAYS` with the lowest error on 10,000 held-out training images after ten
 epochs (the mean over the last three of them, for one seed); λ of PSP is the paper's, and dropout switches off half of
@@ -15,6 +16,7 @@ the hidden units. The errors are those after the last epoch, on the test set.
 import argparse
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -59,6 +61,11 @@ class Training:
         name = f"{self.set}_{self.technique}_seed{self.seed}"
         return f"sweep_{name}_{self.weight_decay:g}.json" if self.held_out else f"{name}.json"
 
+    @property
+    def weights_file(self) -> str:
+        """Name of the file of the trained weights."""
+        return self.file.removesuffix("json") + "pt"
+
 
 class Reproduction:
     """The trainings of one call, one after the other.
@@ -97,7 +104,7 @@ class Reproduction:
             make,
             bar=self.bar,
             accelerator=self.options.accelerator,
-            measure=measure_distributions,
+            measure=partial(measure, self.options.results / training.weights_file),
         )
 
     def trainings(self, name: str, technique: str) -> Iterator[Training]:
@@ -121,8 +128,9 @@ class Reproduction:
         return min(errors, key=errors.__getitem__)
 
 
-def measure_distributions(module: LightningModule, data: LightningDataModule) -> dict[str, Any]:
-    """Histograms of the trained weights, and of the potentials on the images that the training was evaluated on."""
+def measure(path: Path, module: Classifier, data: LightningDataModule) -> dict[str, Any]:
+    """Save the trained weights to ``path``, and count them and the potentials of the images evaluated on."""
+    torch.save(module.network.state_dict(), path)
     return {"weights": weight_histograms(module), "potentials": potential_histograms(module, data)}
 
 

@@ -10,7 +10,6 @@ from torch.nn import functional
 from lightning_psp import PSPCallback
 from tests.small import Classifier, loader, quiet_trainer
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
 
 
