@@ -13,8 +13,8 @@ def tidy(axes: Axes) -> None:
 
 
 def label_plainly(axis: Axis) -> None:
-    """Label a logarithmic axis, on which all is drawn, with 1, 2, 5, 10, … in place of powers of ten."""
+    """Label a logarithmic axis, on which all is drawn, with 1, 2, 5, 10, … or more in place of powers of ten."""
     lowest, highest = axis.get_data_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if highest > 6 * lowest else range(1, 10)))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if highest > 6 * lowest else (1, 1.2, 1.5, *range(2, 10))))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())

@@ -72,8 +72,9 @@ def plot_curves(
         handlelength=3,
     )
     caption = f"Both measured on {measured_on} after each epoch."
-    if (seeds := len(techniques[0].error)) > 1:
-        caption += f" Lines: mean of {seeds} trainings; bands: lowest to highest of them."
+    numbers = sorted({len(technique.error) for technique in techniques})
+    if numbers[-1] > 1:
+        caption += f" Lines: mean of {' or '.join(map(str, numbers))} trainings; bands: lowest to highest of them."
     figure.supxlabel(caption, fontsize=9, color="#555555")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from axes_style import tidy
 
-# Technique to layer to histogram: limit and counts, as `distributions.Histogram` summarises them.
+# Technique to layer to histogram: limit, counts and number of values beyond, as from `distributions.Histogram`.
 Histograms = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 STYLES = [{"color": "#0072B2", "linestyle": "--"}, {"color": "#D55E00", "linestyle": "-"}]
@@ -22,6 +22,7 @@ def add_histograms(summaries: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict
     return {
         layer: {
             "limit": histogram["limit"],
+            "beyond": sum(summary[layer]["beyond"] for summary in summaries),
             "counts": np.sum([summary[layer]["counts"] for summary in summaries], axis=0),
         }
         for layer, histogram in summaries[0].items()
@@ -52,6 +53,10 @@ def plot_distributions(techniques: Histograms, values: str, path: Path) -> None:
         tidy(axes)
     figure.axes[0].set_ylabel("density (log scale)")
     handles, labels = figure.axes[0].get_legend_handles_labels()
+    caption = (
+        f"Each panel shows the interval around 0 that holds {100 * SHARE_SHOWN:g} % of the values of either technique."
+    )
+    figure.supxlabel(caption, fontsize=9, color="#555555")
     figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=11, handlelength=3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
@@ -62,8 +67,9 @@ def _half_width(histogram: Mapping[str, Any]) -> float:
     counts = np.asarray(histogram["counts"])
     # The two bins at the same distance from 0 together, the nearest first.
     by_distance = (counts + counts[::-1])[len(counts) // 2 :]
-    enough = int(np.argmax(np.cumsum(by_distance) >= SHARE_SHOWN * np.sum(by_distance)))
-    return histogram["limit"] * (enough + 1) / len(by_distance)
+    wanted = SHARE_SHOWN * (counts.sum() + histogram["beyond"])
+    bins = np.searchsorted(np.cumsum(by_distance), wanted) + 1
+    return histogram["limit"] * min(bins, len(by_distance)) / len(by_distance)
 
 
 def _density(histogram: Mapping[str, Any], shown: float) -> tuple[np.ndarray, np.ndarray]:
@@ -72,7 +78,6 @@ def _density(histogram: Mapping[str, Any], shown: float) -> tuple[np.ndarray, np
     wanted = 40 * limit / shown
     numbers = [each for each in range(1, len(counts) + 1) if len(counts) % each == 0]
     number = next((each for each in numbers if each >= wanted), len(counts))
-    share = counts / counts.sum()
-    share[[0, -1]] = 0  # these hold the values beyond the limits too
+    share = counts / (counts.sum() + histogram["beyond"])
     edges = np.linspace(-limit, limit, number + 1)
     return share.reshape(number, -1).sum(axis=1) / np.diff(edges), edges

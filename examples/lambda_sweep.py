@@ -166,6 +166,14 @@ def _draw_line(axes: Axes, entries: Sequence[Mapping[str, Any]], name: str, sche
     axes.errorbar(lams, means, label=schedule, linewidth=1.6, markersize=5, **bars, **STYLES[schedule])
 
 
+def positive(text: str) -> float:
+    """Read a value of λ; 0, no penalty, is always among the trainings."""
+    lam = float(text)
+    if not 0 < lam < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected λ above 0, beside which 0 is trained anyway, but got {text}")
+    return lam
+
+
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -177,7 +185,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, help="folder of MNIST, as torchvision stores it")
     parser.add_argument("--download", action="store_true", help="download MNIST where it is not there")
-    parser.add_argument("--lams", type=float, nargs="+", default=[0.01, 0.1, 0.3, 1.0, 3.0], help="values of λ")
+    parser.add_argument("--lams", type=positive, nargs="+", default=[0.01, 0.1, 0.3, 1.0, 3.0], help="values of λ")
     parser.add_argument("--schedules", nargs="+", choices=SCHEDULES, default=["constant", "warmup", "linear", "cosine"])
     parser.add_argument("--epochs", type=int, default=30, help="epochs of each training")
     parser.add_argument("--milestones", type=int, nargs="+", default=[], help="drops of the learning rate, in epochs")
@@ -189,6 +197,10 @@ def parse_arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if options.network != "DigitsLeNet" and options.data is None:
         parser.error(f"--network {options.network} learns MNIST and needs --data")
+    if options.network == "DigitsLeNet" and options.data is not None:
+        parser.error("--network DigitsLeNet learns the digits of scikit-learn and takes no --data")
+    for name in ("lams", "schedules"):
+        setattr(options, name, list(dict.fromkeys(getattr(options, name))))
     return options
 
 

@@ -20,8 +20,9 @@ LAYERS = ("conv1", "fc1")
 
 
 def histogram(width, seed=0):
-    values = np.random.default_rng(seed).normal(0, width, 5000).clip(-1, 1)
-    return {"limit": 1.0, "mean": 0.0, "deviation": width, "counts": np.histogram(values, 400, (-1, 1))[0].tolist()}
+    counts = np.histogram(np.random.default_rng(seed).normal(0, width, 5000), 400, (-1, 1))[0]
+    beyond = 5000 - int(counts.sum())
+    return {"limit": 1.0, "mean": 0.0, "deviation": width, "beyond": beyond, "counts": counts.tolist()}
 
 
 def result(technique, seed, errors, held_out=0, **strength):
@@ -94,29 +95,43 @@ def test_a_folder_without_results_is_an_error(monkeypatch, tmp_path, capsys):
 
 
 def test_histograms_are_added_and_drawn_as_densities(tmp_path, monkeypatch):
-    added = add_histograms([{"fc": histogram(0.1, seed)} for seed in (0, 1)])
-    expected = np.add(histogram(0.1, 0)["counts"], histogram(0.1, 1)["counts"])
+    seeds = [histogram(0.4, seed) for seed in (0, 1)]
+    added = add_histograms([{"fc": each} for each in seeds])
+    expected = np.add(*(each["counts"] for each in seeds))
     np.testing.assert_array_equal(added["fc"]["counts"], expected)
+    beyond = added["fc"]["beyond"]
+    assert beyond == sum(each["beyond"] for each in seeds) > 50
 
     drawn = []
     stairs = "matplotlib.axes.Axes.stairs"
     monkeypatch.setattr(stairs, lambda axes, values, edges, **style: drawn.append((values, edges)))
-    narrow = {"limit": 1.0, "counts": [0] * 195 + [10] * 10 + [0] * 195}
+    monkeypatch.setattr("matplotlib.axes.Axes.set_xlim", lambda axes, *limits: drawn.append(limits))
+    narrow = {"limit": 1.0, "beyond": 0, "counts": [0] * 195 + [10] * 10 + [0] * 195}
     plot_distributions({"ℓ2": added, "PSP": {"fc": narrow}}, "weight", tmp_path / "densities.png")
-    for (density, edges), counts in zip(drawn, (expected, narrow["counts"]), strict=True):
+    *drawn, limits = drawn
+    assert limits == (-1.0, 1.0)
+    for (density, edges), counts, number in zip(
+        drawn, (expected, narrow["counts"]), (beyond + expected.sum(), 100), strict=True
+    ):
         widths = np.diff(edges)
         assert np.allclose(widths, widths[0])
-        assert (density * widths).sum() == pytest.approx(1)
+        assert (density * widths).sum() == pytest.approx(np.sum(counts) / number)
         for left, right, height in zip(edges, edges[1:], density, strict=False):
             inside = (np.linspace(-1, 1, 401)[:-1] > left - 1e-9) & (np.linspace(-1, 1, 401)[1:] < right + 1e-9)
-            assert height == pytest.approx(np.asarray(counts)[inside].sum() / np.sum(counts) / (right - left))
+            assert height == pytest.approx(np.asarray(counts)[inside].sum() / number / (right - left))
 
 
-def test_curves_of_two_and_four_techniques(tmp_path):
-    for number in (2, 4):
-        techniques = [Curves(str(each), [[2.0, 1.0]], [[3.0, 2.0]]) for each in range(number)]
-        plot_curves(techniques, tmp_path / f"{number}.png")
-        assert (tmp_path / f"{number}.png").stat().st_size > 10_000
+@pytest.mark.parametrize(
+    ("seeds", "caption"), [((1, 1), ""), ((3, 3, 3, 3), "mean of 3 trainings"), ((1, 3), "mean of 1 or 3 trainings")]
+)
+def test_curves_of_two_and_four_techniques(seeds, caption, tmp_path, monkeypatch):
+    captions = []
+    monkeypatch.setattr("matplotlib.figure.Figure.supxlabel", lambda figure, text, **style: captions.append(text))
+    techniques = [Curves(str(each), [[2.0, 1.0]] * number, [[3.0, 2.0]] * number) for each, number in enumerate(seeds)]
+    plot_curves(techniques, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    assert ("Lines: " in captions[0]) == bool(caption)
+    assert caption in captions[0]
 
 
 def test_markdown():
@@ -128,7 +143,7 @@ def test_markdown():
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_the_sweep(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(lambda_sweep, "silence_lightning", lambda: None)
-    command = ["lambda_sweep.py", "--lams", "0.1", "10", "--schedules", "constant", "linear", "--epochs", "2"]
+    command = ["lambda_sweep.py", "--lams", "0.1", "10", "0.1", "--schedules", "constant", "linear", "--epochs", "2"]
     monkeypatch.setattr(sys, "argv", [*command, "--seeds", "2", "--milestones", "1", "--output", str(tmp_path)])
     lambda_sweep.main()
     table = (tmp_path / "DigitsLeNet.md").read_text()
@@ -160,8 +175,17 @@ def test_the_sweep(monkeypatch, tmp_path, capsys):
     assert json.loads((tmp_path / "DigitsLeNet.json").read_text()) == written
 
 
-def test_a_sweep_of_mnist_needs_data(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["lambda_sweep.py", "--network", "LeNet300"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--network", "LeNet300"], "LeNet300 learns MNIST and needs --data"),
+        (["--data", "somewhere"], "DigitsLeNet learns the digits of scikit-learn and takes no --data"),
+        (["--lams", "0", "0.1"], "expected λ above 0, beside which 0 is trained anyway, but got 0"),
+        (["--lams", "inf"], "but got inf"),
+    ],
+)
+def test_a_sweep_refuses(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lambda_sweep.py", *arguments])
     with pytest.raises(SystemExit):
         lambda_sweep.main()
-    assert "LeNet300 learns MNIST and needs --data" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
