@@ -34,7 +34,7 @@ from resumable import PROGRESS_FORMAT, silence_lightning, train_once
 
 SETS = {"MNIST": MNIST, "FashionMNIST": FashionMNIST}
 TECHNIQUES = ("psp", "none", "dropout", "l2")
-WEIGHT_DECAYS = (1e-4, 3e-4, 1e-3, 3e-3)
+WEIGHT_DECAYS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 SWEEP_EPOCHS = 10
 SWEEP_HELD_OUT = 10_000
 
