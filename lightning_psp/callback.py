@@ -42,8 +42,9 @@ class PSPCallback(Callback):
 
     The optimiser sees the gradient of the user's loss plus :math:`\lambda R`, where R is made from the potentials z,
     the tensors that enter the network's nonlinearities (Tartaglione et al., 2019: the default ``"mean"`` is the
-    authors' code for LeNet-5, Eq. 7 is ``"sum"``; see :func:`~lightning_psp.psp_penalty`). In one backward pass R covers the potentials that lie between trained
-    parameters and the loss and were not penalised before. The user's loss, as logged and as returned, does not change.
+    authors' code for LeNet-5, Eq. 7 is ``"sum"``; see :func:`~lightning_psp.psp_penalty`). In one backward pass R
+    covers the potentials that lie between trained parameters and the loss and were not penalised before. The user's
+    loss, as logged and as returned, does not change.
 
     Logged per step: ``psp/lam``, ``psp/penalty`` (λR), ``psp/z2`` and, where there is one, ``psp/entropy_term``. Per
     epoch: ``psp/z2_train``, ``psp/z2_val``, ``psp/z2_test`` (⟨z²⟩, the mean over layers), ``psp/entropy_val`` and
