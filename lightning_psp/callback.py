@@ -41,9 +41,10 @@ class PSPCallback(Callback):
     r"""Penalises the post-synaptic potentials of a network during training, and logs ⟨z²⟩ and PSP-entropy.
 
     The optimiser sees the gradient of the user's loss plus :math:`\lambda R`, where R is made from the potentials z,
-    the tensors that enter the network's nonlinearities (Tartaglione et al., 2019, Eq. 7; the reductions are those of
-    :func:`~lightning_psp.psp_penalty`). In one backward pass R covers the potentials that lie between trained
-    parameters and the loss and were not penalised before. The user's loss, as logged and as returned, does not change.
+    the tensors that enter the network's nonlinearities (Tartaglione et al., 2019: the default ``"mean"`` is the
+    authors' code for LeNet-5, Eq. 7 is ``"sum"``; see :func:`~lightning_psp.psp_penalty`). In one backward pass R
+    covers the potentials that lie between trained parameters and the loss and were not penalised before. The user's
+    loss, as logged and as returned, does not change.
 
     Logged per step: ``psp/lam``, ``psp/penalty`` (λR), ``psp/z2`` and, where there is one, ``psp/entropy_term``. Per
     epoch: ``psp/z2_train``, ``psp/z2_val``, ``psp/z2_test`` (⟨z²⟩, the mean over layers), ``psp/entropy_val`` and
@@ -82,8 +83,9 @@ class PSPCallback(Callback):
         histograms: whether the distributions of weights and potentials are written to TensorBoard each epoch.
 
     Raises:
-        ValueError: if an argument is outside what is allowed, or (in the first step) if a pattern matches no layer or
-            the model has no potentials.
+        ValueError: if an argument is outside what is allowed; if a pattern matches no layer or the model has no
+            potentials (in the first step; with manual optimisation, where a step may run a part of the model, at the
+            end of the first epoch at the latest).
         TypeError: if an argument is of the wrong type.
 
     Example:
