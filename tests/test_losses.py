@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lightning_psp import PSPCallback
+from lightning_psp import PSPCallback, record_potentials
 from tests.small import BATCH, FEATURES, Classifier, loader, quiet_trainer
 
 LAM = 0.3
@@ -90,6 +90,50 @@ def test_network_output_is_penalised_once(loss):
         module.gradients[0], torch.autograd.grad(total, list(module.network.parameters())), strict=True
     ):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+# Further nonlinearities of losses, at the values of two calls or at others than the output's.
+MORE_LOSSES = {
+    "softplus of two calls": lambda m, x: (
+        lambda one, other: (functional.softplus(-one) + functional.softplus(other)).mean()
+    )(m.network(x), m.network(x + 1.0)),
+    "scaled sigmoid": lambda m, x: torch.sigmoid(2.0 * m.network(x)).mean(),
+    "in place": lambda m, x: (m.network(x) + 1.0).relu_().mean(),
+}
+COMPILED = ("softplus", "hinge", *MORE_LOSSES)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_compiled"),
+    [(name, False) for name in (*LOSSES, *MORE_LOSSES)] + [(name, True) for name in COMPILED],
+)
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_loss_among_recorded_potentials_adds_none(name, is_compiled):
+    torch.manual_seed(0)
+    module = Regression(Network(), {**LOSSES, **MORE_LOSSES}[name]).double()
+    step = torch.compile(module.training_step, backend="aot_eager") if is_compiled else module.training_step
+    batch = next(iter(loader(1)))
+    with record_potentials(module.network) as potentials:
+        step(batch, 0)
+    inputs = torch.cat([batch[0], batch[0] + 1.0]) if name == "softplus of two calls" else batch[0]
+    assert list(potentials) == ["hidden", "out"]
+    for z, expected in zip(potentials.values(), module.network.potentials(inputs), strict=True):
+        torch.testing.assert_close(z, expected)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [lambda y: functional.softplus(-y).mean(), lambda y: functional.relu(1.0 - y).mean()],
+    ids=["softplus", "relu"],
+)
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_loss_compiled_on_its_own_adds_none(loss):
+    network = Network().double()
+    compiled = torch.compile(loss, backend="aot_eager")
+    with record_potentials(network) as potentials:
+        compiled(network(next(iter(loader(1)))[0]))
+    assert list(potentials) == ["hidden", "out"]
 
 
 def check(module, total):

@@ -249,6 +249,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     def resume_in(self, other: Capture[Any]) -> None:
         """Takes up the place in the network where another capture is."""
         self.frames.running = list(other.frames.running)
+        self.outputs.is_resolved = other.outputs.is_resolved
         self.call = None if other.call is None else NetworkCall()
 
     # --- functions ---------------------------------------------------------------------------------------------
@@ -269,6 +270,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
                 result = func(*args, **kwargs)
                 other.add_result(result)
                 return result
+        if self.call is None and self.outputs.is_resolved:
+            return func(*args, **kwargs)  # a loss of what the network has returned
         if in_place and z.requires_grad:
             if z._is_view():
                 return self._overwrite_view(func, z, activation, args, kwargs)
