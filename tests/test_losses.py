@@ -128,6 +128,7 @@ def test_a_loss_among_recorded_potentials_adds_none(name, is_compiled):
     ids=["softplus", "relu"],
 )
 @pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own
 def test_a_loss_compiled_on_its_own_adds_none(loss):
     network = Network().double()
     compiled = torch.compile(loss, backend="aot_eager")
