@@ -100,6 +100,12 @@ def test_the_table_names_every_file():
     assert named == {path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml")}
 
 
+def test_the_table_of_paper_and_code_is_where_the_link_leads():
+    (target, anchor) = re.search(r"\]\((\.\./[^)#]+)#([^)]+)\)", README).groups()
+    headings = re.findall(r"^## (.*)$", (CONFIGS / target).read_text(), flags=re.MULTILINE)
+    assert anchor in [heading.lower().replace(" ", "-") for heading in headings]
+
+
 def test_lenet5_as_in_the_paper():
     cli = read("mnist", "networks/lenet5", "techniques/lenet/psp")
     (group,) = cli.model.configure_optimizers()["optimizer"].param_groups
