@@ -13,7 +13,7 @@ from torchvision import datasets
 from tqdm import tqdm
 
 from augmentation import crop_randomly, flip_randomly
-from images import ImageSets
+from images import ImageSets, open_files
 
 
 class CIFAR10(ImageSets):
@@ -46,16 +46,25 @@ class CIFAR10(ImageSets):
         self.jpeg = jpeg
         self.cache = Path(cache)
 
+    def prepare_data(self) -> None:
+        """Download or decode what is missing, in one process of a machine."""
+        if self.jpeg:
+            for train in (True, False):
+                self.load(train)
+        elif self.download:
+            datasets.CIFAR10(self.root, download=True)
+
     def load(self, train: bool) -> tuple[Tensor, Tensor]:
         """Return all images as bytes ``[images, 3, 32, 32]`` and their labels ``[images]``."""
         if self.jpeg:
             archive = Path(self.root) / "CIFAR10-jpeg" / ("train.zip" if train else "test.zip")
             return decode_once(archive, self.cache.expanduser())
-        files = datasets.CIFAR10(self.root, train=train, download=self.download)
+        remedy = " JPEGs in its folder CIFAR10-jpeg are read with `--data.jpeg true`, or `--jpeg`."
+        files = open_files(datasets.CIFAR10, self.root, train, remedy)
         return torch.from_numpy(files.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(files.targets)
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Crop and flip in training, and give the bytes of a batch mean 0 and variance 1."""
+        """Crop and flip in training, and normalise the bytes of a batch by the set's mean and deviation."""
         images, labels = batch
         if self.trainer is not None and self.trainer.training:
             images = flip_randomly(crop_randomly(images, padding=4))
@@ -72,7 +81,15 @@ def decode_once(archive: Path, cache: Path) -> tuple[Tensor, Tensor]:
     Returns:
         Images as bytes ``[images, 3, height, width]``, ordered by class and name, and their labels ``[images]``:
         0 for the class that comes first in the alphabet.
+
+    Raises:
+        FileNotFoundError: If there is no such archive.
     """
+    if not archive.is_file():
+        raise FileNotFoundError(
+            f"Expected the archive {archive} but it is not there. Name the folder that holds {archive.parent.name}, by"
+            " `--data.root` in train.py and by `--data` in the other scripts, or have torchvision's files read."
+        )
     with zipfile.ZipFile(archive) as files:
         members = sorted((each for each in files.infolist() if not each.is_dir()), key=lambda each: each.filename)
         contents = zlib.crc32(",".join(f"{each.filename} {each.CRC}" for each in members).encode())

@@ -13,7 +13,7 @@ class Classifier(LightningModule):
     """Cross-entropy, error and SGD.
 
     Logs ``train_loss`` (the cross-entropy that is trained with), ``val_loss``, ``val_error``, ``test_loss`` and
-    ``test_error``; errors are shares of 1.
+    ``test_error``; errors are shares of 1, and with several processes all values are of all of them.
 
     Args:
         network: Computes logits ``[batch, classes]`` of images.
@@ -55,7 +55,7 @@ class Classifier(LightningModule):
         """Return the cross-entropy of a training batch, and ℓ1 where it is asked for."""
         images, labels = batch
         loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
         if self.l1:
             loss = loss + self.l1 * sum(parameter.abs().sum() for parameter in self.parameters())
         return loss
@@ -73,7 +73,7 @@ class Classifier(LightningModule):
         logits = self(images)
         error = (logits.argmax(dim=1) != labels).float().mean()
         values = {f"{stage}_loss": F.cross_entropy(logits, labels), f"{stage}_error": error}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """SGD, with drops of the learning rate where there are milestones."""

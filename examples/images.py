@@ -5,6 +5,7 @@ collates image by image would take longer than LeNet-5 does.
 """
 
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -12,13 +13,17 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
 from torchvision import datasets
 
+Files = TypeVar("Files", bound=datasets.VisionDataset)
+
 
 class ImageSets(LightningDataModule):
     """Training and test images of a set that has no validation part.
 
     Args:
-        mean: Mean of each channel over the training images, where a white pixel is 1.
-        deviation: Standard deviation of each channel.
+        mean: What is taken from each channel, where a white pixel is 1.
+        deviation: What each channel is then divided by. Both are the constants of the authors' code, so that inputs are
+            the same: MNIST's are mean and standard deviation of its training images, Fashion-MNIST's bring black and
+            white to ∓1, and CIFAR-10's deviations are the mean of those within an image, less than those of the set.
         batch_size: Number of images in a training batch.
         held_out: Number of training images, drawn once for all trainings, that are kept out to validate on. With 0
             the validation set is the test set, as in the first paper, which reports the test error of each epoch: a
@@ -54,7 +59,7 @@ class ImageSets(LightningDataModule):
             self.validation_set = TensorDataset(images[order[: self.held_out]], labels[order[: self.held_out]])
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Give the bytes of a batch mean 0 and variance 1."""
+        """Normalise the bytes of a batch by the set's mean and deviation."""
         images, labels = batch
         self.mean, self.deviation = self.mean.to(images.device), self.deviation.to(images.device)
         return images.float().sub_(self.mean).div_(self.deviation), labels
@@ -91,9 +96,14 @@ class MNIST(ImageSets):
         self.root = root
         self.download = download
 
+    def prepare_data(self) -> None:
+        """Download what is missing, in one process of a machine."""
+        if self.download:
+            self.files(self.root, download=True)
+
     def load(self, train: bool) -> tuple[Tensor, Tensor]:
         """Return all images as bytes ``[images, 1, 28, 28]`` and their labels ``[images]``."""
-        files = self.files(self.root, train=train, download=self.download)
+        files = open_files(self.files, self.root, train)
         return files.data.unsqueeze(1), files.targets
 
 
@@ -102,6 +112,28 @@ class FashionMNIST(MNIST):
 
     files = datasets.FashionMNIST
     normalisation = (0.5,), (0.5,)
+
+
+def open_files(kind: type[Files], root: Path, train: bool, remedy: str = "") -> Files:
+    """Open torchvision's files of a set.
+
+    Args:
+        kind: torchvision's class of the set.
+        root: Folder in which torchvision keeps the set.
+        train: Whether to open the training images, and not those to test on.
+        remedy: What else to do where the files are not there.
+
+    Raises:
+        FileNotFoundError: If ``root`` does not hold the set.
+    """
+    try:
+        return kind(root, train=train)
+    except RuntimeError as error:
+        raise FileNotFoundError(
+            f"Expected the folder {root} to hold {kind.__name__} as torchvision stores it, but it is not there or not"
+            " whole. Name another folder, or have the set downloaded: `--data.root` and `--data.download true` in"
+            f" train.py, `--data` and `--download` in the other scripts.{remedy}"
+        ) from error
 
 
 def _in_order(dataset: TensorDataset) -> DataLoader:

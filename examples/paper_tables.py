@@ -1,15 +1,18 @@
-"""Tables and pictures of the first paper, made of what `reproduce_lenet5.py` has written.
+"""Tables and pictures of the first paper, made of what `reproduce_lenet5.py` and `reproduce_cifar10.py` have written.
 
     python examples/paper_tables.py --results FOLDER --output FOLDER
 
-For each set: `<set>.md` with the test error, ⟨z²⟩ and test loss after the last epoch, mean ± standard deviation over
-the seeds, and the choice of ℓ2's strength; `<set>_curves.png` with error and ⟨z²⟩ over the epochs (Fig. 2);
-`<set>_weights.png` with the distribution of weights by layer for ℓ2 and PSP (Fig. 3), and `<set>_potentials.png` the
-same for potentials. Only trainings that are done count; what lacks its trainings is left out.
+For each set and network: `<name>.md` with the test error, ⟨z²⟩ and test loss after the last epoch, mean ± standard
+deviation over the seeds, and the choice of ℓ2's strength; `<name>_curves.png` with error and ⟨z²⟩ over the epochs
+(Fig. 2), or one such picture for each kind of PSP, without ℓ1 and label smoothing; `<name>_weights.png` with the
+distribution of weights by layer for ℓ2 and PSP (Fig. 3), and `<name>_potentials.png` the same for potentials. The name
+is the set's, for LeNet-5, else `<set>_<network>`. Only trainings that are done count; what lacks its trainings is left
+out, and so are, by name, JSON files of something else.
 """
 
 import argparse
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,52 +23,100 @@ from curves import Curves, plot_curves
 from distribution_figure import add_histograms, plot_distributions
 from tables import markdown_table, mean_and_deviation
 
-# In the order of the table, the one to point out last.
-LABELS = {"none": "no regularisation", "l2": "ℓ2", "dropout": "dropout", "psp": "PSP"}
-STRENGTHS = {"l2": "weight_decay", "dropout": "dropout", "psp": "lam"}
+# In the order of the table, those to point out last.
+LABELS = {
+    "none": "no regularisation",
+    "l1": "ℓ1",
+    "l2": "ℓ2",
+    "dropout": "dropout",
+    "label_smoothing": "label smoothing",
+    "none_code": "no regularisation, batch of the code",
+    "psp": "PSP",
+    "psp_paper": "PSP",
+    "psp_eq7": "PSP, Eq. 7",
+    "psp_code": "PSP, code",
+}
+STRENGTHS = {
+    "l1": ("l1", ""),
+    "l2": ("weight_decay", "weight decay "),
+    "dropout": ("dropout", ""),
+    "label_smoothing": ("label_smoothing", ""),
+    **{technique: ("lam", "λ = ") for technique in LABELS if technique.startswith("psp")},
+}
+# What each kind of PSP is drawn beside.
+COMPARED = {
+    **dict.fromkeys(("psp", "psp_paper", "psp_eq7"), ("none", "l2", "dropout")),
+    "psp_code": ("none_code", "l2", "dropout"),
+}
 
 Result = Mapping[str, Any]
+Place = tuple[str, str]  # set and network
 
 
-def read_results(folder: Path) -> tuple[dict[str, dict[str, list[Result]]], dict[str, list[Result]]]:
+def read_results(folder: Path) -> tuple[dict[Place, dict[str, list[Result]]], dict[Place, list[Result]], list[str]]:
     """Read all trainings in ``folder``.
 
     Returns:
-        For each set and technique the trainings on the whole training set, and for each set those that chose ℓ2's
-        strength.
+        For each set and network, by technique, the trainings on the whole training set; for each set and network those
+        that chose ℓ2's strength; and the names of JSON files that are no trainings of the two scripts.
     """
-    trainings: dict[str, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
-    sweeps: dict[str, list[Result]] = defaultdict(list)
+    trainings: dict[Place, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
+    sweeps: dict[Place, list[Result]] = defaultdict(list)
+    foreign = []
     for path in sorted(folder.glob("*.json")):
-        result = json.loads(path.read_text())
+        result = read_training(path)
+        if result is None:
+            foreign.append(path.name)
+            continue
         configuration = result["configuration"]
+        place = configuration["set"], configuration.get("network", "LeNet-5")
         if configuration["held_out"]:
-            sweeps[configuration["set"]].append(result)
+            sweeps[place].append(result)
         else:
-            trainings[configuration["set"]][configuration["technique"]].append(result)
-    ordered = {name: {each: found[each] for each in LABELS if each in found} for name, found in trainings.items()}
-    return ordered, sweeps
+            trainings[place][configuration["technique"]].append(result)
+    ordered = {place: {each: found[each] for each in LABELS if each in found} for place, found in trainings.items()}
+    return ordered, sweeps, foreign
+
+
+def read_training(path: Path) -> Result | None:
+    """Read a JSON file, or return nothing where it is no training of the two scripts."""
+    try:
+        result = json.loads(path.read_text())
+    except ValueError:
+        return None
+    if not isinstance(result, dict) or not {"configuration", "versions", "epochs"} <= result.keys():
+        return None
+    configuration = result["configuration"]
+    if not isinstance(configuration, dict):
+        return None
+    is_known = {"set", "technique", "epochs", "held_out"} <= configuration.keys()
+    return result if is_known and configuration["technique"] in LABELS else None
 
 
 def label(technique: str, results: Sequence[Result]) -> str:
     """Name a technique with its strength."""
     if technique not in STRENGTHS:
         return LABELS[technique]
-    symbol = {"lam": "λ = ", "weight_decay": "weight decay ", "dropout": ""}[STRENGTHS[technique]]
-    return f"{LABELS[technique]} ({symbol}{results[0]['configuration'][STRENGTHS[technique]]:g})"
+    name, symbol = STRENGTHS[technique]
+    strength = results[0]["configuration"][name]
+    # All-CNN-C's dropout has a name for what is dropped, and no single strength.
+    return f"{LABELS[technique]} ({symbol}{strength if isinstance(strength, str) else format(strength, 'g')})"
 
 
 def errors_table(techniques: Mapping[str, Sequence[Result]]) -> str:
     """Test error, ⟨z²⟩ and loss after the last epoch, for each technique."""
     rows = []
+    number = len(all_layers(techniques))
     for technique, results in techniques.items():
         last = [result["epochs"][-1] for result in results]
+        watched = len(last[0]["z2_layers"])
+        z2 = mean_and_deviation([epoch["z2"] for epoch in last])
         rows.append(
             [
                 label(technique, results),
                 str(len(results)),
                 mean_and_deviation([epoch["error"] for epoch in last]),
-                mean_and_deviation([epoch["z2"] for epoch in last]),
+                z2 if watched == number else f"{z2} ({watched} of {number} layers)",
                 mean_and_deviation([epoch["loss"] for epoch in last], digits=4),
                 mean_and_deviation([epoch["train_loss"] for epoch in last], digits=4),
             ]
@@ -73,16 +124,19 @@ def errors_table(techniques: Mapping[str, Sequence[Result]]) -> str:
     return markdown_table(["technique", "seeds", "test error (%)", "⟨z²⟩", "test loss", "training loss"], rows)
 
 
+def all_layers(techniques: Mapping[str, Sequence[Result]]) -> list[str]:
+    """Layers in order; a technique that penalises only some of them has watched only these."""
+    return list(max((results[0]["epochs"][-1]["z2_layers"] for results in techniques.values()), key=len))
+
+
 def layers_table(techniques: Mapping[str, Sequence[Result]]) -> str:
     """⟨z²⟩ of each layer after the last epoch, for each technique."""
-    layers = list(next(iter(techniques.values()))[0]["epochs"][-1]["z2_layers"])
-    rows = [
-        [
-            label(technique, results),
-            *(mean_and_deviation([result["epochs"][-1]["z2_layers"][layer] for result in results]) for layer in layers),
-        ]
-        for technique, results in techniques.items()
-    ]
+    layers = all_layers(techniques)
+    rows = []
+    for technique, results in techniques.items():
+        last = [result["epochs"][-1]["z2_layers"] for result in results]
+        cells = [mean_and_deviation([z2[layer] for z2 in last]) if layer in last[0] else "–" for layer in layers]
+        rows.append([label(technique, results), *cells])
     return markdown_table(["⟨z²⟩ on the test set", *layers], rows)
 
 
@@ -96,12 +150,12 @@ def sweep_table(sweep: Sequence[Result]) -> str:
     return markdown_table(["weight decay", "error on held-out training images (%)"], rows)
 
 
-def write_tables(name: str, techniques: Mapping[str, Sequence[Result]], sweep: Sequence[Result], path: Path) -> None:
-    """Write all tables of one set."""
+def write_tables(title: str, techniques: Mapping[str, Sequence[Result]], sweep: Sequence[Result], path: Path) -> None:
+    """Write all tables of a network on a set."""
     epochs = sorted({result["configuration"]["epochs"] for results in techniques.values() for result in results})
     versions = sorted({json.dumps(result["versions"]) for results in techniques.values() for result in results})
     parts = [
-        f"# LeNet-5 on {name}\n",
+        f"# {title}\n",
         f"After the last of {' or '.join(map(str, epochs))} epochs, mean ± standard deviation over the seeds.\n",
         errors_table(techniques),
         layers_table(techniques),
@@ -116,21 +170,35 @@ def write_tables(name: str, techniques: Mapping[str, Sequence[Result]], sweep: S
     path.write_text("\n".join(parts))
 
 
-def draw_pictures(name: str, techniques: Mapping[str, Sequence[Result]], folder: Path) -> None:
-    """Draw the curves of all techniques, and the distributions of ℓ2 and PSP where both are there."""
-    plot_curves(
-        [
-            Curves(
-                label(technique, results),
-                error=[[epoch["error"] for epoch in result["epochs"]] for result in results],
-                z2=[[epoch["z2"] for epoch in result["epochs"]] for result in results],
-            )
-            for technique, results in techniques.items()
-        ],
-        folder / f"{name}_curves.png",
-        title=f"LeNet-5 on {name}: test error",
-        measured_on="the test set",
-    )
+def pictured(techniques: Mapping[str, Sequence[Result]]) -> dict[str, list[str]]:
+    """Techniques of each picture of curves, by the end of its name: no more than curves can be told apart."""
+    kinds = [technique for technique in techniques if technique in COMPARED]
+    if not kinds:
+        return {"curves": list(techniques)[:4]}
+    return {
+        "curves" if len(kinds) == 1 else f"{kind}_curves": [
+            technique for technique in (*COMPARED[kind], kind) if technique in techniques
+        ]
+        for kind in kinds
+    }
+
+
+def draw_pictures(title: str, techniques: Mapping[str, Sequence[Result]], stem: str, folder: Path) -> None:
+    """Draw the curves, and the distributions of ℓ2 and PSP where both are there."""
+    for end, drawn in pictured(techniques).items():
+        plot_curves(
+            [
+                Curves(
+                    label(technique, techniques[technique]),
+                    error=[[epoch["error"] for epoch in result["epochs"]] for result in techniques[technique]],
+                    z2=[[epoch["z2"] for epoch in result["epochs"]] for result in techniques[technique]],
+                )
+                for technique in drawn
+            ],
+            folder / f"{stem}_{end}.png",
+            title=f"{title}: test error",
+            measured_on="the test set",
+        )
     if not {"l2", "psp"} <= techniques.keys():
         return
     for values in ("weights", "potentials"):
@@ -138,24 +206,31 @@ def draw_pictures(name: str, techniques: Mapping[str, Sequence[Result]], folder:
             label(technique, techniques[technique]): add_histograms([each[values] for each in techniques[technique]])
             for technique in ("l2", "psp")
         }
-        plot_distributions(histograms, values.removesuffix("s"), folder / f"{name}_{values}.png")
+        plot_distributions(histograms, values.removesuffix("s"), folder / f"{stem}_{values}.png")
 
 
 def main() -> None:
     """Write tables and pictures of all sets that have results, and print the tables."""
-    parser = argparse.ArgumentParser(description="Make tables and pictures of the trainings of reproduce_lenet5.py.")
+    parser = argparse.ArgumentParser(description="Make tables and pictures of the trainings of reproduce_*.py.")
     output = Path(__file__).parent / "output" / "lenet5"
     parser.add_argument("--results", type=Path, default=output, help="folder of the JSON files")
     parser.add_argument("--output", type=Path, default=output, help="folder of the tables and pictures")
     options = parser.parse_args()
-    trainings, sweeps = read_results(options.results)
+    trainings, sweeps, foreign = read_results(options.results)
+    if foreign:
+        print("Left out, for they are no trainings of reproduce_*.py:", *foreign, file=sys.stderr)
     if not trainings:
-        parser.error(f"Expected --results to hold trainings of reproduce_lenet5.py but found none in {options.results}")
+        parser.error(
+            "Expected --results to hold trainings of reproduce_lenet5.py or reproduce_cifar10.py but found none in"
+            f" {options.results}"
+        )
     options.output.mkdir(parents=True, exist_ok=True)
-    for name, techniques in trainings.items():
-        table = options.output / f"{name}.md"
-        write_tables(name, techniques, sweeps.get(name, []), table)
-        draw_pictures(name, techniques, options.output)
+    for (name, network), techniques in trainings.items():
+        title = f"{network} on {name}"
+        stem = name if network == "LeNet-5" else f"{name}_{network}"
+        table = options.output / f"{stem}.md"
+        write_tables(title, techniques, sweeps.get((name, network), []), table)
+        draw_pictures(title, techniques, stem, options.output)
         print(table.read_text())
 
 

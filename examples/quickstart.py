@@ -8,12 +8,10 @@ both over the training, and leaves TensorBoard logs.
 """
 
 import argparse
-import logging
 import shlex
 import shutil
 import statistics
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +25,7 @@ from curves import Curves, plot_curves
 from data import Digits
 from lightning_psp import PSPCallback
 from models import DigitsLeNet
-
-PROGRESS_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} epochs, {remaining} left"
+from resumable import PROGRESS_FORMAT, silence_lightning
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class Run:
     test_z2: float = float("nan")
 
 
-class EpochRecorder(Callback):
+class CurveRecorder(Callback):
     """Keeps the validation error (%) and ⟨z²⟩ of every epoch, and moves the progress bar."""
 
     def __init__(self, run: Run, bar: tqdm) -> None:
@@ -77,7 +74,7 @@ def train(technique: Technique, seed: int, epochs: int, data: Digits, logs: Path
     trainer = Trainer(
         max_epochs=epochs,
         # With lam=0 the callback only watches: ⟨z²⟩ is logged for all three techniques alike.
-        callbacks=[PSPCallback(lam=technique.lam), EpochRecorder(run, bar)],
+        callbacks=[PSPCallback(lam=technique.lam), CurveRecorder(run, bar)],
         logger=logger,
         log_every_n_steps=10,
         accelerator="cpu",  # so small a network gains nothing from a GPU
@@ -92,18 +89,6 @@ def train(technique: Technique, seed: int, epochs: int, data: Digits, logs: Path
     run.test_error = 100 * tested["test_error"]
     run.test_z2 = tested["psp/z2_test"]
     return run
-
-
-def silence_lightning() -> None:
-    """Leave the terminal to the progress bar and the table; unexpected warnings still show."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    # Lightning calls what newer versions of torch deprecate.
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.* is deprecated")
-    # The digits are tensors in memory, the network is small: worker processes and a GPU would only
-    # slow the trainings down.
-    warnings.filterwarnings("ignore", message=".*does not have many workers")
-    warnings.filterwarnings("ignore", message="GPU available but not used")
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:

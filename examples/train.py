@@ -5,7 +5,7 @@
 
 (on one line). A row of the first paper's tables is a data set's file, a network's and a technique's: see
 configs/README.md. `--psp.lam 0.01` and its like change single values, `--print_config` shows all of them. TensorBoard's
-logs and the checkpoint go to `lightning_logs` in the current folder.
+logs, the checkpoint and the configuration go to `lightning_logs` in the current folder.
 """
 
 from collections.abc import Sequence

@@ -59,6 +59,20 @@ def test_the_last_batch_counts_by_its_size():
     assert trainer.callback_metrics["val_error"].item() == pytest.approx(error, rel=1e-6)
 
 
+@pytest.mark.slow
+def test_two_processes_log_the_values_of_both():
+    torch.manual_seed(0)
+    network = nn.Linear(5, 3).double()
+    images, labels = batch(1)
+    trainer = quiet_trainer(max_epochs=1, num_sanity_val_steps=0, devices=2, strategy="ddp_spawn")
+    loaders = [DataLoader(TensorDataset(images, labels), batch_size=2) for _ in range(2)]
+    trainer.fit(Classifier(network, learning_rate=0.0), *loaders)
+    cross_entropy, _, error = reference_loss(network, images, labels, 0.0, 0.0)
+    values = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    expected = {"train_loss": cross_entropy, "val_loss": cross_entropy, "val_error": error}
+    assert values == pytest.approx(expected, rel=1e-6)
+
+
 def test_optimiser_and_milestones():
     module = Classifier(nn.Linear(2, 2), 0.5, momentum=0.9, nesterov=True, weight_decay=0.01, milestones=(2, 3))
     configured = module.configure_optimizers()

@@ -1,7 +1,5 @@
 """The data modules: which images, in which form, held out or not."""
 
-import io
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +11,16 @@ pytest.importorskip("sklearn")
 
 from lightning.pytorch import LightningModule
 from PIL import Image
+from torchvision import datasets
 
 from augmentation import crop_randomly, flip_randomly
 from cifar10 import CIFAR10, decode_once
 from images import MNIST, FashionMNIST
 from tests.examples.idx import SIZES, write_sets
+from tests.examples.small_cifar10 import write_archives, write_files
 from tests.small import quiet_trainer
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
-CLASSES = ["airplane", "automobile", "bird"]
 
 
 class Watcher(LightningModule):
@@ -93,21 +92,8 @@ def test_held_out_images_are_not_trained_on(tmp_path):
 
 @pytest.fixture
 def archives(tmp_path):
-    """Archives of JPEGs of one colour each, and these colours in order of class and name."""
-    generator = np.random.default_rng(0)
-    colours = {}
-    for part, number in (("train", 12), ("test", 3)):
-        folder = tmp_path / "data" / "CIFAR10-jpeg"
-        folder.mkdir(parents=True, exist_ok=True)
-        colours[part] = generator.integers(0, 256, (len(CLASSES), number, 3), dtype=np.uint8)
-        with zipfile.ZipFile(folder / f"{part}.zip", "w") as archive:
-            for name, of_class in reversed(list(zip(CLASSES, colours[part], strict=True))):
-                for place, colour in enumerate(of_class):
-                    jpeg = io.BytesIO()
-                    pixels = np.broadcast_to(colour, (32, 32, 3))
-                    Image.fromarray(np.ascontiguousarray(pixels)).save(jpeg, "jpeg", quality=100, subsampling=0)
-                    archive.writestr(f"{name}/{place:04}.jpg", jpeg.getvalue())
-    return tmp_path / "data", colours
+    """Folder of archives of JPEGs of one colour each, and these colours in order of class and name."""
+    return tmp_path / "data", write_archives(tmp_path / "data")
 
 
 def test_jpegs_are_decoded_once(archives, tmp_path, monkeypatch):
@@ -140,6 +126,64 @@ def test_cifar10_is_augmented_in_training_alone(archives, tmp_path):
     np.testing.assert_allclose(unseen.double(), np.broadcast_to(expected, unseen.shape), atol=3.1 / 255 / 0.1994)
     assert unseen_labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert labels.bincount().tolist() == [12, 12, 12]
+
+
+def test_cifar10_of_torchvision_s_files(tmp_path, monkeypatch):
+    written = write_files(tmp_path, monkeypatch)
+    data = CIFAR10(tmp_path)
+    for part, (pixels, labels) in written.items():
+        images, found = data.load(train=part == "train")
+        np.testing.assert_array_equal(images, pixels)
+        assert found.tolist() == labels
+
+
+@pytest.mark.parametrize("kind", [MNIST, FashionMNIST, CIFAR10])
+def test_missing_files_are_named_with_the_options(kind, tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"folder \S*/nothing to hold \w+ .*`--data.root` and `--data.download true`"
+    ) as caught:
+        kind(tmp_path / "nothing").setup("fit")
+    assert ("`--data.jpeg true`" in str(caught.value)) == (kind is CIFAR10)
+
+
+def test_missing_archives_are_named_with_the_option(tmp_path):
+    data = CIFAR10(tmp_path, jpeg=True, cache=tmp_path / "cache")
+    with pytest.raises(
+        FileNotFoundError, match=r"archive \S*/CIFAR10-jpeg/train.zip but it is not there.*`--data.root`"
+    ):
+        data.prepare_data()
+
+
+@pytest.mark.parametrize(
+    ("kind", "files"), [(MNIST, "MNIST"), (FashionMNIST, "FashionMNIST"), (CIFAR10, "CIFAR10")], ids=str
+)
+def test_files_are_fetched_when_data_is_prepared_and_not_later(kind, files, tmp_path, monkeypatch):
+    asked = []
+
+    class Files(getattr(datasets, files)):
+        def __init__(self, root, train=True, download=False):
+            asked.append(download)
+            self.data, self.targets = torch.zeros(4, 28, 28) if kind is not CIFAR10 else np.zeros((4, 32, 32, 3)), [0]
+
+    monkeypatch.setattr(datasets, files, Files)
+    if kind is not CIFAR10:
+        monkeypatch.setattr(kind, "files", Files)
+    kind(tmp_path).prepare_data()
+    assert not any(asked)
+    data = kind(tmp_path, download=True)
+    data.prepare_data()
+    assert asked.pop()
+    data.load(train=True)
+    assert asked == [False]
+
+
+def test_archives_are_decoded_when_data_is_prepared(archives, tmp_path, monkeypatch):
+    root, _ = archives
+    data = CIFAR10(root, jpeg=True, cache=tmp_path / "cache")
+    data.prepare_data()
+    monkeypatch.setattr(Image, "open", lambda *arguments: pytest.fail("decoded in setup"))
+    data.setup("fit")
+    assert (len(data.train_set), len(data.test_set)) == (36, 9)
 
 
 def test_a_crop_is_a_window_of_the_padded_image():

@@ -94,6 +94,82 @@ def test_a_folder_without_results_is_an_error(monkeypatch, tmp_path, capsys):
     assert "found none in" in capsys.readouterr().err
 
 
+def of_cifar10(technique, errors, layers=LAYERS, **strength):
+    written = result(technique, 0, errors, network="ResNet-18", **strength)
+    del written["weights"], written["potentials"]
+    written["configuration"]["set"] = "CIFAR10"
+    for epoch in written["epochs"]:
+        epoch["z2_layers"] = {layer: value for layer, value in epoch["z2_layers"].items() if layer in layers}
+    return written
+
+
+def test_other_networks_and_kinds_of_psp(monkeypatch, tmp_path):
+    results = {
+        "a": of_cifar10("none", [9.0, 8.0]),
+        "b": of_cifar10("l1", [9.0, 7.5], l1=1e-5),
+        "c": of_cifar10("l2", [9.0, 7.0], weight_decay=5e-4),
+        "d": of_cifar10("dropout", [9.0, 6.5], dropout="unit"),
+        "e": of_cifar10("label_smoothing", [9.0, 6.0], label_smoothing=0.1),
+        "f": of_cifar10("psp_paper", [9.0, 5.5], lam=1e-3),
+        "g": of_cifar10("none_code", [9.0, 5.0]),
+        "h": of_cifar10("psp_code", [9.0, 4.5], lam=1e-2, layers=("fc1",)),
+        "i": RESULTS["d"],  # without a network: LeNet-5
+    }
+    for name, each in results.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(each))
+    drawn = {}
+    monkeypatch.setattr(
+        paper_tables,
+        "plot_curves",
+        lambda curves, path, title, **more: drawn.update({path.name: (title, [each.label for each in curves])}),
+    )
+    monkeypatch.setattr(sys, "argv", ["paper_tables.py", "--results", str(tmp_path), "--output", str(tmp_path / "out")])
+    paper_tables.main()
+    table = (tmp_path / "out/CIFAR10_ResNet-18.md").read_text()
+    assert table.startswith("# ResNet-18 on CIFAR10\n")
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")]
+    errors = {row[0]: row[2:4] for row in rows if len(row) == 6}
+    assert {name: cells for name, cells in errors.items() if name[:3] not in ("---", "tec")} == {
+        "no regularisation": ["8.00", "24.00"],
+        "ℓ1 (1e-05)": ["7.50", "22.50"],
+        "ℓ2 (weight decay 0.0005)": ["7.00", "21.00"],
+        "dropout (unit)": ["6.50", "19.50"],
+        "label smoothing (0.1)": ["6.00", "18.00"],
+        "no regularisation, batch of the code": ["5.00", "15.00"],
+        "PSP (λ = 0.001)": ["5.50", "16.50"],
+        "PSP, code (λ = 0.01)": ["4.50", "13.50 (1 of 2 layers)"],
+    }
+    assert ["PSP, code (λ = 0.01)", "–", "5.50"] in rows
+    assert (tmp_path / "out/MNIST.md").read_text().startswith("# LeNet-5 on MNIST\n")
+    beside = ["ℓ2 (weight decay 0.0005)", "dropout (unit)"]
+    assert drawn == {
+        "MNIST_curves.png": ("LeNet-5 on MNIST: test error", ["no regularisation"]),
+        "CIFAR10_ResNet-18_psp_paper_curves.png": (
+            "ResNet-18 on CIFAR10: test error",
+            ["no regularisation", *beside, "PSP (λ = 0.001)"],
+        ),
+        "CIFAR10_ResNet-18_psp_code_curves.png": (
+            "ResNet-18 on CIFAR10: test error",
+            ["no regularisation, batch of the code", *beside, "PSP, code (λ = 0.01)"],
+        ),
+    }
+
+
+def test_json_of_something_else_is_left_out_by_name(monkeypatch, tmp_path, capsys):
+    (tmp_path / "d.json").write_text(json.dumps(RESULTS["d"]))
+    sweep = {**RESULTS["d"], "configuration": {"network": "DigitsLeNet", "lam": 0.1, "seed": 0, "epochs": 2}}
+    unknown = result("magic", 0, [1.0])
+    foreign = [[1, 2], {"entries": []}, sweep, unknown, {**RESULTS["d"], "configuration": "d"}]
+    for name, each in enumerate(foreign):
+        (tmp_path / f"foreign{name}.json").write_text(json.dumps(each))
+    (tmp_path / "foreign5.json").write_text("{")
+    monkeypatch.setattr(sys, "argv", ["paper_tables.py", "--results", str(tmp_path), "--output", str(tmp_path)])
+    paper_tables.main()
+    printed = capsys.readouterr()
+    assert printed.err.split()[-6:] == [f"foreign{name}.json" for name in range(6)]
+    assert "| no regularisation | 1 | 4.00 |" in printed.out
+
+
 def test_histograms_are_added_and_drawn_as_densities(tmp_path, monkeypatch):
     seeds = [histogram(0.4, seed) for seed in (0, 1)]
     added = add_histograms([{"fc": each} for each in seeds])

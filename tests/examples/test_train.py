@@ -1,5 +1,6 @@
 """Every configuration can be read, and one is trained."""
 
+import itertools
 import os
 import re
 import subprocess
@@ -28,6 +29,18 @@ STRENGTHS = {
     "cifar10/l2": {"weight_decay": 5e-4},
     "label_smoothing": {"label_smoothing": 0.1},
 }
+PSP_STRENGTHS = {
+    "psp": 1e-3,
+    "psp_paper": 1e-3,
+    "psp_code": 1e-2,
+    "psp_code_resnet18": 1e-2,
+    "psp_code_all_cnn_c": 1e-2,
+}
+# 1e-3 divided by half the number of units: filters and features of all layers, by hand from the networks' shapes.
+EQ_7 = {
+    "lenet/psp_eq7": 1e-3 / ((20 + 50 + 500 + 10) / 2),
+    "cifar10/psp_eq7": 1e-3 / ((64 + 4 * (64 + 128 + 256 + 512) + 10) / 2),
+}
 README = (CONFIGS / "README.md").read_text()
 
 
@@ -38,14 +51,20 @@ def no_command_line(monkeypatch):
 
 
 def rows():
-    """Data set, network and technique of every experiment that the table names."""
+    """Data set, network and technique of the experiments that the table names.
+
+    Of the further data sets' files in a cell only those with the last technique: they differ from the first in nothing
+    that another technique would show.
+    """
     files = ("", "networks/", "techniques/")
     table = re.findall(r"^\| (`.*) \| (`.*) \| (.*) \|$", README, flags=re.MULTILINE)
     named = [[re.findall(r"`([\w/]+)\.yaml`", cell) for cell in row] for row in table]
     named[-1][2] = named[0][2]  # "as for MNIST"
     for row in named:
         first, *others = [[folder + name for name in names] for folder, names in zip(files, row, strict=True)]
-        yield from ((data, network, technique) for data in first for network in others[0] for technique in others[1])
+        networks, techniques = others
+        yield from itertools.product(first[:1], networks, techniques)
+        yield from itertools.product(first[1:], networks, techniques[-1:])
 
 
 def read(*names, arguments=()):
@@ -67,14 +86,24 @@ def test_an_experiment_can_be_read(names):
     expected = {"l1": 0.0, "weight_decay": 0.0, "label_smoothing": 0.0, "momentum": 0.9 * names[0].startswith("cifar")}
     expected.update(STRENGTHS.get(names[2].removeprefix("techniques/"), {}))
     assert {key: getattr(cli.model, key) for key in expected} == expected
-    assert callback(cli).lam == (0.01 if "psp_code" in names[2] else 0.001 if "psp" in names[2] else 0.0)
+    expected_lam = EQ_7.get(names[2].removeprefix("techniques/"), PSP_STRENGTHS.get(kinds[2], 0.0))
+    assert callback(cli).lam == pytest.approx(expected_lam, rel=0.03)  # rounded
+    assert callback(cli).reduction == ("sum" if "eq7" in kinds[2] else "squared_mean" if "code" in kinds[2] else "mean")
     assert type(cli.model.network).__name__.lower() == kinds[1].replace("_", "").removesuffix("digits")
-    assert type(cli.datamodule).__name__.lower() == kinds[0].replace("_", "")
+    assert type(cli.datamodule).__name__.lower() == kinds[0].replace("_code", "").replace("_", "")
+    if names[0].startswith("cifar"):
+        assert cli.datamodule.batch_size == (100 if kinds[0] == "cifar10_code" else 128)
 
 
 def test_the_table_names_every_file():
     named = {f"{name}.yaml" for row in rows() for name in row}
     assert named == {path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml")}
+
+
+def test_the_table_of_paper_and_code_is_where_the_link_leads():
+    (target, anchor) = re.search(r"\]\((\.\./[^)#]+)#([^)]+)\)", README).groups()
+    headings = re.findall(r"^## (.*)$", (CONFIGS / target).read_text(), flags=re.MULTILINE)
+    assert anchor in [heading.lower().replace(" ", "-") for heading in headings]
 
 
 def test_lenet5_as_in_the_paper():
@@ -87,9 +116,20 @@ def test_lenet5_as_in_the_paper():
     assert read("fashion_mnist", "networks/lenet5").trainer.max_epochs == 150
 
 
+def test_cifar10_of_paper_and_code_differ_in_the_batch_alone():
+    paper, code = ((CONFIGS / f"{name}.yaml").read_text().splitlines() for name in ("cifar10", "cifar10_code"))
+    settings = zip(*([line for line in each if not line.startswith("#")] for each in (paper, code)), strict=True)
+    assert [pair for pair in settings if len(set(pair)) > 1] == [("    batch_size: 128", "    batch_size: 100")]
+
+
+@pytest.mark.parametrize("name", [path.stem for path in CONFIGS.glob("*.yaml")])
+def test_one_device_trains_unless_asked_for_more(name):
+    assert read(name, "networks/lenet5").config["trainer"]["devices"] == 1
+
+
 def test_resnet18_as_in_the_paper_and_as_in_the_code():
     paper = read("cifar10", "networks/resnet18", "techniques/cifar10/psp_paper")
-    code = read("cifar10", "networks/resnet18", "techniques/cifar10/psp_code_resnet18")
+    code = read("cifar10_code", "networks/resnet18", "techniques/cifar10/psp_code_resnet18")
     for cli in (paper, code):
         (group,) = cli.model.configure_optimizers()["optimizer"].param_groups
         assert (group["lr"], group["momentum"], group["nesterov"], group["weight_decay"]) == (0.1, 0.9, True, 0)
