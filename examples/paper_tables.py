@@ -157,7 +157,8 @@ def write_tables(title: str, techniques: Mapping[str, Sequence[Result]], sweep: 
     parts = [
         f"# {title}\n",
         f"After the last of {' or '.join(map(str, epochs))} epochs, mean ± standard deviation over the seeds.\n",
-        errors_table(techniques),
+        # Marks of the part that a page of the documentation shows.
+        f"<!-- --8<-- [start:errors] -->\n{errors_table(techniques)}<!-- --8<-- [end:errors] -->\n",
         layers_table(techniques),
     ]
     if sweep:
@@ -184,7 +185,7 @@ def pictured(techniques: Mapping[str, Sequence[Result]]) -> dict[str, list[str]]
 
 
 def draw_pictures(title: str, techniques: Mapping[str, Sequence[Result]], stem: str, folder: Path) -> None:
-    """Draw the curves, and the distributions of ℓ2 and PSP where both are there."""
+    """Draw the curves, and the distributions of ℓ2 and PSP where they were counted."""
     for end, drawn in pictured(techniques).items():
         plot_curves(
             [
@@ -199,14 +200,14 @@ def draw_pictures(title: str, techniques: Mapping[str, Sequence[Result]], stem: 
             title=f"{title}: test error",
             measured_on="the test set",
         )
-    if not {"l2", "psp"} <= techniques.keys():
-        return
     for values in ("weights", "potentials"):
-        histograms = {
-            label(technique, techniques[technique]): add_histograms([each[values] for each in techniques[technique]])
-            for technique in ("l2", "psp")
+        counted = {
+            label(technique, results): add_histograms([each[values] for each in results])
+            for technique, results in techniques.items()
+            if technique in ("l2", "psp") and all(values in each for each in results)
         }
-        plot_distributions(histograms, values.removesuffix("s"), folder / f"{stem}_{values}.png")
+        if len(counted) == 2:
+            plot_distributions(counted, values.removesuffix("s"), folder / f"{stem}_{values}.png")
 
 
 def main() -> None:

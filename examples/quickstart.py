@@ -10,7 +10,6 @@ both over the training, and leaves TensorBoard logs.
 import argparse
 import shlex
 import shutil
-import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,9 @@ from data import Digits
 from lightning_psp import PSPCallback
 from models import DigitsLeNet
 from resumable import PROGRESS_FORMAT, silence_lightning
+from tables import markdown_table, mean_and_deviation
+
+HEADER = ("technique", "test error (%)", "⟨z²⟩ on test set")
 
 
 @dataclass(frozen=True)
@@ -91,20 +93,22 @@ def train(technique: Technique, seed: int, epochs: int, data: Digits, logs: Path
     return run
 
 
-def mean_and_deviation(values: Sequence[float]) -> str:
-    """Format mean ± sample standard deviation; a single value has no deviation."""
-    deviation = f"{statistics.stdev(values):5.2f}" if len(values) > 1 else "    –"
-    return f"{statistics.mean(values):6.2f} ± {deviation}"
+def results_rows(runs: dict[Technique, list[Run]]) -> list[list[str]]:
+    """Label, test error and ⟨z²⟩ of each technique."""
+    return [
+        [
+            technique.label,
+            mean_and_deviation([run.test_error for run in repeats]),
+            mean_and_deviation([run.test_z2 for run in repeats]),
+        ]
+        for technique, repeats in runs.items()
+    ]
 
 
-def print_table(runs: dict[Technique, list[Run]]) -> None:
-    """Print the test error and ⟨z²⟩ of each technique as an aligned table."""
-    print(f"\n{'technique':<28}{'test error (%)':>18}{'⟨z²⟩ on test set':>20}")
-    print("─" * 66)
-    for technique, repeats in runs.items():
-        error = mean_and_deviation([run.test_error for run in repeats])
-        z2 = mean_and_deviation([run.test_z2 for run in repeats])
-        print(f"{technique.label:<28}{error:>18}{z2:>20}")
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print the results as an aligned table."""
+    header, *lines = (f"{label:<28}{error:>18}{z2:>20}" for label, error, z2 in (HEADER, *rows))
+    print("", header, "─" * 66, *lines, sep="\n")
 
 
 def positive_integer(text: str) -> int:
@@ -160,7 +164,9 @@ def main() -> None:
                 bar.set_description(f"{technique.folder:>4}, seed {seed}")
                 runs[technique].append(train(technique, seed, arguments.epochs, data, logs, bar))
 
-    print_table(runs)
+    rows = results_rows(runs)
+    print_table(rows)
+    (arguments.output / "quickstart.md").write_text(markdown_table(HEADER, rows))
     picture = arguments.output / "quickstart.png"
     plot_curves(
         [
