@@ -62,6 +62,10 @@ def test_blocks_of_a_page_run_one_after_another(name, tmp_path, monkeypatch):
         PAGES[name].run(namespace, fence, expected)
 
 
+def test_table_of_the_readme_is_the_one_that_the_quickstart_wrote():
+    assert (ROOT / "docs/results/quickstart/quickstart.md").read_text() in README.text
+
+
 def test_files_that_the_readme_links_to_are_there():
     linked = [target for target in re.findall(r"\]\(([^)#]+)", README.text) if "://" not in target]
     assert len(linked) > 10

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -168,6 +169,17 @@ def test_json_of_something_else_is_left_out_by_name(monkeypatch, tmp_path, capsy
     printed = capsys.readouterr()
     assert printed.err.split()[-6:] == [f"foreign{name}.json" for name in range(6)]
     assert "| no regularisation | 1 | 4.00 |" in printed.out
+
+
+def test_committed_tables_are_those_of_the_committed_trainings(monkeypatch, tmp_path):
+    committed = Path(__file__).parents[2] / "docs/results/lenet5"
+    monkeypatch.setattr(sys, "argv", ["paper_tables.py", "--results", str(committed), "--output", str(tmp_path)])
+    paper_tables.main()
+    made = {path.name: path for path in tmp_path.iterdir()}
+    assert made.keys() == {path.name for path in committed.iterdir() if path.suffix != ".json"}
+    for name, path in made.items():
+        if path.suffix == ".md":
+            assert path.read_text() == (committed / name).read_text()
 
 
 def test_histograms_are_added_and_drawn_as_densities(tmp_path, monkeypatch):
