@@ -142,7 +142,6 @@ def plot_sweep(entries: Sequence[Mapping[str, Any]], title: str, path: Path) -> 
         axes.set_xticks(lams, [f"{lam:g}" for lam in lams])
         axes.xaxis.set_minor_locator(NullLocator())
         tidy(axes)
-    error_axes.set_ylim(bottom=0)
     error_axes.set_title(f"Validation error, {title}", fontweight="bold")
     error_axes.set_ylabel("wrongly classified (%)")
     z2_axes.set_yscale("log")
