@@ -30,6 +30,7 @@ from lightning_psp.analysis import GradientParts, psp_gradient_parts
 from lightning_psp.plotting import plot_gradient_parts
 from models import DigitsLeNet
 from networks import LeNet5
+from options import positive_integer
 from resumable import silence_lightning
 from tables import markdown_table
 
@@ -127,7 +128,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder in which torchvision keeps MNIST")
     parser.add_argument("--weights", type=Path, help="state dict of a LeNet-5 trained on MNIST")
-    parser.add_argument("--epochs", type=int, help=f"of a training (digits: {DIGITS_EPOCHS}, MNIST: {MNIST_EPOCHS})")
+    parser.add_argument(
+        "--epochs", type=positive_integer, help=f"of a training (digits: {DIGITS_EPOCHS}, MNIST: {MNIST_EPOCHS})"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "output" / "gradient_split")
     options = parser.parse_args()

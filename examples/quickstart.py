@@ -24,6 +24,7 @@ from curves import Curves, plot_curves
 from data import Digits
 from lightning_psp import PSPCallback
 from models import DigitsLeNet
+from options import positive_integer
 from resumable import PROGRESS_FORMAT, silence_lightning
 from tables import markdown_table, mean_and_deviation
 
@@ -111,14 +112,6 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
     print("", header, "─" * 66, *lines, sep="\n")
 
 
-def positive_integer(text: str) -> int:
-    """Read an integer of at least 1 from the command line."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer of at least 1 but got {text}")
-    return number
-
-
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -127,7 +120,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--epochs", type=positive_integer, default=100, help="epochs of each training")
     parser.add_argument("--seeds", type=positive_integer, default=3, help="trainings of each technique")
-    # λ and weight decay each had eight values to choose from, by the validation error over ten seeds.
+    # Both strengths were chosen beforehand by the validation error.
     parser.add_argument("--lam", type=float, default=0.3, help="strength λ of PSP")
     parser.add_argument("--weight-decay", type=float, default=3e-3, help="strength of ℓ2")
     parser.add_argument(
