@@ -137,6 +137,13 @@ def test_a_loss_compiled_on_its_own_adds_none(loss):
     assert list(potentials) == ["hidden", "out"]
 
 
+def test_a_named_activation_in_a_loss_adds_none():
+    network, act = Network().double(), nn.Hardtanh()
+    with record_potentials(network, activations=(nn.Hardtanh,)) as potentials:
+        act(2.0 * network(next(iter(loader(1)))[0])).mean()
+    assert list(potentials) == ["hidden", "out"]
+
+
 def check(module, total):
     for found, expected in zip(
         module.gradients[0], torch.autograd.grad(total, list(module.network.parameters())), strict=True

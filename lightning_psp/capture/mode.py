@@ -194,7 +194,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if not inputs:
             raise TypeError(f"Expected the input of activation {name!r} to be passed by position.")
         potential = None
-        if not self.suppressed and self.is_potential(inputs[0]):
+        if not self.suppressed and not self.outputs.is_behind and self.is_potential(inputs[0]):
             in_place = bool(getattr(module, "inplace", False))
             potential = self.add(inputs[0], name, in_place, is_output=False)
         self.suppressed += 1
@@ -270,8 +270,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
                 result = func(*args, **kwargs)
                 other.add_result(result)
                 return result
-        if self.call is None and self.outputs.is_resolved:
-            return func(*args, **kwargs)  # a loss of what the network has returned
+        if self.outputs.is_behind:
+            return func(*args, **kwargs)
         if in_place and z.requires_grad:
             if z._is_view():
                 return self._overwrite_view(func, z, activation, args, kwargs)

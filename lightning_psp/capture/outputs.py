@@ -62,6 +62,11 @@ class OutputFinder(Generic[Kept]):
         handlers.update(dict.fromkeys(known.probability_losses, self._probability_loss))
         return handlers
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether the network has returned its output layer: what is called now belongs to a loss."""
+        return self.is_resolved and self._capture.call is None
+
     def note_outside(self, potential: Potential[Kept]) -> None:
         """Notes a nonlinearity that was called outside every module."""
         self._outside.append(potential)
@@ -181,8 +186,8 @@ class OutputFinder(Generic[Kept]):
         """Takes the tensor that enters a loss's own softmax or sigmoid for the output layer."""
         if self._capture.suppressed or not self._capture.is_potential(z):
             return []
-        if self.is_resolved and self._capture.call is None:
-            return []  # the network's return value is the output layer already
+        if self.is_behind:
+            return []
         self.has_loss = True
         values = self._capture.provenance.of(z).values
         if not values.potentials:
