@@ -107,9 +107,9 @@ def psp_gradient_parts(
     - the share :math:`\langle g_{l,m}, g_l \rangle / \lVert g_l \rVert^2` says how much of the whole it makes up:
       negative where the layer works against the others, above 1 where others work against it.
 
-    The network is run once, in the mode that it is in, and then backwards once for the whole and once for each layer.
-    Its gradients (``.grad``), buffers and modes are left as they were. Besides the forward pass, twice the size of the
-    parameters is held in memory.
+    The network is run once, in the mode that it is in, without `torch.compile`, and then backwards once for the whole
+    and once for each layer. Its gradients (``.grad``), buffers and modes are left as they were. Besides the forward
+    pass, twice the size of the parameters is held in memory.
 
     Args:
         module: the network.
@@ -153,9 +153,13 @@ def psp_gradient_parts(
         )
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     with torch.inference_mode(False), _buffers_kept(module):  # which lifts no_grad, too
-        with record_potentials(
-            module, include=include, exclude=exclude, output=output, activations=activations
-        ) as potentials:
+        # A compiled backward pass overwrites what it has read, while here each layer has one through the same graph.
+        with (
+            torch.compiler.set_stance("force_eager"),
+            record_potentials(
+                module, include=include, exclude=exclude, output=output, activations=activations
+            ) as potentials,
+        ):
             module(*arguments)
         # after the call, which makes those of lazy modules
         parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
