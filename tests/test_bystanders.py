@@ -48,6 +48,7 @@ class Twice(Training):
         loss.backward()
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("is_compiled", [False, True])
 @pytest.mark.parametrize("output", [True, False])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -128,6 +129,7 @@ class Masked(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:The potentials of layer 'network.sigmoid' hold NaN or infinity")
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("is_compiled", [False, True])
 def test_watching_alone_leaves_gradients_at_infinite_potentials(is_compiled):
     torch.manual_seed(0)

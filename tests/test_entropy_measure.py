@@ -180,6 +180,7 @@ def test_one_logit_decides_between_two_classes():
         assert logged[f"psp_entropy_test/{layer}"] == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("orders", ["auto", (1, 2)])
 def test_values_in_a_compiled_network_are_those_of_the_plain_one(orders):
     module, (loaders, *_) = module_of(), data()

@@ -322,41 +322,37 @@ def test_small_gradients_do_not_vanish():
     close(small.shares.sum(1), torch.ones(4))
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("was_trained", [False, True])
 def test_compiled_network(was_trained, dynamic):
-    """Compiled backward passes that were made for one use cannot serve several."""
+    """A compiled backward pass that was made for one use cannot serve several."""
     network, x = two_layers(), random(SAMPLES, 4)
-    try:
-        compiled = torch.compile(copy.deepcopy(network), backend="aot_eager", dynamic=dynamic)
-        if was_trained:
-            with record_potentials(compiled) as potentials:
-                compiled(x)
-            psp_penalty(potentials).backward()
-            compiled.zero_grad()
-        parts = psp_gradient_parts(compiled, x)
-    finally:
-        torch._dynamo.reset()
+    compiled = torch.compile(copy.deepcopy(network), backend="aot_eager", dynamic=dynamic)
+    if was_trained:
+        with record_potentials(compiled) as potentials:
+            compiled(x)
+        psp_penalty(potentials).backward()
+        compiled.zero_grad()
+    parts = psp_gradient_parts(compiled, x)
     expected = psp_gradient_parts(network, x)
     close(parts.norms, expected.norms)
     close(parts.shares, expected.shares)
 
 
-def test_functions_stay_compiled_afterwards():
+@pytest.mark.usefixtures("fresh_compiler")
+def test_network_is_compiled_as_ever_afterwards():
     graphs = []
 
     def count(graph, _):
         graphs.append(graph)
         return graph.forward
 
-    try:
-        network = torch.compile(two_layers(), backend=count)
-        psp_gradient_parts(network, random(SAMPLES, 4))
-        assert not graphs
-        network(random(SAMPLES, 4))
-        assert len(graphs) == 1
-    finally:
-        torch._dynamo.reset()
+    network = torch.compile(two_layers(), backend=count)
+    psp_gradient_parts(network, random(SAMPLES, 4))
+    assert not graphs
+    network(random(SAMPLES, 4))
+    assert len(graphs) == 1
 
 
 @pytest.mark.gpu
