@@ -1,15 +1,14 @@
 """Which layers' potentials the PSP gradient of each weight of a LeNet comes from.
 
     python examples/gradient_split.py [--output FOLDER]
-    python examples/gradient_split.py --data ../shared/data --weights ../shared/data/models/lenet5_mnist.pt
+    python examples/gradient_split.py --data FOLDER --trainings FOLDER
 
 By default a small LeNet on scikit-learn's handwritten digits, which needs no download. With `--data`, where MNIST must
-lie as torchvision stores it, and `--weights`, the state dict of a LeNet-5 that was trained without PSP: LeNet-5.
+lie as torchvision stores it, and `--trainings`, where `reproduce_lenet5.py` has left its results: LeNet-5.
 
-The gradient is split three times: before training, after training without PSP, and with PSP (for the digits another
-training from the same initial weights, for LeNet-5 further training for an epoch); each with the reductions "mean",
-which the experiments of the first paper use, and "sum", its Eq. 7. All on 500 test images. Writes a picture, a table
-and a JSON file for each split.
+The gradient is split three times: before training, after training without PSP, and after training with PSP; each with
+the reductions "mean", which the experiments of the first paper use, and "sum", its Eq. 7. All on 500 test images.
+Writes a picture, a table and a JSON file for each split.
 """
 
 import argparse
@@ -22,7 +21,6 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer, see
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from classifier import Classifier
 from data import Digits
 from images import MNIST
 from lightning_psp import PSPCallback
@@ -37,7 +35,6 @@ from tables import markdown_table
 IMAGES = 500
 REDUCTIONS = ("mean", "sum")
 DIGITS_LAM, DIGITS_EPOCHS = 0.3, 60
-MNIST_LAM, MNIST_EPOCHS = 1e-3, 1
 
 # A network's label, and what is split with each reduction.
 Splits = Mapping[str, Mapping[str, GradientParts]]
@@ -69,20 +66,15 @@ def networks_on_digits(epochs: int) -> tuple[dict[str, nn.Module], Tensor]:
     return networks, data.test_set.tensors[0][:IMAGES]
 
 
-def networks_on_mnist(data_folder: Path, weights: Path, epochs: int) -> tuple[dict[str, nn.Module], Tensor]:
-    """Untrained, trained, and trained further with PSP, and test images."""
-    untrained, trained = LeNet5(), LeNet5()
-    trained.load_state_dict(torch.load(weights, weights_only=True))
-    with_psp = Classifier(copy.deepcopy(trained))
+def networks_on_mnist(data_folder: Path, trainings: Path) -> tuple[dict[str, nn.Module], Tensor]:
+    """Untrained, trained and trained with PSP, and test images."""
+    networks: dict[str, nn.Module] = {"untrained": LeNet5()}
+    for label, technique in (("trained", "none"), ("trained with PSP", "psp")):
+        networks[label] = LeNet5()
+        networks[label].load_state_dict(torch.load(trainings / f"MNIST_{technique}_seed0.pt", weights_only=True))
     data = MNIST(data_folder)
-    train(with_psp, data, MNIST_LAM, epochs)
-    number = "an epoch" if epochs == 1 else f"{epochs} epochs"
-    networks = {
-        "untrained": untrained,
-        "trained": trained,
-        f"then {number} with PSP (λ = {MNIST_LAM:g})": with_psp.network,
-    }
-    return networks, data.on_after_batch_transfer(data.test_set[:IMAGES], 0)[0]
+    images, labels = data.load(train=False)
+    return networks, data.on_after_batch_transfer((images[:IMAGES], labels[:IMAGES]), 0)[0]
 
 
 def split(networks: Mapping[str, nn.Module], images: Tensor) -> Splits:
@@ -127,15 +119,17 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder in which torchvision keeps MNIST")
-    parser.add_argument("--weights", type=Path, help="state dict of a LeNet-5 trained on MNIST")
+    parser.add_argument("--trainings", type=Path, help="folder of the weights that reproduce_lenet5.py has left")
     parser.add_argument(
-        "--epochs", type=positive_integer, help=f"of a training (digits: {DIGITS_EPOCHS}, MNIST: {MNIST_EPOCHS})"
+        "--epochs", type=positive_integer, help=f"of a training on the digits (default: {DIGITS_EPOCHS})"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "output" / "gradient_split")
     options = parser.parse_args()
-    if (options.data is None) != (options.weights is None):
-        parser.error("LeNet-5 on MNIST needs both --data and --weights")
+    if (options.data is None) != (options.trainings is None):
+        parser.error("LeNet-5 on MNIST needs both --data and --trainings")
+    if options.epochs and options.trainings:
+        parser.error("LeNet-5 on MNIST is trained already: --epochs is for the digits")
     return options
 
 
@@ -145,12 +139,12 @@ def main() -> None:
     silence_lightning()
     torch.set_num_threads(1)  # sharing so small a network between cores costs more than it saves
     seed_everything(options.seed, verbose=False)
-    if options.weights is None:
+    if options.trainings is None:
         name, title = "digits", "LeNet on 8×8 digits"
         networks, images = networks_on_digits(options.epochs or DIGITS_EPOCHS)
     else:
         name, title = "lenet5", "LeNet-5 on MNIST"
-        networks, images = networks_on_mnist(options.data, options.weights, options.epochs or MNIST_EPOCHS)
+        networks, images = networks_on_mnist(options.data, options.trainings)
     splits = split(networks, images)
     table = split_table(splits)
     options.output.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Cost of PSP-entropy: time, processor time and peak memory.
 
-    python tests/benchmarks/entropy.py --data ../shared/data
+    python tests/benchmarks/entropy.py --data FOLDER
 
 First order of the three hidden layers of a trained LeNet-5 on the MNIST test set, the model's forward pass included,
 beside a loop over layers and classes with clamped probabilities; second order of all pairs of units of its first layer;

@@ -1,6 +1,6 @@
 """LeNet-5 on MNIST with the setting of the first paper: error and ⟨z²⟩ on the test set after each epoch.
 
-    python tests/benchmarks/mnist.py --data ../shared/data --epochs 3
+    python tests/benchmarks/mnist.py --data FOLDER --epochs 3
 
 MNIST must lie under `--data` as torchvision stores it (`MNIST/raw`). SGD without momentum, learning rate 0.1, batches
 of 100, inputs normalised by 0.1307 and 0.3081, λ = 1e-3.

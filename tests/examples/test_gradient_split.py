@@ -16,13 +16,13 @@ from tests.examples.idx import write_sets
 
 @pytest.fixture
 def split(monkeypatch, tmp_path, capsys):
-    """Runs the script for one epoch, and returns its output and what it has saved."""
+    """Runs the script, and returns its output and what it has saved."""
     monkeypatch.setattr(gradient_split, "IMAGES", 50)
     monkeypatch.setattr(gradient_split, "silence_lightning", lambda: None)
 
     def run(*arguments):
         output = tmp_path / "output"
-        command = ["gradient_split.py", "--output", str(output), "--epochs", "1", *arguments]
+        command = ["gradient_split.py", "--output", str(output), *arguments]
         monkeypatch.setattr(sys, "argv", command)
         gradient_split.main()
         saved = {path.stem: GradientParts.load(path) for path in output.glob("*.json")}
@@ -36,7 +36,7 @@ def split(monkeypatch, tmp_path, capsys):
 
 
 def test_digits(split):
-    printed, saved = split()
+    printed, saved = split("--epochs", "1")
     states = ("untrained", "trained", "psp")
     assert saved.keys() == {f"digits_{state}_{reduction}" for state in states for reduction in ("mean", "sum")}
     parts = saved["digits_trained_sum"]
@@ -51,19 +51,27 @@ def test_digits(split):
 
 def test_mnist(split, tmp_path):
     write_sets(tmp_path)
-    network = LeNet5()
-    torch.save(network.state_dict(), tmp_path / "weights.pt")
-    printed, saved = split("--data", str(tmp_path), "--weights", str(tmp_path / "weights.pt"))
-    assert "then an epoch with PSP" in printed
+    networks = {"trained": LeNet5(), "psp": LeNet5()}
+    torch.save(networks["trained"].state_dict(), tmp_path / "MNIST_none_seed0.pt")
+    torch.save(networks["psp"].state_dict(), tmp_path / "MNIST_psp_seed0.pt")
+    _, saved = split("--data", str(tmp_path), "--trainings", str(tmp_path))
     assert len(saved) == 6
     assert all(name.startswith("lenet5_") for name in saved)
     images = gradient_split.MNIST(tmp_path).load(train=False)[0][:50].float()
     images = (images / 255 - 0.1307) / 0.3081
-    expected = gradient_split.psp_gradient_parts(network, images, reduction="sum")
-    torch.testing.assert_close(saved["lenet5_trained_sum"].norms, expected.norms, rtol=1e-4, atol=1e-6)
+    for state, network in networks.items():
+        expected = gradient_split.psp_gradient_parts(network, images, reduction="sum")
+        torch.testing.assert_close(saved[f"lenet5_{state}_sum"].norms, expected.norms, rtol=1e-4, atol=1e-6)
 
 
-def test_weights_need_data(split, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--trainings", "."], "both --data and --trainings"),
+        (["--trainings", ".", "--data", ".", "--epochs", "2"], "--epochs is for the digits"),
+    ],
+)
+def test_arguments_that_do_not_fit(split, capsys, arguments, message):
     with pytest.raises(SystemExit):
-        split("--weights", "weights.pt")
-    assert "both --data and --weights" in capsys.readouterr().err
+        split(*arguments)
+    assert message in capsys.readouterr().err
