@@ -17,11 +17,12 @@ from torchmetrics import Metric, MetricCollection
 from lightning_psp.capture.checkpoints import Checkpoints, in_backward
 from lightning_psp.capture.frames import Frames
 from lightning_psp.capture.fused_calls import FusedCalls
+from lightning_psp.capture.in_place import overwrite_view, replace_memory
 from lightning_psp.capture.kinds import is_of_another_kind, is_transformed
 from lightning_psp.capture.module_calls import has_one_listener, told_of_module_calls
-from lightning_psp.capture.nonlinearities import Activation, Nonlinearities, TorchFunction
+from lightning_psp.capture.nonlinearities import Nonlinearities, TorchFunction
 from lightning_psp.capture.outputs import OutputFinder
-from lightning_psp.capture.provenance import Handler, Kept, NetworkCall, Potential, Provenance, swap, tensors_in
+from lightning_psp.capture.provenance import Handler, Kept, NetworkCall, Potential, Provenance, tensors_in
 from lightning_psp.capture.recurrent import RECURRENT_MODULES
 from lightning_psp.compilation.runs import announce_graph, told_of_graphs
 from lightning_psp.gradient.graph import reach_from
@@ -274,11 +275,11 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             return func(*args, **kwargs)
         if in_place and z.requires_grad:
             if z._is_view():
-                return self._overwrite_view(func, z, activation, args, kwargs)
+                return overwrite_view(self, func, z, activation, args, kwargs)
             # Another capture keeps references to the tensors that would change places.
             is_held = not self.checkpoints.regions and has_one_listener()
             if is_held and args and self.provenance.can_be_replaced(z):
-                return self._replace(func, z, activation, args, kwargs)
+                return replace_memory(self, func, z, activation, args, kwargs)
         potential = self.add(z, self.frames.host(activation.label), in_place, is_output=False)
         result = func(*args, **kwargs)
         potential.add_result(result)
@@ -293,36 +294,6 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         module = self.frames.running[-1].module if self.frames.running else self.root
         if not (module._parameters or module._modules or module._buffers):
             self.written_out[self.frames.host(label)] = f"{type(module).__module__}.{type(module).__qualname__}"
-
-    def _replace(
-        self, func: TorchFunction, z: Tensor, activation: Activation, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Tensor:
-        # Nobody else holds the memory of the potential: instead of a copy of it, the nonlinearity gets new memory to
-        # write to, and the tensor that it was to overwrite becomes its result.
-        held = z.new_empty(0)
-        self.provenance.exchange(z, held)  # before the graph holds the potential: what it holds cannot change places
-        result = activation.out_of_place(func, (held, *args[1:]), kwargs)
-        swap(z, result)
-        potential = self.add(held, self.frames.host(activation.label), False, is_output=False)
-        potential.add_result(z)
-        self.provenance.record_result(z, potential)
-        return z
-
-    def _overwrite_view(
-        self, func: TorchFunction, z: Tensor, activation: Activation, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Tensor:
-        # Overwriting a view rebuilds the graph of its base without a node for the view: the nonlinearity works on a
-        # copy that has one, and the view receives the result.
-        copied = z.clone()
-        origin = self.provenance.of(z)
-        duplicate = self.provenance.of(copied)
-        duplicate.path, duplicate.call, duplicate.unit_dim = origin.path, origin.call, origin.unit_dim
-        potential = self.add(copied, self.frames.host(activation.label), True, is_output=False)
-        result = func(copied, *args[1:], **{key: value for key, value in kwargs.items() if key != "input"})
-        potential.add_result(result)
-        z.copy_(result)
-        self.provenance.record_result(z, potential)
-        return z
 
     def _backward(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.on_backward is not None:
