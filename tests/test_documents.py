@@ -66,6 +66,24 @@ def test_table_of_the_readme_is_the_one_that_the_quickstart_wrote():
     assert (ROOT / "docs/results/quickstart/quickstart.md").read_text() in README.text
 
 
+def numbers_in(text):
+    return set(re.findall(r"\d+\.\d+", text))
+
+
+RESULTS = {
+    section.splitlines()[0]: section for section in (ROOT / "docs" / "results.md").read_text().split("\n## ")[1:]
+}
+
+
+@pytest.mark.parametrize("title", RESULTS)
+def test_numbers_in_the_text_on_results_are_those_of_the_tables(title):
+    section = FENCE.sub("", RESULTS[title])
+    tables = re.findall(r"results/[\w/]+\.md", section)
+    assert tables or title == "LeNet-5 on Fashion-MNIST, and CIFAR-10"
+    in_tables = set().union(*(numbers_in((ROOT / "docs" / path).read_text()) for path in tables))
+    assert numbers_in(re.sub(r"\(results/.*?\)|--8<--.*", "", section)) <= in_tables
+
+
 def test_files_that_the_readme_links_to_are_there():
     linked = [target for target in re.findall(r"\]\(([^)#]+)", README.text) if "://" not in target]
     assert len(linked) > 10
