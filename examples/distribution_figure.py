@@ -15,6 +15,7 @@ Histograms = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 STYLES = [{"color": "#0072B2", "linestyle": "--"}, {"color": "#D55E00", "linestyle": "-"}]
 SHARE_SHOWN = 0.9995
+LEAST_SHOWN = 1e-5  # density, as a share of the largest one
 
 
 def add_histograms(summaries: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
@@ -41,12 +42,15 @@ def plot_distributions(techniques: Histograms, values: str, path: Path) -> None:
     figure = Figure(figsize=(3.1 * len(layers), 3.6), dpi=150, layout="constrained")
     for axes, layer in zip(figure.subplots(1, len(layers), squeeze=False)[0], layers, strict=True):
         shown = max(_half_width(histograms[layer]) for histograms in techniques.values())
+        least = 0.0
         for (label, histograms), style in zip(techniques.items(), STYLES, strict=True):
             density, edges = _density(histograms[layer], shown)
+            least = max(least, LEAST_SHOWN * density.max())
             axes.stairs(density, edges, label=label, linewidth=1.4, **style)
         axes.set_xlim(-shown, shown)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_yscale("log")
+        axes.set_ylim(bottom=max(least, axes.get_ylim()[0]))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_title(layer, fontweight="bold")
         axes.set_xlabel(values)
