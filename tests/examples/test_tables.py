@@ -209,6 +209,23 @@ def test_histograms_are_added_and_drawn_as_densities(tmp_path, monkeypatch):
             assert height == pytest.approx(np.asarray(counts)[inside].sum() / number / (right - left))
 
 
+@pytest.mark.parametrize(("tail", "least"), [(1, 1e-5), (10**6, 1e-3)])
+def test_rare_values_do_not_stretch_the_axis_of_densities(tail, least, tmp_path, monkeypatch):
+    limits = []
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.savefig", lambda figure, path: limits.append(figure.axes[0].get_ylim())
+    )
+    wide, peaked = [1] * 40, [tail] * 40
+    peaked[20] = 10**9
+    counted = {"wide": wide, "peaked": peaked}
+    histograms = {name: {"fc": {"limit": 1.0, "beyond": 0, "counts": counts}} for name, counts in counted.items()}
+    plot_distributions(histograms, "weight", tmp_path / "densities.png")
+    ((bottom, top),) = limits
+    largest = 10**9 / sum(peaked) * 20
+    assert top > largest
+    assert bottom == pytest.approx(least * largest, rel=0.4)
+
+
 @pytest.mark.parametrize(
     ("seeds", "caption"), [((1, 1), ""), ((3, 3, 3, 3), "mean of 3 trainings"), ((1, 3), "mean of 1 or 3 trainings")]
 )
