@@ -9,8 +9,8 @@ goes on at its last whole epoch, with the same result. `paper_tables.py` makes t
 and `gradient_split.py` reads the weights.
 
 The weight decay of ℓ2 is the one of `WEIGHT_DECAYS` with the lowest error on 10,000 held-out training images after ten
-epochs (the mean over the last three of them, for one seed); λ of PSP is the paper's, and dropout switches off half of
-the hidden units. The errors are those after the last epoch, on the test set.
+epochs: the mean over the last three of them, for one seed; of equal ones the strongest. λ of PSP is the paper's, and
+dropout switches off half of the hidden units. The errors are those after the last epoch, on the test set.
 """
 
 import argparse
@@ -120,12 +120,13 @@ class Reproduction:
             yield Training(name, technique, seed, self.options.epochs, **strength)
 
     def choose_weight_decay(self, name: str) -> float:
-        """Choose ℓ2's strength by the error on held-out training images."""
+        """Choose ℓ2's strength by the error on held-out training images: of equal errors the strongest."""
         errors = {}
         for weight_decay in WEIGHT_DECAYS:
             training = Training(name, "l2", 0, SWEEP_EPOCHS, weight_decay=weight_decay, held_out=SWEEP_HELD_OUT)
-            errors[weight_decay] = mean(epoch["error"] for epoch in self.run(training)["epochs"][-3:])
-        return min(errors, key=errors.__getitem__)
+            # Rounded, for sums of the same errors may differ in the last bit.
+            errors[weight_decay] = round(mean(epoch["error"] for epoch in self.run(training)["epochs"][-3:]), 6)
+        return min(errors, key=lambda weight_decay: (errors[weight_decay], -weight_decay))
 
 
 def measure(path: Path, module: Classifier, data: LightningDataModule) -> dict[str, Any]:

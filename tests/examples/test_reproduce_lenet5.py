@@ -219,3 +219,19 @@ def test_versions_and_configuration_are_written(tmp_path, reproduce):
         "dropout": 0.5,
         "held_out": 0,
     }
+
+
+@pytest.mark.parametrize(
+    ("errors", "chosen"),
+    [
+        # Equal sums, of which the first mean is the lower one in floating point.
+        ({1e-5: [9.99, 10.26, 10.02], 1e-4: [10.17, 10.18, 9.92], 1e-3: [10.37, 10.69, 10.08]}, 1e-4),
+        ({1e-5: [9.99, 10.26, 10.01], 1e-4: [10.17, 10.18, 9.92], 1e-3: [10.37, 10.69, 10.08]}, 1e-5),
+    ],
+)
+def test_of_equal_weight_decays_the_strongest(monkeypatch, errors, chosen):
+    assert np.mean(errors[1e-5]) < np.mean(errors[1e-4])
+    monkeypatch.setattr(reproduce_lenet5, "WEIGHT_DECAYS", tuple(errors))
+    reproduction = object.__new__(reproduce_lenet5.Reproduction)
+    reproduction.run = lambda training: {"epochs": [{"error": error} for error in errors[training.weight_decay]]}
+    assert reproduction.choose_weight_decay("MNIST") == chosen
