@@ -53,17 +53,30 @@ def plot_distributions(techniques: Histograms, values: str, path: Path) -> None:
         axes.set_ylim(bottom=max(least, axes.get_ylim()[0]))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_title(layer, fontweight="bold")
-        axes.set_xlabel(values)
+        axes.set_xlabel("\n".join([values, *_left_out({label: each[layer] for label, each in techniques.items()})]))
         tidy(axes)
     figure.axes[0].set_ylabel("density (log scale)")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     caption = (
-        f"Each panel shows the interval around 0 that holds {100 * SHARE_SHOWN:g} % of the values of either technique."
+        f"Each panel shows the interval around 0 that holds {100 * SHARE_SHOWN:g} % of the values of either technique"
+        " or, where more lie beyond, all bins."
     )
     figure.supxlabel(caption, fontsize=9, color="#555555")
     figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=11, handlelength=3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
+
+
+def _left_out(histograms: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say for each technique how many values lie beyond its bins, where these are more than are left out elsewhere."""
+    shares = {
+        label: histogram["beyond"] / (sum(histogram["counts"]) + histogram["beyond"])
+        for label, histogram in histograms.items()
+    }
+    if max(shares.values()) <= 1 - SHARE_SHOWN:
+        return []
+    told = [f"{label.partition(' (')[0]} {100 * share:.1f} %" for label, share in shares.items()]
+    return ["beyond: " + ", ".join(told)]
 
 
 def _half_width(histogram: Mapping[str, Any]) -> float:

@@ -209,6 +209,17 @@ def test_histograms_are_added_and_drawn_as_densities(tmp_path, monkeypatch):
             assert height == pytest.approx(np.asarray(counts)[inside].sum() / number / (right - left))
 
 
+def test_values_beyond_the_bins_are_told_of(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.savefig", lambda figure, path: told.extend(axes.get_xlabel() for axes in figure.axes)
+    )
+    inside, outside = ({"limit": 1.0, "beyond": number, "counts": [10] * 400} for number in (1, 40))
+    layers = {"ℓ2 (weight decay 0.1)": {"a": inside, "b": outside}, "PSP (λ = 0.1)": {"a": inside, "b": inside}}
+    plot_distributions(layers, "weight", tmp_path / "densities.png")
+    assert told == ["weight", "weight\nbeyond: ℓ2 1.0 %, PSP 0.0 %"]
+
+
 @pytest.mark.parametrize(("tail", "least"), [(1, 1e-5), (10**6, 1e-3)])
 def test_rare_values_do_not_stretch_the_axis_of_densities(tail, least, tmp_path, monkeypatch):
     limits = []
