@@ -49,6 +49,8 @@ COMPARED = {
     "psp_code": ("none_code", "l2", "dropout"),
 }
 
+SETS = {"FashionMNIST": "Fashion-MNIST", "CIFAR10": "CIFAR-10"}
+
 Result = Mapping[str, Any]
 Place = tuple[str, str]  # set and network
 
@@ -227,7 +229,7 @@ def main() -> None:
         )
     options.output.mkdir(parents=True, exist_ok=True)
     for (name, network), techniques in trainings.items():
-        title = f"{network} on {name}"
+        title = f"{network} on {SETS.get(name, name)}"
         stem = name if network == "LeNet-5" else f"{name}_{network}"
         table = options.output / f"{stem}.md"
         write_tables(title, techniques, sweeps.get((name, network), []), table)

@@ -127,7 +127,7 @@ def test_other_networks_and_kinds_of_psp(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["paper_tables.py", "--results", str(tmp_path), "--output", str(tmp_path / "out")])
     paper_tables.main()
     table = (tmp_path / "out/CIFAR10_ResNet-18.md").read_text()
-    assert table.startswith("# ResNet-18 on CIFAR10\n")
+    assert table.startswith("# ResNet-18 on CIFAR-10\n")
     rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")]
     errors = {row[0]: row[2:4] for row in rows if len(row) == 6}
     assert {name: cells for name, cells in errors.items() if name[:3] not in ("---", "tec")} == {
@@ -146,11 +146,11 @@ def test_other_networks_and_kinds_of_psp(monkeypatch, tmp_path):
     assert drawn == {
         "MNIST_curves.png": ("LeNet-5 on MNIST: test error", ["no regularisation"]),
         "CIFAR10_ResNet-18_psp_paper_curves.png": (
-            "ResNet-18 on CIFAR10: test error",
+            "ResNet-18 on CIFAR-10: test error",
             ["no regularisation", *beside, "PSP (λ = 0.001)"],
         ),
         "CIFAR10_ResNet-18_psp_code_curves.png": (
-            "ResNet-18 on CIFAR10: test error",
+            "ResNet-18 on CIFAR-10: test error",
             ["no regularisation, batch of the code", *beside, "PSP, code (λ = 0.01)"],
         ),
     }
