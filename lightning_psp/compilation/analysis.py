@@ -111,7 +111,14 @@ class _Analysis(fx.Interpreter):
         self._edges_of_inputs: dict[int, Edge] = {}
         is_dynamic = any(not isinstance(example, Tensor) for example in examples)
         self._rewriting = Rewriting(graph, capture.reduction, is_dynamic)
-        with FakeTensorMode(allow_non_fake_inputs=True), self._static:
+        has_grad = torch.is_grad_enabled()
+        # Tensors made in inference mode do not say whether they are overwritten.
+        with (
+            torch.inference_mode(False),
+            torch.set_grad_enabled(has_grad),
+            FakeTensorMode(allow_non_fake_inputs=True),
+            self._static,
+        ):
             self._static.resume_in(capture)
             self.region = Region(
                 capture.frames.innermost_path(),
