@@ -6,31 +6,25 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lightning_psp.capture.nonlinearities import Activation, TorchFunction
+from lightning_psp.capture.nonlinearities import TorchFunction
 from lightning_psp.capture.provenance import swap
 
 if TYPE_CHECKING:
     from lightning_psp.capture.mode import Capture
 
 
-def replace_memory(
-    capture: Capture[Any],
-    func: TorchFunction,
-    z: Tensor,
-    activation: Activation,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Tensor:
+def replace_memory(capture: Capture[Any], func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Calls a nonlinearity so that it writes to new memory, and keeps the potential without a copy of it.
 
     Args:
         capture: is told of the potential and its result.
         func: the nonlinearity.
-        z: the potential, whose memory nothing else refers to. It becomes the result, as the caller expects.
-        activation: what is known of `func`.
-        args: positional arguments of the call; the first is `z`.
+        args: positional arguments of the call; the first is the potential, whose memory nothing else refers to. It
+            becomes the result, as the caller expects.
         kwargs: the others.
     """
+    z: Tensor = args[0]
+    activation = capture.nonlinearities.hidden[func]
     held = z.new_empty(0)
     capture.provenance.exchange(z, held)  # before the graph holds the potential: what it holds cannot change places
     result = activation.out_of_place(func, (held, *args[1:]), kwargs)
@@ -42,12 +36,7 @@ def replace_memory(
 
 
 def overwrite_view(
-    capture: Capture[Any],
-    func: TorchFunction,
-    z: Tensor,
-    activation: Activation,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    capture: Capture[Any], func: TorchFunction, z: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor:
     """Calls a nonlinearity on a copy of the view that it is to overwrite, which then receives the result.
 
@@ -57,7 +46,6 @@ def overwrite_view(
         capture: is told of the potential and its result.
         func: the nonlinearity.
         z: the potential, a view.
-        activation: what is known of `func`.
         args: positional arguments of the call.
         kwargs: the others.
     """
@@ -65,7 +53,9 @@ def overwrite_view(
     origin = capture.provenance.of(z)
     duplicate = capture.provenance.of(copied)
     duplicate.path, duplicate.call, duplicate.unit_dim = origin.path, origin.call, origin.unit_dim
-    potential = capture.add(copied, capture.frames.host(activation.label), True, is_output=False)
+    potential = capture.add(
+        copied, capture.frames.host(capture.nonlinearities.hidden[func].label), True, is_output=False
+    )
     result = func(copied, *args[1:], **{key: value for key, value in kwargs.items() if key != "input"})
     potential.add_result(result)
     z.copy_(result)

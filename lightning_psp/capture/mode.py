@@ -275,11 +275,11 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             return func(*args, **kwargs)
         if in_place and z.requires_grad:
             if z._is_view():
-                return overwrite_view(self, func, z, activation, args, kwargs)
+                return overwrite_view(self, func, z, args, kwargs)
             # Another capture keeps references to the tensors that would change places.
             is_held = not self.checkpoints.regions and has_one_listener()
             if is_held and args and self.provenance.can_be_replaced(z):
-                return replace_memory(self, func, z, activation, args, kwargs)
+                return replace_memory(self, func, args, kwargs)
         potential = self.add(z, self.frames.host(activation.label), in_place, is_output=False)
         result = func(*args, **kwargs)
         potential.add_result(result)
