@@ -80,6 +80,21 @@ def reach_from(edge: Edge) -> ReachedGraph:
     return ReachedGraph(edges, _above(trained, seen) if has_other_leaves else None)
 
 
+def edges_below(edge: Edge) -> set[Edge]:
+    """All edges on the ways from a tensor to what it is made of, its own included."""
+    edges: set[Edge] = {edge}
+    pending = [edge[0]]
+    seen = {edge[0]}
+    for node in pending:
+        if node is not None:
+            for following in node.next_functions:
+                edges.add(following)
+                if following[0] not in seen:
+                    seen.add(following[0])
+                    pending.append(following[0])
+    return edges
+
+
 def _above(leaves: list[Node], nodes: set[Node]) -> set[Node]:
     """The nodes from which one of the leaves can be reached."""
     users: dict[Node, list[Node]] = defaultdict(list)
