@@ -59,6 +59,7 @@ class LayerCase:
         outputs: which of the layers are output layers.
         reductions: those that the definition settles.
         alone: a call of the network without a loss; None where the definition asks for one.
+        validates: whether a run without gradient can tell the same layers: not where the step calls a teacher.
         criterion: a loss module that the LightningModule holds, given to `step` as a third argument.
     """
 
@@ -70,6 +71,7 @@ class LayerCase:
     outputs: tuple[str, ...] = ("head",)
     reductions: tuple[Reduction, ...] = REDUCTIONS
     alone: Callable[[nn.Module, Any], Any] | None = first_input
+    validates: bool = True
     criterion: Callable[[], nn.Module] | None = None
 
     def build(self) -> tuple[nn.Module, Any]:

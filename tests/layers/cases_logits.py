@@ -278,7 +278,16 @@ def logits_case(name: str, step: Any, loss: Any, batch: Any = marked, **further:
 LOGIT_CASES = [
     *(clip_case(name, transpose, True) for name, transpose in TRANSPOSES.items()),
     clip_case(".T", TRANSPOSES[".T"], False),
-    LayerCase("distillation", Distilled, labelled, distil, distilled, outputs=("student.2",), alone=None),
+    LayerCase(
+        "distillation",
+        Distilled,
+        labelled,
+        distil,
+        distilled,
+        outputs=("student.2",),
+        alone=None,
+        validates=False,
+    ),
     logits_case("negative", lambda net, batch: F.softplus(-net(batch[0])).mean(), lambda z, y: softplus(-z).mean()),
     logits_case("logsigmoid", lambda net, batch: -F.logsigmoid(-net(batch[0])).mean(), lambda z, y: softplus(z).mean()),
     logits_case("signed", lambda net, batch: F.softplus(-net(batch[0]) * (2 * batch[1] - 1)).mean(), signed),

@@ -100,6 +100,47 @@ def hand_case(name: str) -> LayerCase:
     )
 
 
+class Mix(nn.Module):
+    """Gives the sum of two linear maps: its own output, not that of one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(FEATURES, HIDDEN), nn.Linear(FEATURES, HIDDEN, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.left(x) + self.right(x)
+
+
+class Adapted(nn.Module):
+    """Gives what its inner linear map gives, with dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.drop = nn.Linear(FEATURES, HIDDEN), nn.Dropout(0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.inner(x))
+
+
+class Within(nn.Module):
+    def __init__(self, block: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.block, self.head = block(), nn.Linear(HIDDEN, OUTPUTS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.block(x)))
+
+
+def within(name: str, network: Any, batch: Any):
+    block = network.block
+    if name == "block":
+        z = affine(block.left, batch[0]) + batch[0] @ block.right.weight.T
+    else:
+        z = affine(block.inner, batch[0])
+    y = affine(network.head, z * (z > 0))
+    return mse_loss(y, batch[1]), {name: one(z), "head": one(y)}
+
+
 class Weights(nn.Module):
     """Parameters of its own, given to a function."""
 
@@ -249,6 +290,8 @@ def residual_case(name: str, make: Callable[[bool], nn.Module], places: list[str
 
 
 NAME_CASES = [
+    LayerCase("sum that a module gives", partial(Within, Mix), batch, mse, partial(within, "block")),
+    LayerCase("module within a module", partial(Within, Adapted), batch, mse, partial(within, "block.inner")),
     *(hand_case(name) for name in HANDS),
     *(
         LayerCase(

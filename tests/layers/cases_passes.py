@@ -352,6 +352,7 @@ PASS_CASES = [
         discriminated,
         outputs=("discriminator.2",),
         alone=None,
+        validates=False,
     ),
     LayerCase(
         "generator through the discriminator",
