@@ -79,7 +79,7 @@ class EntropyMeasure:
 
     def add(self, potential: Potential[Any], z: Tensor) -> None:
         """Counts potentials ``[batch, …]`` of the running step."""
-        self._entropies.add(potential.layer, z, potential.unit_dim, potential.part, key=potential)
+        self._entropies.add(potential.layer, z, potential.unit_dim, potential, potential.evaluation)
 
     def discard(self, potential: Potential[Any]) -> None:
         """Forgets what turned out to be no potential of its own."""

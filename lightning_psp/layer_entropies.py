@@ -134,7 +134,7 @@ class LayerEntropies:
         self._target: Tensor | None = None
         self._highest = 0  # class label of the current batch
         self._layers: dict[str, _Counts] = {}
-        self._batch: list[tuple[object, str, int, _PartCounts]] = []  # counts of the current batch
+        self._batch: list[tuple[object, str, object, _PartCounts]] = []  # counts of the current batch
         self._not_hidden: set[str] = set()
         self.left_out: dict[str, str] = {}  # layers that cannot be counted, and why
         self.problem: str | None = None  # that keeps everything from being counted
@@ -155,15 +155,16 @@ class LayerEntropies:
             self.give_up(f"a class label is {lowest}, where 0 is the lowest allowed")
         self._check_highest()
 
-    def add(self, layer: str, z: Tensor, unit_dim: int, part: int = 0, key: object = None) -> None:
+    def add(self, layer: str, z: Tensor, unit_dim: int, key: object = None, evaluation: object = None) -> None:
         """Counts a layer's potentials ``[batch, …]`` of the current batch.
 
         Args:
             layer: name of the layer.
             z: the potentials.
             unit_dim: the dimension of the channels.
-            part: which part of the layer they are, whose units are further ones.
             key: what :meth:`discard` knows these counts by.
+            evaluation: the same for all parts of one passage, whose units are further ones; None for a passage of its
+                own, whose samples are.
         """
         if self._target is None or layer in self.left_out or layer in self._not_hidden:
             return
@@ -173,11 +174,7 @@ class LayerEntropies:
         target = self._target.to(z.device)
         num_classes = self._num_classes or self._highest + 1
         units = count_units(z, self._unit, unit_dim)
-        known = self._layers.get(layer, {}).get(part)
-        if known is None and not self._has_place_for(num_classes, units):
-            return
-        if known is not None and known.units != units:
-            self._leave_out(layer, _differing(known.units, units))
+        if layer not in self._layers and not self._has_place_for(num_classes, units):
             return
         counts = _PartCounts.empty(num_classes, units, z.device)
         _add_counts(counts.active, counts.samples, z, target, self._unit, unit_dim)
@@ -185,7 +182,7 @@ class LayerEntropies:
             states, classes = _joint_entropy_update(z, target, self._unit, unit_dim)
             counts.states.append(states)
             counts.classes.append(classes)
-        self._batch.append((key, layer, part, counts))
+        self._batch.append((key, layer, evaluation, counts))
 
     def discard(self, key: object) -> None:
         """Forgets what was counted under a key in the current batch."""
@@ -202,8 +199,12 @@ class LayerEntropies:
             return
         self._target = None
         batch, self._batch = self._batch, []
-        for _, layer, part, counts in batch:
+        parts: dict[tuple[str, int], int] = {}
+        for _, layer, evaluation, counts in batch:
             if layer not in self.left_out:
+                key = layer, id(evaluation)
+                part = 0 if evaluation is None else parts.get(key, 0)
+                parts[key] = part + 1
                 self._commit(layer, part, counts)
         for layer in not_hidden:
             self._not_hidden.add(layer)

@@ -32,6 +32,7 @@ class Role(Enum):
     - ARITHMETIC: a sum, difference, product or quotient of two.
     - POINTWISE: a function of each value by itself, or of the values at the same place in several tensors.
     - ATTENTION: sums of some values that are weighed by others, with features in the last dimension.
+    - BROADCAST: each of several tensors, repeated.
     - CONSTANT: nothing that depends on the values that it is given.
     """
 
@@ -43,6 +44,7 @@ class Role(Enum):
     ARITHMETIC = auto()
     POINTWISE = auto()
     ATTENTION = auto()
+    BROADCAST = auto()
     CONSTANT = auto()
 
 
@@ -79,6 +81,7 @@ _NAMES: dict[Role, str] = {
         " square tan where"
     ),
     Role.ATTENTION: "multi_head_attention_forward scaled_dot_product_attention",
+    Role.BROADCAST: "broadcast_tensors",
     Role.CONSTANT: (
         "bernoulli empty_like full_like new_empty new_full new_ones new_tensor new_zeros ones_like rand_like"
         " randint_like randn_like size zeros_like"

@@ -54,9 +54,14 @@ class LossCalls(Generic[Kept]):
         return self._run_loss(func, args, kwargs, self._capture.nonlinearities.output.get(func, "log_softmax"))
 
     def _loss_outside(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._capture.in_call:
-            return self._run_other(func, args, kwargs)
-        return self._run_loss(func, args, kwargs, self._capture.nonlinearities.output_of_loss[func])
+        capture = self._capture
+        if not capture.in_call:
+            return self._run_loss(func, args, kwargs, capture.nonlinearities.output_of_loss[func])
+        result = self._run_other(func, args, kwargs)
+        z = args[0] if args else kwargs.get("input")
+        if isinstance(z, Tensor) and self._is_of_network(z):
+            capture.provenance.of(result).normalises = capture.provenance.of(z).values
+        return result
 
     def _run_loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any], label: str) -> Any:
         z = args[0] if args else kwargs.get("input")

@@ -32,10 +32,11 @@ from lightning_psp.capture.provenance import (
     Potential,
     Provenance,
     Source,
+    number_parts,
     tensors_in,
 )
 from lightning_psp.capture.recurrent import RECURRENT_MODULES
-from lightning_psp.capture.shadow import ShadowNode, edge_of, note_call, parents_of
+from lightning_psp.capture.shadow import ShadowNode, edge_of, note_call, start_call
 from lightning_psp.compilation.runs import announce_graph, told_of_graphs
 from lightning_psp.gradient.graph import Edge, edges_below
 from lightning_psp.penalty import Reduction
@@ -124,7 +125,6 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.in_call = False  # whether the network is running
         self.number_of_calls = 0
         self._node: ShadowNode | None = None  # of the function that is running, where there is no gradient
-        self._parts: dict[tuple[int, str], int] = {}  # for each evaluation of a layer the number of its parts
         self._outside: list[Potential[Kept]] = []  # of which only the losses tell whether they belong to these
         self._settled: list[tuple[Potential[Kept], bool]] = []  # taken for output layers, and whether for this alone
         self.outputs.start()
@@ -171,8 +171,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         kwargs = kwargs or {}
         has_shadow = not self.skips_without_grad and not torch.is_grad_enabled()
         if has_shadow:
-            parents = parents_of(self.provenance, (args, kwargs))
-            self._node = ShadowNode(getattr(func, "__name__", ""), parents)
+            self._node = start_call(self.provenance, getattr(func, "__name__", ""), (args, kwargs))
         handler = self._handlers.get(func)
         if handler is None:
             result = func(*args, **kwargs)
@@ -283,7 +282,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if tensor.ndim == 0 or edge[0] is None:
             return None
         origin = self.provenance.of(tensor)
-        is_term = origin.path is None
+        is_term = origin.path is None or origin.is_bent
         if origin.potential is not None:
             return Target([edge], None, [origin.potential], path)
         entering = tensor if origin.entering is None else origin.entering
@@ -507,14 +506,26 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         outside = [potential for potential in self._outside if not self.outputs.is_hidden(potential)]
         behind = [potential for potential in outside if self.outputs.is_behind_network(potential)]
         own = [potential for potential in behind if potential.label in _SIGMOIDS and self._is_computed(potential)]
-        found, _ = self.outputs.find(losses, [*logits, *own])
+        found, between = self.outputs.find(losses, [*logits, *own])
         for target in found:
             self._mark(target)
-        for potential in behind:
+        for potential in [*behind, *self._inside_losses(between, found)]:
             if not potential.is_output:
-                self.potentials.remove(potential)
-                self._outside.remove(potential)
+                self._drop(potential)
                 self.outputs.in_losses[potential.label] = None
+        number_parts(self.potentials)
+
+    def _inside_losses(self, between: set[Any], found: Sequence[Target[Kept]]) -> list[Potential[Kept]]:
+        """The nonlinearities of a loss that the network computes itself."""
+        inside = [
+            potential
+            for potential in self.potentials
+            if not potential.is_output and any(edge[0] in between for edge in potential.results)
+        ]
+        if not inside or not found:
+            return []
+        below = set().union(*(edges_below(edge) for target in found for edge in target.edges))
+        return [potential for potential in inside if below.isdisjoint(potential.results)]
 
     def _is_computed(self, potential: Potential[Kept]) -> bool:
         """Whether what enters a loss's sigmoid is more than a part or a multiple of what a network returned."""
@@ -618,9 +629,6 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         potential.origin = origin
         potential.units = z.shape[origin.unit_dim] if z.ndim > 1 else 1
         potential.label = label
-        key = id(evaluation), potential.layer
-        potential.part = self._parts.get(key, 0)
-        self._parts[key] = potential.part + 1
         if origin.measured is not None:
             potential.measured = origin.measured
             potential.results.extend(origin.measured.results)

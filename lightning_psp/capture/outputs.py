@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Generic, NamedTuple
 
 from torch import Tensor
 
 from lightning_psp.capture.provenance import Kept, Potential
-from lightning_psp.gradient.graph import Edge, edges_below
+from lightning_psp.gradient.graph import Edge, edges_below, takes_weights
 
 # Nodes of a graph that add up, average, scale and arrange: what a loss does with its terms.
 _OF_TERMS = frozenset(
@@ -90,7 +90,7 @@ class OutputFinder(Generic[Kept]):
 
     def find(
         self, losses: Sequence[Edge], logits: Iterable[Potential[Kept]]
-    ) -> tuple[list[Target[Kept]], Collection[Any]]:
+    ) -> tuple[list[Target[Kept]], set[Any]]:
         """The output layers, and the nodes of the graph that lie between them and the losses.
 
         Args:
@@ -102,7 +102,7 @@ class OutputFinder(Generic[Kept]):
         returned = [target for call in calls for target in call.targets]
         if not losses:
             own = [edge for call in calls for edge in call.edges]
-            return (entering or _independent(returned, own)), ()
+            return (entering or _independent(returned, own)), set()
         found, between = _walk(losses, [*entering, *returned])
         if not found:
             found, between = _walk(losses, self.inputs_of_losses)
@@ -122,16 +122,16 @@ class OutputFinder(Generic[Kept]):
 def _walk(
     losses: Sequence[Edge], targets: Sequence[Target[Kept]]
 ) -> tuple[list[Target[Kept]], set[Any]]:
-    """The first targets that are met on the ways back from losses, and the nodes before them."""
+    """The first targets that are met on the ways back from losses, and the nodes before them without weights."""
     by_edge: dict[Edge, list[int]] = {}
     for number, target in enumerate(targets):
         for edge in target.edges:
             if edge[0] is not None:
                 by_edge.setdefault(edge, []).append(number)
     found: dict[int, None] = {}
-    seen: dict[Any, bool] = {}
-    pending = [(edge, True) for edge in losses]
-    for edge, is_term in pending:
+    seen: set[tuple[Any, bool, bool]] = set()
+    pending = [(edge, True, True) for edge in losses]
+    for edge, is_term, is_of_loss in pending:
         node = edge[0]
         if node is None:
             continue
@@ -139,12 +139,15 @@ def _walk(
         if met:
             found.update(dict.fromkeys(met))
             continue
-        if node in seen and (is_term or not seen[node]):
+        state = node, is_term, is_of_loss
+        if state in seen:
             continue
-        seen[node] = is_term
+        seen.add(state)
         goes_on = is_term and _is_of_terms(node)
-        pending.extend((following, goes_on) for following in node.next_functions)
-    return [targets[number] for number in sorted(found)], seen.keys()
+        # Behind weights a network begins again, such as a head whose own loss is all that it returns.
+        is_of_loss = is_of_loss and not takes_weights(node)
+        pending.extend((following, goes_on, is_of_loss) for following in node.next_functions)
+    return [targets[number] for number in sorted(found)], {node for node, _, is_of_loss in seen if is_of_loss}
 
 
 def _is_of_terms(node: Any) -> bool:

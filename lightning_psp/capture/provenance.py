@@ -128,7 +128,7 @@ class Potential(Generic[Kept]):
     def __init__(self, layer: str, evaluation: object, unit_dim: int, is_output: bool) -> None:
         self.layer = layer
         self.evaluation = evaluation
-        self.part = 0  # which of the parts of its passage it is
+        self.part = 0  # which of the parts of its passage it is; known when outputs are
         self.unit_dim = unit_dim
         self.units = 0
         self.is_output = is_output
@@ -140,6 +140,15 @@ class Potential(Generic[Kept]):
         self.label = ""  # of a nonlinearity outside the network
         self.number_of_calls = 0  # of the network before that
         self.origin: Origin | None = None  # of the tensor
+
+
+def number_parts(potentials: Iterable[Potential[Any]]) -> None:
+    """Says of each potential which part of its passage it is."""
+    parts: dict[tuple[int, str], int] = {}
+    for potential in potentials:
+        key = id(potential.evaluation), potential.layer
+        potential.part = parts.get(key, 0)
+        parts[key] = potential.part + 1
 
 
 class Values:
@@ -164,6 +173,7 @@ class Origin:
     is_made = False  # whether weights had a part in it
     is_weight = False  # whether it is a weight, or computed from one alone
     weight: str | None = None  # the parameter of which it is a view
+    is_bent = False  # whether it is no linear function of what the source's weights gave
     made_of = WEIGHED
     parent: Origin | None = None  # of which it is a function value by value
     depth = 0
@@ -171,6 +181,7 @@ class Origin:
     whole: Origin | None = None  # of which it is a view, a part or a multiple
     potential: Potential[Any] | None = None  # whose nonlinearity gave this tensor
     entering: Tensor | None = None  # of which this tensor is the softmax or its logarithm
+    normalises: Values | None = None  # of which it is the logarithm of the sum of exponentials
     measured: Measured | None = None  # where it stands for a tensor inside a compiled function
     node: Any = None  # in the graph of what is computed without gradient
 
@@ -222,6 +233,7 @@ class Provenance:
             Role.HANDING: self._hand_on,
             Role.WEIGHING: self._weigh,
             Role.ATTENTION: self._attend,
+            Role.BROADCAST: self._broadcast,
             Role.CONSTANT: self._ignore,
         }
         self._tracks_units = tracks_units
@@ -389,7 +401,8 @@ class Provenance:
 
     def _weigh(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
-        weight = is_made = None
+        weight: str | None = None
+        is_made, dims = False, 0
         first: Origin | None = None
         for position, value in enumerate([*args, *kwargs.values()]):
             if not isinstance(value, Tensor):
@@ -399,8 +412,8 @@ class Provenance:
                 continue
             if origin.is_weight:
                 is_made = True
-                if weight is None or weight.endswith(".bias"):
-                    weight = origin.weight or weight
+                if origin.weight is not None and value.ndim > dims:  # a bias has fewer, or comes later
+                    weight, dims = origin.weight, value.ndim
             elif origin.is_made:
                 is_made = True
                 if position == 0:
@@ -410,7 +423,7 @@ class Provenance:
         for tensor in (result,) if isinstance(result, Tensor) else tensors_in(result):
             if tensor.dtype.is_floating_point:
                 origin = self.renew(tensor)
-                origin.is_made = bool(is_made)
+                origin.is_made = is_made
                 if weight is not None:
                     origin.source = Source(weight.removesuffix(".weight") if weight != "weight" else "")
                 elif first is not None and _is_normalisation(func):
@@ -425,6 +438,13 @@ class Provenance:
         for tensor in tensors_in(result):
             self.of(tensor).unit_dim = -1
         return result
+
+    def _broadcast(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        results = func(*args, **kwargs)
+        given = args[0] if len(args) == 1 and isinstance(args[0], (tuple, list)) else args
+        for tensor, result in zip(given, results, strict=True):
+            self._derive((tensor,), result, has_same_values=tensor.shape == result.shape)
+        return results
 
     def _ignore(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return func(*args, **kwargs)
@@ -474,18 +494,22 @@ class Provenance:
         meeting, way, between = (None, LINEAR, []) if is_sum and number_of_data else _meet(made)
         way = max(way, step, LINEAR if is_sum else POLYNOMIAL)
         made_of = _made_of(made, is_sum)
-        source = made[0].source if all(origin.source is made[0].source for origin in made) else None
+        is_same = all(origin.source is made[0].source for origin in made) and not (is_sum and number_of_data)
+        source = made[0].source if is_same else None
+        is_bent = not is_sum or any(origin.is_bent for origin in made)
         unit_dim = next((origin.unit_dim for origin in made if origin.unit_dim != 1), 1)
 
         def note(result: Tensor) -> None:
             origin = self.renew(result)
-            origin.is_made, origin.made_of = True, made_of
+            origin.is_made, origin.made_of, origin.is_bent = True, made_of, is_bent
             if self._tracks_units and unit_dim != 1 and result.ndim >= 3:
                 origin.unit_dim = -1
             if meeting is not None:
                 self._follow(origin, meeting, way)
             if way < ACTIVATING_STEP:
                 origin.source = source
+            if is_sum and len(made) == 2 and made[1].normalises is made[0].values:
+                origin.entering = made[0].reference()  # a softmax that is written out
 
         is_join = meeting is not None and way == ACTIVATING_STEP
         return (Join(meeting, between) if is_join else None), note  # type: ignore[arg-type]
@@ -509,6 +533,7 @@ class Provenance:
         tensor = origin.reference()
         derived = self.renew(result)
         self._share(derived, origin)
+        derived.is_bent = origin.is_bent or step != LINEAR
         if step == LINEAR:
             derived.potential = origin.potential
         if origin.unit_dim < result.ndim:
@@ -553,7 +578,7 @@ class Provenance:
         if origin.source is None and not origin.is_weight:
             origin.source = Source(None)
         derived.source = origin.source
-        derived.is_made, derived.made_of = origin.is_made, origin.made_of
+        derived.is_made, derived.made_of, derived.is_bent = origin.is_made, origin.made_of, origin.is_bent
         derived.is_weight, derived.weight = origin.is_weight, origin.weight
 
     @staticmethod

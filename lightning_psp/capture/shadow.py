@@ -16,12 +16,14 @@ class ShadowNode:
     Args:
         function: name of the function.
         parents: the calls that gave its arguments.
+        takes_weights: whether a weight is among these.
     """
 
-    __slots__ = ("_function", "next_functions")
+    __slots__ = ("_function", "next_functions", "takes_weights")
 
-    def __init__(self, function: str, parents: list[ShadowNode]) -> None:
+    def __init__(self, function: str, parents: list[ShadowNode], takes_weights: bool) -> None:
         self._function = function
+        self.takes_weights = takes_weights
         self.next_functions = tuple((parent, 0) for parent in parents)
 
     def name(self) -> str:
@@ -29,14 +31,16 @@ class ShadowNode:
         return self._function
 
 
-def parents_of(provenance: Provenance, values: Any) -> list[ShadowNode]:
-    """The calls that gave the tensors in the arguments of a function."""
-    found = []
+def start_call(provenance: Provenance, function: str, values: Any) -> ShadowNode:
+    """A node for a call of a function with the tensors in these arguments."""
+    parents, takes_weights = [], False
     for tensor in tensors_in(values):
-        origin = provenance.find(tensor)
-        if origin is not None and origin.node is not None:
-            found.append(origin.node)
-    return found
+        origin = provenance.known(tensor)
+        if origin is not None:
+            takes_weights = takes_weights or origin.is_weight
+            if origin.node is not None:
+                parents.append(origin.node)
+    return ShadowNode(function, parents, takes_weights)
 
 
 def note_call(provenance: Provenance, node: ShadowNode | None, result: Any) -> None:

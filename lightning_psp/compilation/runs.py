@@ -23,7 +23,7 @@ from torch._inductor import config as inductor_config
 
 from lightning_psp.capture.outputs import Call, Target
 from lightning_psp.capture.provenance import Measured, Potential, Source, is_within
-from lightning_psp.capture.shadow import ShadowNode, parents_of
+from lightning_psp.capture.shadow import start_call
 from lightning_psp.compilation.analysis import Mention, Region, Returned, find_potentials
 from lightning_psp.compilation.rewriting import Place, Point, copy_graph
 from lightning_psp.gradient.graph import Edge
@@ -154,7 +154,7 @@ class _Run:
         """Tells the capture what the graph has made."""
         capture, region = self._capture, self._region
         if not capture.skips_without_grad and not torch.is_grad_enabled():
-            node = ShadowNode("compiled", parents_of(capture.provenance, list(self._inputs)))
+            node = start_call(capture.provenance, "compiled", list(self._inputs))
         else:
             node = None
         for found in region.origins:
