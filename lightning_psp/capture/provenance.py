@@ -164,7 +164,7 @@ class Origin:
     """What is known of one tensor; most of it is unknown of most tensors.
 
     Args:
-        tensor: the tensor, held weakly.
+        reference: holds the tensor weakly.
     """
 
     source: Source | None = None
@@ -185,8 +185,8 @@ class Origin:
     measured: Measured | None = None  # where it stands for a tensor inside a compiled function
     node: Any = None  # in the graph of what is computed without gradient
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.reference = weakref.ref(tensor)
+    def __init__(self, reference: Callable[[], Tensor | None]) -> None:
+        self.reference = reference
 
     @property
     def values(self) -> Values:
@@ -239,7 +239,18 @@ class Provenance:
         self._tracks_units = tracks_units
         self._name_of_parameter = name_of_parameter
         self._origins: dict[int, Origin] = {}
-        self._held: deque[Tensor] = deque(maxlen=4)  # of which the last casts and multiples were taken
+        self._bases: dict[int, Tensor] = {}  # what a tensor that is still there is a view of
+        self._held: deque[Tensor] = deque(maxlen=4)  # of which the last copies and multiples were taken
+
+        def forget(reference: weakref.ref[Tensor]) -> None:
+            key = reference.key  # type: ignore[attr-defined]
+            known = origins.get(key)
+            if known is not None and known.reference is reference:
+                del origins[key]
+                bases.pop(key, None)
+
+        origins, bases = self._origins, self._bases
+        self._forget = forget
 
     def find(self, tensor: Any) -> Origin | None:
         """The origin of this tensor, if anything is known of it."""
@@ -257,7 +268,8 @@ class Provenance:
         before = self._origins.get(id(tensor))
         if before is not None and before.reference() is tensor:
             before.reference = _gone
-        origin = self._origins[id(tensor)] = Origin(tensor)
+            self._bases.pop(id(tensor), None)
+        origin = self._origins[id(tensor)] = Origin(weakref.KeyedRef(tensor, self._forget, id(tensor)))
         if isinstance(tensor, nn.Parameter):
             origin.weight = self._name_of_parameter(tensor)
             origin.is_weight = origin.weight is not None
@@ -300,7 +312,7 @@ class Provenance:
         del self._origins[id(tensor)]
         del origin.reference  # tensors with weak references cannot change places
         swap(tensor, other)
-        origin.reference = weakref.ref(other)
+        origin.reference = weakref.KeyedRef(other, self._forget, id(other))
         self._origins[id(other)] = origin
 
     def copy(self, tensor: Tensor, other: Tensor) -> None:
@@ -326,6 +338,7 @@ class Provenance:
     def clear(self) -> None:
         """Forgets every tensor."""
         self._origins.clear()
+        self._bases.clear()
         self._held.clear()
 
     # --- the whole of which a tensor is a part ---------------------------------------------------------------------
@@ -382,7 +395,10 @@ class Provenance:
                 derived.values = origin.values
                 if tensor.shape == source.shape:
                     self._follow(derived, origin, LINEAR)
-                if not tensor._is_view():
+            if origin.is_made and not origin.is_weight:
+                if tensor._is_view() or (tensor.is_inference() and not has_same_values):
+                    self._bases[id(tensor)] = source
+                else:
                     self._hold(source, origin)
 
     def _hand_on(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
