@@ -186,8 +186,7 @@ class Watch:
         return [
             potential.kept
             for potential in self._capture.potentials
-            if potential.kept is not None
-            and (takes_output or not potential.is_output)
+            if potential.kept is not None and (takes_output or not potential.is_output)
         ]
 
     def _keep(self, z: Tensor, potential: Potential[AnyTap], in_place: bool) -> AnyTap:

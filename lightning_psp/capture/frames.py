@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 from torch.nn.modules import activation as activation_modules
+from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
 
 from lightning_psp.capture.provenance import Origin, Potential, Source, is_within
@@ -199,6 +200,7 @@ def _may_be_activation(module: nn.Module) -> bool:
     return (
         not type(module).__module__.startswith("torch.nn.")
         and len(slopes) <= _MOST_SLOPES
+        and not any(isinstance(slope, UninitializedParameter) for slope in slopes)
         and all(sum(size > 1 for size in slope.shape) <= 1 for slope in slopes)
         and all(next(child.parameters(), None) is None for child in module.children())
     )

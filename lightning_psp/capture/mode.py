@@ -14,7 +14,7 @@ from torchmetrics import Metric, MetricCollection
 
 from lightning_psp.capture.checkpoints import Checkpoints, in_backward
 from lightning_psp.capture.frames import Frame, Frames, Kind, take_back
-from lightning_psp.capture.functions import CHANNELS, Role, TorchFunction, overwriting, roles
+from lightning_psp.capture.functions import Role, TorchFunction, overwriting, roles
 from lightning_psp.capture.fused_calls import FusedCalls
 from lightning_psp.capture.in_place import overwrite_view, replace_memory
 from lightning_psp.capture.kinds import is_of_another_kind, is_transformed
@@ -32,7 +32,7 @@ from lightning_psp.capture.provenance import (
     Potential,
     Provenance,
     Source,
-    number_parts,
+    arrange,
     tensors_in,
 )
 from lightning_psp.capture.recurrent import RECURRENT_MODULES
@@ -497,7 +497,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             losses: to what is known to be a loss; none where nothing is.
         """
         for potential, is_output_alone in self._settled:
-            if is_output_alone:
+            if is_output_alone and not potential.enters_loss:
                 self._drop(potential)
             else:
                 potential.is_output = potential.enters_loss
@@ -513,7 +513,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             if not potential.is_output:
                 self._drop(potential)
                 self.outputs.in_losses[potential.label] = None
-        number_parts(self.potentials)
+        arrange(self.potentials)
 
     def _inside_losses(self, between: set[Any], found: Sequence[Target[Kept]]) -> list[Potential[Kept]]:
         """The nonlinearities of a loss that the network computes itself."""
@@ -623,9 +623,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if origin.source.name is None:
             self.frames.name_place(origin.source, label, activation)
         evaluation = origin.source.evaluation
-        potential: Potential[Kept] = Potential(
-            origin.source.name or "output", evaluation, origin.unit_dim, is_output
-        )
+        potential: Potential[Kept] = Potential(origin.source.name or "output", evaluation, origin.unit_dim, is_output)
         potential.origin = origin
         potential.units = z.shape[origin.unit_dim] if z.ndim > 1 else 1
         potential.label = label

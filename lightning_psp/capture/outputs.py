@@ -88,9 +88,7 @@ class OutputFinder(Generic[Kept]):
                 below |= edges_below(edge)
         return found
 
-    def find(
-        self, losses: Sequence[Edge], logits: Iterable[Potential[Kept]]
-    ) -> tuple[list[Target[Kept]], set[Any]]:
+    def find(self, losses: Sequence[Edge], logits: Iterable[Potential[Kept]]) -> tuple[list[Target[Kept]], set[Any]]:
         """The output layers, and the nodes of the graph that lie between them and the losses.
 
         Args:
@@ -119,9 +117,7 @@ class OutputFinder(Generic[Kept]):
         return any(not edges_below(edge).isdisjoint(returned) for edge in potential.results)
 
 
-def _walk(
-    losses: Sequence[Edge], targets: Sequence[Target[Kept]]
-) -> tuple[list[Target[Kept]], set[Any]]:
+def _walk(losses: Sequence[Edge], targets: Sequence[Target[Kept]]) -> tuple[list[Target[Kept]], set[Any]]:
     """The first targets that are met on the ways back from losses, and the nodes before them without weights."""
     by_edge: dict[Edge, list[int]] = {}
     for number, target in enumerate(targets):

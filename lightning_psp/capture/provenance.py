@@ -19,6 +19,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils import swap_tensors
 
 from lightning_psp.capture.functions import (
@@ -31,7 +32,6 @@ from lightning_psp.capture.functions import (
 from lightning_psp.gradient.graph import Edge
 from lightning_psp.gradient.kernels import owns_storage
 from lightning_psp.torch_private import is_held_elsewhere, swap_contents
-
 
 
 class Keepable(Protocol):
@@ -142,8 +142,17 @@ class Potential(Generic[Kept]):
         self.origin: Origin | None = None  # of the tensor
 
 
-def number_parts(potentials: Iterable[Potential[Any]]) -> None:
-    """Says of each potential which part of its passage it is."""
+def arrange(potentials: list[Potential[Any]]) -> None:
+    """Brings the passes of each layer into the order in which they were computed, and numbers their parts."""
+    places: dict[str, list[int]] = {}
+    for place, potential in enumerate(potentials):
+        places.setdefault(potential.layer, []).append(place)
+    for own in places.values():
+        if len(own) > 1:
+            passes = [potentials[place] for place in own]
+            passes.sort(key=lambda potential: 0 if potential.origin is None else potential.origin.serial)
+            for place, potential in zip(own, passes, strict=True):
+                potentials[place] = potential
     parts: dict[tuple[int, str], int] = {}
     for potential in potentials:
         key = id(potential.evaluation), potential.layer
@@ -167,6 +176,7 @@ class Origin:
         reference: holds the tensor weakly.
     """
 
+    serial = 0  # counts the tensors of a step
     source: Source | None = None
     unit_dim = 1
     _values: Values | None = None
@@ -239,6 +249,7 @@ class Provenance:
         self._tracks_units = tracks_units
         self._name_of_parameter = name_of_parameter
         self._origins: dict[int, Origin] = {}
+        self._serial = 0
         self._bases: dict[int, Tensor] = {}  # what a tensor that is still there is a view of
         self._held: deque[Tensor] = deque(maxlen=4)  # of which the last copies and multiples were taken
 
@@ -270,6 +281,8 @@ class Provenance:
             before.reference = _gone
             self._bases.pop(id(tensor), None)
         origin = self._origins[id(tensor)] = Origin(weakref.KeyedRef(tensor, self._forget, id(tensor)))
+        self._serial += 1
+        origin.serial = self._serial
         if isinstance(tensor, nn.Parameter):
             origin.weight = self._name_of_parameter(tensor)
             origin.is_weight = origin.weight is not None
@@ -376,7 +389,7 @@ class Provenance:
 
     def _derive(self, args: tuple[Any, ...], result: Any, has_same_values: bool) -> None:
         source = args[0] if args else None
-        if not isinstance(source, Tensor):
+        if not isinstance(source, Tensor) or is_lazy(source):
             return
         origin = self.known(source)
         if origin is None:
@@ -428,7 +441,9 @@ class Provenance:
                 continue
             if origin.is_weight:
                 is_made = True
-                if origin.weight is not None and value.ndim > dims:  # a bias has fewer, or comes later
+                # Of a bias, the name says nothing.
+                is_weight = value.ndim > 1 or _is_normalisation(func)
+                if origin.weight is not None and is_weight and value.ndim > dims:
                     weight, dims = origin.weight, value.ndim
             elif origin.is_made:
                 is_made = True

@@ -163,7 +163,8 @@ class _Analysis(fx.Interpreter):
         self._rewriting.finish()
 
     def _find(self, capture: Capture[Any], examples: Sequence[Any]) -> None:
-        inputs = [_without_values(example) for example in examples]
+        with self._static.suspended():
+            inputs = [_without_values(example) for example in examples]
         before = [tensor._version if isinstance(tensor, Tensor) else 0 for tensor in inputs]
         for index, (tensor, example) in enumerate(zip(inputs, examples, strict=True)):
             if isinstance(tensor, nn.Parameter):
@@ -341,6 +342,7 @@ class _Analysis(fx.Interpreter):
                 inputs=seen.inputs,
                 label=potential.label,
             )
+            point.whole = self._input_of(static.provenance.whole_of(seen.z))
             self._include(point, seen, potential.layer)
             region.points.append(point)
         given = {edge for _, edge in edges}
@@ -366,6 +368,11 @@ class _Analysis(fx.Interpreter):
                         place, source, origin.unit_dim, origin.is_made, origin.made_of, known(origin), entering
                     )
                 )
+
+    def _input_of(self, tensor: Tensor) -> Place | None:
+        giver = self._givers.get(id(tensor), [None])[0]
+        is_input = giver is not None and giver.op == "placeholder"
+        return Place(True, self._placeholders.index(giver)) if is_input and giver is not None else None
 
     def _include(self, point: Point, seen: _Seen, layer: str) -> None:
         if seen.givers[-1].op == "placeholder":

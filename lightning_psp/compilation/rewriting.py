@@ -36,6 +36,7 @@ class Point:
         inputs: the numbers of the other inputs that it is made of.
         label: its nonlinearity's name.
         input: the input that it is.
+        whole: the input of which it is a view, a part or a multiple.
         coefficient: the number of its coefficient; None where no gradient passes it.
         outputs: the outputs that tell of it: its values if these are asked for, else the sum of its squares and (for
             the reduction `"squared_mean"`) its sum over the batch.
@@ -53,6 +54,7 @@ class Point:
     inputs: list[int]
     label: str
     input: Place | None = None
+    whole: Place | None = None
     coefficient: int | None = None
     outputs: list[Place] = field(default_factory=list)
     sizes: list[int | Place] = field(default_factory=list)

@@ -145,7 +145,7 @@ class _Run:
         self._outputs = outputs
         self._coefficients = coefficients
         self._prefix = capture.frames.innermost_path()
-        self._sources: dict[int, Source] = {}
+        self._neurons: dict[int, Source] = {}
         self._evaluations: dict[int, object] = {}
         self._potentials: list[Potential[Any] | None] = []
         self._stand_ins: list[Tensor | None] = []
@@ -189,12 +189,12 @@ class _Run:
         return Target(edges, self._tensor_of(mention), [], path, returned.may_be_term)
 
     def _source(self, number: int) -> Source:
-        found = self._sources.get(number)
+        found = self._neurons.get(number)
         if found is None:
             neurons = self._region.sources[number]
             evaluation = self._evaluations.setdefault(neurons.evaluation, object())
             path = None if neurons.path is None else self._rebased(neurons.path)
-            found = self._sources[number] = Source(path, evaluation)
+            found = self._neurons[number] = Source(path, evaluation)
             if neurons.place is not None:
                 place = self._rebased(neurons.place)
                 if neurons.is_counted:
@@ -214,6 +214,8 @@ class _Run:
         if point.is_candidate or (capture.skips_without_grad and not point.has_grad):
             self._potentials.append(None)
             return
+        if point.whole is not None and point.whole != point.input:
+            origin.whole = capture.provenance.of(self._tensor(point.whole))
         if point.input is not None:
             given = capture.provenance.of(self._tensor(point.input))
             if given.source is not None and given.source.name is not None:
