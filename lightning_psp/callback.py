@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_psp.arguments import check_bool, check_choice, check_number
@@ -16,6 +15,7 @@ from lightning_psp.entropy_measure import EntropyMeasure, Orders
 from lightning_psp.functional.validation import Unit
 from lightning_psp.gradient.entropy_term import EntropySettings
 from lightning_psp.histograms import write_histograms
+from lightning_psp.lightnings import AnyCallback, refuse_other_lightning
 from lightning_psp.messages import OnceAFit
 from lightning_psp.penalty import REDUCTIONS, Reduction
 from lightning_psp.potentials import check_module
@@ -36,8 +36,11 @@ from lightning_psp.trainer_state import (
 from lightning_psp.training_report import report_epoch
 from lightning_psp.watch import Watch
 
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
 
-class PSPCallback(Callback):
+
+class PSPCallback(AnyCallback):
     r"""Penalises the post-synaptic potentials of a network during training, and logs ⟨z²⟩ and PSP-entropy.
 
     The optimiser sees the gradient of the user's loss plus :math:`\lambda R`, where R is made from the potentials z,
@@ -148,6 +151,7 @@ class PSPCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forgets the training before, of which a checkpoint may have been made up to now."""
+        refuse_other_lightning(trainer, pl_module)
         if stage == "fit":
             self._first_learning_rate = None
             self._train_means.reset()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from lightning_psp.penalty import Reduction
 from lightning_psp.schedules import TrainingProgress
 from lightning_psp.statistics import LayerMeans
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
 
 # What is logged in every training step: λ, the penalty, ⟨z²⟩ of the batch.
 STEP_VALUES = ("psp/lam", "psp/penalty", "psp/z2")
@@ -50,8 +52,9 @@ def refuse_what_needs_one_process(trainer: Trainer, lam: float, reduction: Reduc
 
 def _splits_layers(trainer: Trainer) -> bool:
     """Whether a process may hold a part of a layer's units."""
-    strategy = trainer.strategy
-    return isinstance(strategy, ModelParallelStrategy) and strategy.device_mesh["tensor_parallel"].size() > 1
+    mesh = getattr(trainer.strategy, "device_mesh", None)  # a ModelParallelStrategy of either Lightning has one
+    dimension = "tensor_parallel"
+    return mesh is not None and dimension in (mesh.mesh_dim_names or ()) and mesh[dimension].size() > 1
 
 
 def learning_rate(trainer: Trainer) -> float:

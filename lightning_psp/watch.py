@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import Strategy
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_psp.capture.mode import Capture
@@ -22,6 +19,10 @@ from lightning_psp.histograms import sample
 from lightning_psp.penalty import Reduction
 from lightning_psp.selection import LayerSelection
 from lightning_psp.statistics import LayerSums, Total, add_up, read_on_processor
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.strategies import Strategy
 
 _STEPS = ("training_step", "validation_step", "test_step")
 
@@ -245,7 +246,7 @@ class Watch:
             self.release()
             raise
         # A network may have other layers in training than in the validation between its epochs.
-        if is_training or self._trainer.state.fn != TrainerFn.FITTING:
+        if is_training or self._trainer.state.fn != "fit":
             self._note_layers()
         return output
 
