@@ -22,12 +22,10 @@ from lightning_psp.potentials import check_module
 from lightning_psp.schedules import Schedule, make_schedule
 from lightning_psp.selection import LayerSelection, matches
 from lightning_psp.statistics import LayerMeans, mean_over_layers
+from lightning_psp.step_log import STEP_VALUES, finish_row, is_logging_step, log_step
 from lightning_psp.targets import Target
 from lightning_psp.trainer_state import (
-    STEP_VALUES,
     first_learning_rate,
-    is_logging_step,
-    log_step,
     loss_scale,
     means_over_processes,
     refuse_what_needs_one_process,
@@ -172,10 +170,12 @@ class PSPCallback(AnyCallback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leaves nothing behind."""
+        finish_row(trainer)
         self._detach()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leaves nothing behind."""
+        finish_row(trainer)
         self._detach()
 
     def _attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -277,6 +277,7 @@ class PSPCallback(AnyCallback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the means over the epoch."""
+        finish_row(trainer)
         means = self._log_means(trainer, pl_module, self._train_means, "train")
         if self.histograms:
             write_histograms(trainer, pl_module, self._samples)

@@ -1,4 +1,4 @@
-"""What the callback asks of a trainer and tells it: its progress, how it scales the loss, the step's values."""
+"""What the callback asks of a trainer: its progress, how it scales the loss, what the processes have seen."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from lightning_psp.penalty import Reduction
 from lightning_psp.schedules import TrainingProgress
@@ -14,9 +13,6 @@ from lightning_psp.statistics import LayerMeans
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
-
-# What is logged in every training step: λ, the penalty, ⟨z²⟩ of the batch.
-STEP_VALUES = ("psp/lam", "psp/penalty", "psp/z2")
 
 
 def loss_scale(trainer: Trainer, module: LightningModule) -> float:
@@ -96,48 +92,3 @@ def means_over_processes(trainer: Trainer, means: LayerMeans) -> dict[str, float
                 other_total, other_elements = sums.get(layer, (0.0, 0))
                 sums[layer] = (other_total + total, other_elements + elements)
     return {layer: total / elements for layer, (total, elements) in sums.items()}
-
-
-def is_logging_step(trainer: Trainer) -> bool:
-    """Whether loggers are due in this training step."""
-    return trainer._logger_connector.should_update_logs or bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-
-
-def log_step(trainer: Trainer, module: LightningModule, values: dict[str, float | Tensor]) -> None:
-    """Puts the values of a training step into `trainer.callback_metrics`, and into the loggers when these are due.
-
-    A `LightningModule.log` of its own for each value would take longer than a small model's step.
-
-    Args:
-        trainer: the trainer; with several processes, each of them has to call this in every step.
-        module: the user's module.
-        values: the values of this process's step, none if no potential was seen in it. Loggers get their mean over the
-            processes that have some.
-    """
-    tensors = {
-        key: value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-        for key, value in values.items()
-    }
-    trainer.callback_metrics.update(tensors)
-    if not is_logging_step(trainer):
-        return
-    if module.automatic_optimization and trainer.fit_loop._should_accumulate():
-        return
-    if trainer.world_size > 1:
-        tensors = _mean_over_processes(trainer, tensors)
-    if tensors:
-        scalars = {key: float(value) for key, value in tensors.items()}
-        for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
-        trainer.logged_metrics.update(tensors)
-
-
-def _mean_over_processes(trainer: Trainer, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The mean over the processes that have these values; a process may have none."""
-    device = trainer.strategy.root_device
-    own = torch.zeros(len(STEP_VALUES) + 1, dtype=torch.float64, device=device)
-    if tensors:
-        own[:-1] = torch.stack([tensors[key].to(device, torch.float64) for key in STEP_VALUES])
-        own[-1] = 1.0
-    *totals, number = trainer.strategy.reduce(own, reduce_op="sum").unbind()
-    return {key: total / number for key, total in zip(STEP_VALUES, totals, strict=True)} if number else {}

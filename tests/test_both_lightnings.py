@@ -4,6 +4,7 @@
 """
 
 import copy
+import csv
 import importlib
 import os
 import subprocess
@@ -77,6 +78,16 @@ def test_gradients_and_values(name):
     assert expected <= set(trainer.callback_metrics)
     assert isinstance(callback, importlib.import_module(name).Callback)
     assert not [step for step in trainer.strategy.__dict__ if step.endswith("_step")]
+
+
+def test_step_values_are_in_the_row_of_the_loss(name, tmp_path):
+    logger = submodule(name, "loggers").CSVLogger(tmp_path)
+    trainer = quiet_trainer(name, PSPCallback(), logger=logger, log_every_n_steps=1)
+    trainer.fit(classifier_of(name)(), loader(), loader(1))
+    with open(tmp_path / "lightning_logs" / "version_0" / "metrics.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["psp/lam"] or row["loss"]]
+    assert len(rows) == 3
+    assert all(row[key] for row in rows for key in ("psp/lam", "psp/penalty", "psp/z2", "loss", "epoch"))
 
 
 def test_one_callback_in_trainers_of_both(both):
