@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lightning_psp.lightnings import AnyCallback
 from lightning_psp.penalty import Reduction
 from lightning_psp.schedules import TrainingProgress
 from lightning_psp.statistics import LayerMeans
@@ -51,6 +52,11 @@ def _splits_layers(trainer: Trainer) -> bool:
     mesh = getattr(trainer.strategy, "device_mesh", None)  # a ModelParallelStrategy of either Lightning has one
     dimension = "tensor_parallel"
     return mesh is not None and dimension in (mesh.mesh_dim_names or ()) and mesh[dimension].size() > 1
+
+
+def has_callback(trainer: Trainer, callback: AnyCallback) -> bool:
+    """Whether this very callback is among the trainer's."""
+    return any(each is callback for each in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 def learning_rate(trainer: Trainer) -> float:
