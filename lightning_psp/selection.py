@@ -134,7 +134,7 @@ class LayerFactors:
         """The factor for the layer of this name."""
         if not self.by_pattern:
             return 1.0
-        return math.prod(factor for pattern, factor in self.by_pattern.items() if matches(layer, (pattern,)))
+        return math.prod((f for pattern, f in self.by_pattern.items() if matches(layer, (pattern,))), start=1.0)
 
 
 @cache
