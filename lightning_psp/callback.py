@@ -30,6 +30,7 @@ from lightning_psp.trainer_state import (
     has_callback,
     loss_scale,
     means_over_processes,
+    refuse_second_callback,
     refuse_what_needs_one_process,
     training_progress,
 )
@@ -206,6 +207,7 @@ class PSPCallback(AnyCallback):
 
     def _attach_late(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Does what was missed by a callback that came, or came back, to a trainer that fits already."""
+        refuse_second_callback(trainer, self)
         self.setup(trainer, pl_module, "fit")
         self.on_fit_start(trainer, pl_module)
 
@@ -270,11 +272,10 @@ class PSPCallback(AnyCallback):
         if values and self.entropy_term.weight != 0.0:
             values["psp/entropy_term"] = watch.entropy_term()
         log_step(trainer, pl_module, values)
-        if mean is not None:
-            # An accelerator is not made to wait in every step.
-            is_read = not isinstance(mean, Tensor) or is_logging_step(trainer)
-            if is_read and not math.isfinite(mean):
-                report_broken(self._say, {layer: total for layer, (total, _) in sums.items()}, "training")
+        # An accelerator is not made to wait in every step.
+        is_read = not isinstance(mean, Tensor) or is_logging_step(trainer)
+        if mean is not None and is_read and not math.isfinite(mean):
+            report_broken(self._say, {layer: total for layer, (total, _) in sums.items()}, "training")
         self._samples.update(watch.samples)
         watch.release()
 

@@ -59,6 +59,16 @@ def has_callback(trainer: Trainer, callback: AnyCallback) -> bool:
     return any(each is callback for each in trainer.callbacks)  # type: ignore[attr-defined]
 
 
+def refuse_second_callback(trainer: Trainer, callback: AnyCallback) -> None:
+    """Raises an error, as Lightning does before a training, where another callback has the state key of this one."""
+    callbacks: list[AnyCallback] = trainer.callbacks  # type: ignore[attr-defined]
+    if any(each is not callback and each.state_key == callback.state_key for each in callbacks):
+        raise RuntimeError(
+            f"A Trainer takes one {callback.state_key}, but a second one was added to it. `layer_lam` gives layers"
+            " different strengths."
+        )
+
+
 def learning_rate(trainer: Trainer) -> float:
     """Learning rate of the first parameter group of the first optimiser; 0 without an optimiser."""
     return float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else 0.0

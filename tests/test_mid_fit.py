@@ -121,6 +121,12 @@ def test_what_cannot_be_penalised_is_refused_then(monkeypatch):
         fit(Both(), At("on_train_batch_end", 2, lambda callbacks: callbacks.append(callback)))
 
 
+def test_a_second_one_is_refused_then():
+    second = PSPCallback(lam=LAM)
+    with pytest.raises(RuntimeError, match="takes one PSPCallback, but a second one was added"):
+        fit(Both(), PSPCallback(lam=LAM), At("on_train_batch_end", 2, lambda callbacks: callbacks.append(second)))
+
+
 def test_one_that_was_used_before_starts_anew():
     callback = PSPCallback(lam=LAM, schedule="learning_rate")
     fit(Both(), callback)

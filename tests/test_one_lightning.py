@@ -6,7 +6,6 @@ and PyTorch is not copied.
 
 import os
 import subprocess
-import sys
 import sysconfig
 import venv
 from pathlib import Path
