@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from torch import Tensor
 
 from lightning_psp.arguments import check_choice
+from lightning_psp.capture.provenance import Potential
 from lightning_psp.functional.estimate import EntropyEstimate
 from lightning_psp.functional.validation import MAX_ORDER, UNITS, Unit
 from lightning_psp.layer_entropies import LayerEntropies
@@ -78,9 +79,13 @@ class EntropyMeasure:
         if not self._waits_for_others:
             self._check()
 
-    def add(self, layer: str, z: Tensor, unit_dim: int) -> None:
-        """Counts a layer's potentials ``[batch, …]`` of the running step."""
-        self._entropies.add(layer, z, unit_dim)
+    def add(self, potential: Potential[Any], z: Tensor) -> None:
+        """Counts potentials ``[batch, …]`` of the running step."""
+        self._entropies.add(potential.layer, z, potential.unit_dim, potential, potential.evaluation)
+
+    def discard(self, potential: Potential[Any]) -> None:
+        """Forgets what turned out to be no potential of its own."""
+        self._entropies.discard(potential)
 
     def end_batch(self, not_hidden: Sequence[str], output_sizes: set[int], logit_sizes: set[int]) -> None:
         """Ends the batch; see :meth:`LayerEntropies.end_batch`. The number of logits is that of the classes."""

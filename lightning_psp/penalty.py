@@ -80,12 +80,15 @@ def layer_penalties(potentials: Mapping[str, Tensor], reduction: Reduction = "me
     if not potentials:
         raise ValueError("Expected argument `potentials` to hold at least one layer but got none.")
     unit_dims: Mapping[str, int] = getattr(potentials, "unit_dims", {})
+    parts_of: Mapping[str, tuple[str, int]] = getattr(potentials, "layers", {})
     depends_on_parameters = any(potential.requires_grad for potential in potentials.values())
-    terms = {
-        layer: _layer_penalty(layer, potential, reduction, unit_dims.get(layer, 1))
-        for layer, potential in potentials.items()
-        if potential.requires_grad or not depends_on_parameters
-    }
+    layers: dict[str, dict[int, list[tuple[Tensor, int]]]] = {}
+    for entry, potential in potentials.items():
+        if potential.requires_grad or not depends_on_parameters:
+            layer, part = parts_of.get(entry, (entry, 0))
+            _check(entry, potential)
+            layers.setdefault(layer, {}).setdefault(part, []).append((potential, unit_dims.get(entry, 1)))
+    terms = {layer: _layer_penalty(layer, [*parts.values()], reduction) for layer, parts in layers.items()}
     return {layer: term / len(terms) for layer, term in terms.items()} if reduction == "mean" else terms
 
 
@@ -99,7 +102,7 @@ def count_units(potential: Tensor, unit_dim: int) -> int:
     return potential.shape[unit_dim] if potential.ndim > 1 else 1
 
 
-def _layer_penalty(layer: str, potential: Tensor, reduction: Reduction, unit_dim: int) -> Tensor:
+def _check(layer: str, potential: Tensor) -> None:
     if not potential.is_floating_point():
         raise TypeError(
             f"Expected the potentials of layer {layer!r} to be real floating point but got {potential.dtype}."
@@ -108,9 +111,39 @@ def _layer_penalty(layer: str, potential: Tensor, reduction: Reduction, unit_dim
         raise ValueError(
             f"Expected the potentials of layer {layer!r} to hold values but got shape {[*potential.shape]}."
         )
-    accumulated = potential.to(accumulation_dtype(potential.dtype))
+
+
+def _layer_penalty(layer: str, parts: list[list[tuple[Tensor, int]]], reduction: Reduction) -> Tensor:
+    """The term of a layer from the passes of each of its parts."""
     if reduction == "squared_mean":
-        return accumulated.mean(dim=0).square().mean()
+        means = [_mean_over_batch(layer, [potential for potential, _ in passes]) for passes in parts]
+        count = sum(mean.numel() for mean in means)
+        return _add_up([mean.square().sum() for mean in means]) / count
     if reduction == "mean":
-        return accumulated.square().mean()
-    return 0.5 * count_units(potential, unit_dim) * accumulated.square().mean()
+        passes = [potential for passes in parts for potential, _ in passes]
+        return _add_up([_square_sum(potential) for potential in passes]) / sum(map(Tensor.numel, passes))
+    terms = []
+    for passes_of_part in parts:
+        observations = sum(potential.numel() // count_units(potential, dim) for potential, dim in passes_of_part)
+        total = _add_up([_square_sum(potential) for potential, _ in passes_of_part])
+        terms.append(total / (2 * observations))
+    return _add_up(terms)
+
+
+def _mean_over_batch(layer: str, passes: list[Tensor]) -> Tensor:
+    if any(potential.shape[1:] != passes[0].shape[1:] for potential in passes):
+        raise ValueError(
+            f"The passes of layer {layer!r} have different shapes:"
+            f" {', '.join(str([*potential.shape]) for potential in passes)}. Their mean over the batch, which"
+            " reduction='squared_mean' needs, is not defined; use reduction='mean'."
+        )
+    sums = [potential.sum(dim=0, dtype=accumulation_dtype(potential.dtype)) for potential in passes]
+    return torch.stack(sums).sum(dim=0) / sum(len(potential) for potential in passes)
+
+
+def _square_sum(potential: Tensor) -> Tensor:
+    return potential.to(accumulation_dtype(potential.dtype)).square().sum()
+
+
+def _add_up(terms: list[Tensor]) -> Tensor:
+    return terms[0] if len(terms) == 1 else torch.stack([term.to(terms[0].device) for term in terms]).sum()

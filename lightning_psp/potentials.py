@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +18,17 @@ from lightning_psp.selection import LayerSelection
 class Potentials(dict[str, Tensor]):
     """Layer name to potentials, in order of call.
 
-    `unit_dims` holds the dimension of each layer's neurons.
+    Passes of a layer whose shapes differ, and parts of a layer that enter several nonlinearities, are entries of their
+    own, ``name``, ``name:1``, ….
+
+    `unit_dims` holds the dimension of the neurons of each entry, `layers` its layer and which part of that it is.
     """
 
     def __init__(self) -> None:
         """Starts without any layer."""
         super().__init__()
         self.unit_dims: dict[str, int] = {}
+        self.layers: dict[str, tuple[str, int]] = {}
 
 
 @contextmanager
@@ -40,9 +43,10 @@ def record_potentials(
     """Records the potentials of a network while the block runs.
 
     A potential is the tensor that enters a nonlinearity: a module, a function or a method, in place or not. The
-    network's return value (or the tensor that enters its own loss) is the output layer. Each call of a nonlinearity
-    within one call of the network is a layer of its own; the passes of several calls of the network are concatenated
-    along the batch. Calls under `torch.no_grad()` inside a block that was entered with gradient are left out.
+    output layer is what enters the softmax or sigmoid of a loss, and what the network returned and the loss reaches;
+    where the block sees no loss, what the network returned. Neurons that are evaluated again are the same layer: the
+    passes are concatenated along the batch. Calls under `torch.no_grad()` inside a block that was entered with gradient
+    are left out.
 
     In recurrent layers the gates' pre-activations are the potentials, ``[batch, time, gates · hidden]``, or the rows
     ``[sum of lengths, gates · hidden]`` of packed sequences. Each direction of each level is a layer: ``rnn``, or
@@ -61,8 +65,7 @@ def record_potentials(
         ends and when the block ends.
 
     Raises:
-        ValueError: at the end of the block, if no layer was found or a pattern matches none; if the passes of a layer
-            cannot be concatenated.
+        ValueError: at the end of the block, if no layer was found or a pattern matches none.
         RuntimeError: if a potential is overwritten in place after its nonlinearity has read it.
         NotImplementedError: if a fused function hides the potentials of a layer, or the network uses reentrant
             activation checkpoints of another library.
@@ -81,11 +84,10 @@ def record_potentials(
     recorded = Potentials()
 
     def keep(z: Tensor, potential: Potential[_Recorded], in_place: bool) -> _Recorded:
-        value = z.clone() if in_place else z
-        return _Recorded(value, None if value.is_inference() else value._version)
+        return _Recorded(z.clone() if in_place else z)
 
     nonlinearities = find_nonlinearities(activations)
-    capture = Capture(module, nonlinearities, selection, keep, root_is_network=True, tracks_units=True, reduction=None)
+    capture = Capture(module, nonlinearities, selection, keep, tracks_units=True, reduction=None)
     capture.on_outputs = lambda: _collect(capture, selection, recorded)
     try:
         with capture:
@@ -115,36 +117,63 @@ def check_module(module: nn.Module) -> None:
             )
 
 
-class _Recorded(NamedTuple):
+class _Recorded:
     """A potential and the version of its values when its nonlinearity read them."""
 
-    value: Tensor
-    version: int | None
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+        self._version = None if value.is_inference() else value._version
+
+    def preserve(self) -> None:
+        """Copies the potential, which is about to be overwritten."""
+        if self.is_unchanged:
+            self.__init__(self.value.clone())  # type: ignore[misc]
+
+    def release(self) -> None:
+        """Has nothing to let go of."""
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether nothing else was written where the potential was."""
+        return self._version is None or self.value._version == self._version
 
 
 def _collect(capture: Capture[_Recorded], selection: LayerSelection, recorded: Potentials) -> None:
-    passes: dict[str, list[Tensor]] = {}
+    passes: dict[tuple[str, int], list[tuple[Tensor, int]]] = {}
     for potential in capture.potentials:
         if potential.kept is not None and selection.selects(potential.layer, potential.is_output):
-            value, version = potential.kept
-            if version is not None and value._version != version:
+            if not potential.kept.is_unchanged:
                 raise RuntimeError(
                     f"The potentials of layer {potential.layer!r} were overwritten in place after their nonlinearity"
                     " had read them. Write the operation that follows out of place (`x = x + y` for `x += y`), or leave"
                     " the layer out with the argument `exclude`."
                 )
-            passes.setdefault(potential.layer, []).append(value)
-            recorded.unit_dims[potential.layer] = potential.unit_dim
-    last = next((tensors[-1] for tensors in reversed(passes.values())), None)
+            passes.setdefault((potential.layer, potential.part), []).append((potential.kept.value, potential.unit_dim))
+    last = next((tensors[-1][0] for tensors in reversed(passes.values())), None)
     if last is not None:
         reach(last)  # raises an error where a checkpoint hides potentials
     recorded.clear()
-    for layer, tensors in passes.items():
-        try:
-            recorded[layer] = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
-        except RuntimeError as error:
-            raise ValueError(
-                f"The passes of layer {layer!r} cannot be concatenated along the batch: their shapes are"
-                f" {', '.join(str([*tensor.shape]) for tensor in tensors)}. Record each call of the network in a"
-                " block of its own."
-            ) from error
+    recorded.unit_dims.clear()
+    recorded.layers.clear()
+    names = {layer for layer, _ in passes}
+    for (layer, part), tensors in passes.items():
+        for tensor, unit_dim in _concatenated(tensors):
+            name, number = layer, 0
+            while name in recorded or (number and name in names):
+                number += 1
+                name = f"{layer}:{number}"
+            recorded[name] = tensor
+            recorded.unit_dims[name] = unit_dim
+            recorded.layers[name] = layer, part
+
+
+def _concatenated(passes: list[tuple[Tensor, int]]) -> list[tuple[Tensor, int]]:
+    """The passes of one part of a layer, those that fit as one tensor."""
+    fitting: dict[tuple[object, ...], list[Tensor]] = {}
+    for tensor, unit_dim in passes:
+        shape = tensor.shape[1:], tensor.dtype, tensor.device, unit_dim
+        fitting.setdefault(shape, []).append(tensor)
+    return [
+        (torch.cat(tensors) if len(tensors) > 1 else tensors[0], unit_dim)
+        for (_, _, _, unit_dim), tensors in fitting.items()
+    ]  # type: ignore[misc]

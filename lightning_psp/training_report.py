@@ -36,15 +36,6 @@ def report_epoch(say: OnceAFit, watch: Watch, layer_factor: Callable[[str], floa
             " the `forward` of a module.",
             is_warning=False,
         )
-    if watch.written_out:
-        layer, name = next(iter(watch.written_out.items()))
-        say(
-            "written out",
-            f"Layer {layer!r} lies inside {name}, a module without weights that computes something before this"
-            " nonlinearity. If the module is an activation written out, name it, and what enters it is the potential:"
-            f" activations=({name!r},).",
-            is_warning=False,
-        )
     if watch.adds_gradients and not (watch.penalised_layers or watch.entropy_layers):
         say(
             "nothing",

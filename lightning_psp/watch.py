@@ -71,7 +71,6 @@ class Watch:
         self.fused: dict[str, None] = {}  # modules left out whose potentials could not be seen
         self.left_out: dict[str, None] = {}  # layers whose potentials are complex, sparse or nested
         self.in_losses: dict[str, None] = {}  # nonlinearities in the step that were taken for parts of the loss
-        self.written_out: dict[str, str] = {}  # layers inside of what may be an activation written out, and its class
         self.chosen_layers: dict[str, None] = {}  # those of them that are to be penalised
         self.has_trained = False
         self.takes_samples = False
@@ -90,16 +89,17 @@ class Watch:
         self._classes: BatchClasses | None = None  # of the batch of the running training step
         self._injector = Injector(reduction, layer_factor, entropy.weight)
         self._is_training = False
+        self._is_running = False
         self._capture: Capture[AnyTap] = Capture(
             module,
             nonlinearities,
             selection,
             self._keep,
-            root_is_network=False,
             tracks_units=reduction == "sum" or measure.unit == "channel",
             reduction=reduction,
         )
         self._capture.on_backward = self._check_backward
+        self._capture.on_drop = measure.discard
         self._strategy = trainer.strategy
         for name in _WRAPPED:
             former = vars(self._strategy).get(name)
@@ -140,9 +140,9 @@ class Watch:
         return sums
 
     def layers_not_hidden(self) -> list[str]:
-        """The output layers of the last step, and what is no layer of the network."""
+        """The output layers of the last step."""
         seen = self._capture.potentials
-        return [potential.layer for potential in seen if potential.is_output or self._is_of_data(potential)]
+        return [potential.layer for potential in seen if potential.is_output]
 
     def output_sizes(self) -> set[int]:
         """Numbers of units of the output layers of the last step."""
@@ -177,7 +177,8 @@ class Watch:
             loss: the tensor whose `backward` is about to be called.
             scale: the factor by which the user's loss was multiplied to give it.
         """
-        self._capture.outputs.resolve(loss)
+        if self._is_running:  # with manual optimisation
+            self._capture.settle([self._capture.edge(loss)])
         self._note_layers()
         self._injector.disarm()
         terms = self._injector.arm(loss, self._taps(), self.lam, scale)
@@ -194,25 +195,19 @@ class Watch:
 
     def _taps(self) -> list[AnyTap]:
         # What is kept was selected; but some potentials turn out to be an output later.
-        takes_output, is_training = self._selection.output, self._is_training
+        takes_output = self._selection.output
         return [
             potential.kept
             for potential in self._capture.potentials
             if potential.kept is not None
             and (takes_output or not potential.is_output)
-            and (is_training or not self._is_of_data(potential))
         ]
-
-    def _is_of_data(self, potential: Potential[AnyTap]) -> bool:
-        # Without gradient, a nonlinearity of targets looks like one of a loss. Training has shown which it is.
-        is_outside = bool(potential.label) and not self._is_training
-        return is_outside and self.has_trained and potential.layer not in self.layers
 
     def _keep(self, z: Tensor, potential: Potential[AnyTap], in_place: bool) -> AnyTap:
         is_penalised = self._is_training and self.lam * self._layer_factor(potential.layer) != 0.0
         is_value = self._capture.reduction is None  # of a compiled function, too
         if is_value and not potential.is_output:
-            self._measure.add(potential.layer, z, potential.unit_dim)
+            self._measure.add(potential, z)
         if potential.measured is not None and not is_value:
             if self.takes_samples and self._is_training:
                 self.unsampled[potential.layer] = None
@@ -256,11 +251,17 @@ class Watch:
         self._capture.redirected = self._strategy.model is not self._strategy.lightning_module
         try:
             with self._capture:
+                self._is_running = True
                 output = step(*args, **kwargs)
-                self._capture.outputs.resolve(_loss_in(output))
+                loss = _loss_in(output)
+                edge = None if loss is None else self._capture.edge(loss)
+                is_loss = edge is not None and edge[0] is not None
+                self._capture.settle([edge] if is_loss else self._capture.outputs.losses())
         except BaseException:
             self.release()
             raise
+        finally:
+            self._is_running = False
         # A network may have other layers in training than in the validation between its epochs.
         if is_training or self._trainer.state.fn != "fit":
             self._note_layers()
@@ -271,7 +272,6 @@ class Watch:
             self.layers[potential.layer] = None
         self.fused.update(self._capture.fused_calls.left_out)
         self.in_losses.update(self._capture.outputs.in_losses)
-        self.written_out.update(self._capture.written_out)
         for layer in self._capture.left_out:
             if self._selection.selects(layer):
                 self.left_out[layer] = None

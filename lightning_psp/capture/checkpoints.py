@@ -22,7 +22,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import CheckpointFunction
 
-from lightning_psp.capture.nonlinearities import Activation, TorchFunction
+from lightning_psp.capture.functions import TorchFunction
+from lightning_psp.capture.nonlinearities import Activation
 
 # What torch's `checkpoint` calls, by the name it has in this version of torch.
 _GENERATORS = [

@@ -1,35 +1,77 @@
-"""The modules whose forward is running, and their paths in the network."""
+"""The modules whose forward is running, their paths in the network, and the names of places in their code."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
+from enum import Enum, auto
 from typing import Any, NamedTuple
 
 from torch import nn
 from torch.nn.modules import activation as activation_modules
+from torch.nn.utils.parametrize import ParametrizationList
 
-from lightning_psp.capture.provenance import Potential
+from lightning_psp.capture.provenance import Origin, Potential, Source, is_within
 
 _ACTIVATION_MODULES: tuple[type[nn.Module], ...] = tuple(
     getattr(activation_modules, name) for name in activation_modules.__all__ if name != "MultiheadAttention"
 )
+# An activation that is written out may have a few slopes of its own.
+_MOST_SLOPES = 4
 
 
-class Frame(NamedTuple):
-    """A module whose forward is running.
+class Kind(Enum):
+    """What a module may be besides a part of the network.
+
+    - NAMED: an activation, for the user says so.
+    - ACTIVATION: one of torch's own.
+    - CANDIDATE: somebody's module that may turn out to be an activation that is written out.
+    - PARAMETRIZATION: it makes a weight.
+    """
+
+    NAMED = auto()
+    ACTIVATION = auto()
+    CANDIDATE = auto()
+    PARAMETRIZATION = auto()
+
+
+class Known(NamedTuple):
+    """What is known of a module.
+
+    Args:
+        path: its path in the network; None if it lies outside.
+        has_weights: whether it has parameters, its own or inside of it.
+        kind: what it may be besides.
+    """
+
+    path: str | None
+    has_weights: bool
+    kind: Kind | None
+
+
+class Frame:
+    """A call of a module whose forward is running.
 
     Args:
         module: the module.
-        path: its path in the network; None if it lies outside.
-        starts_call: whether it is an outermost call of the network.
-        potential: what entered it, where it is a nonlinearity as a whole.
+        known: what is known of it.
     """
 
-    module: nn.Module
-    path: str | None
-    starts_call: bool
-    potential: Potential[Any] | None
+    __slots__ = ("first", "given", "known", "module", "potential", "starts_call", "turns")
+
+    def __init__(self, module: nn.Module, known: Known) -> None:
+        self.module = module
+        self.known = known
+        self.starts_call = False  # whether it is an outermost call of the network
+        self.potential: Potential[Any] | None = None  # what entered it, where it is a nonlinearity as a whole
+        self.given: Origin | None = None  # the one tensor that a candidate was called with
+        self.first = 0  # number of potentials before it
+        self.turns: dict[str, int] = {}  # how often each name of a place was given
+
+    @property
+    def path(self) -> str | None:
+        """Path of the module in the network; None if it lies outside."""
+        return self.known.path
 
 
 class Frames:
@@ -37,57 +79,131 @@ class Frames:
 
     Args:
         root: the network; paths are relative to it.
+        named: the module classes that the user takes for activations.
     """
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, named: tuple[type[nn.Module], ...]) -> None:
         self._root = root
-        self._frames: dict[nn.Module, Frame] = {}  # of a call within a call of the network
-        self._foreign: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._named = named
+        self._known: dict[nn.Module, Known] = {}
+        self._foreign: weakref.WeakKeyDictionary[nn.Module, Known] = weakref.WeakKeyDictionary()
+        self._parameters: dict[int, str] = {}
         self.running: list[Frame] = []
+        self.start()
+
+    def start(self, running: Iterable[Frame] = ()) -> None:
+        """Starts a new step, with these modules running."""
+        # Copies, for who counts places in them is another one.
+        self.resumed = [Frame(frame.module, frame.known) for frame in running]
+        self.running = list(self.resumed)
+        self.outside = Frame(self._root, Known("", True, None))  # of every module
+        self._parameters = {}
 
     def modules(self) -> Iterable[nn.Module]:
         """All modules of the network."""
-        if not self._frames:
+        if not self._known:
             self._find_paths()
-        return self._frames
+        return self._known
 
     def frame_of(self, module: nn.Module) -> Frame:
-        """A frame for a call of a module within a call of the network."""
-        frame = self._frames.get(module)
-        if frame is None and (module._parameters or module._modules) and module not in self._foreign:
-            self._find_paths()  # a module that was added since
-            frame = self._frames.get(module)
-            if frame is None:
-                self._foreign.add(module)
-        return Frame(module, None, False, None) if frame is None else frame
+        """A frame for a call of a module."""
+        known = self._known.get(module) or self._foreign.get(module)
+        if known is None:
+            if module._parameters or module._modules:
+                self._find_paths()  # a module that was added since
+            known = self._known.get(module)
+            if known is None:
+                known = self._foreign[module] = self._describe(module, None)
+        return Frame(module, known)
+
+    def name_of_parameter(self, parameter: Any) -> str | None:
+        """The name of a parameter of the network; None if it is none of it."""
+        if not self._parameters:
+            self._parameters = {id(found): _cleaned(name) for name, found in self._root.named_parameters()}
+        return self._parameters.get(id(parameter))
 
     def module_at(self, path: str) -> nn.Module | None:
         """The innermost module that has this path."""
-        return next((module for module, frame in reversed(self._frames.items()) if frame.path == path), None)
+        return next((module for module, known in reversed(self._known.items()) if known.path == path), None)
 
     def innermost_path(self) -> str:
         """Path of the innermost running module of the network; empty outside of them."""
-        innermost = self._innermost()
-        return "" if innermost is None or innermost.path is None else innermost.path
+        return next((frame.path for frame in reversed(self.running) if frame.path is not None), "")
 
     def host(self, label: str) -> str:
-        """The name of a layer whose potential is no module's output."""
-        innermost = self._innermost()
-        if innermost is None or not innermost.path:
-            return label
-        is_activation = isinstance(innermost.module, _ACTIVATION_MODULES)
-        return innermost.path if is_activation else f"{innermost.path}.{label}"
+        """Where a nonlinearity is called, for a reader."""
+        path = self.innermost_path()
+        return f"{path}.{label}" if path else label
 
-    def _innermost(self) -> Frame | None:
-        frame: Frame
+    def name_place(self, source: Source, label: str, activation: Frame | None = None) -> None:
+        """Names neurons after the place in the code where their potential enters a nonlinearity.
+
+        Args:
+            source: the neurons.
+            label: the nonlinearity's name.
+            activation: the nonlinearity, where it is a module.
+        """
+        caller = self.outside
         for frame in reversed(self.running):
-            if frame.path is not None:
-                return frame
-        return None
+            if frame.known.kind in (Kind.ACTIVATION, Kind.NAMED):
+                activation = activation or frame
+            elif frame.path is not None and frame is not activation:
+                caller = frame
+                break
+        assert caller.path is not None
+        name = f"{caller.path}.{label}" if caller.path else label
+        if activation is not None and activation.path and is_within(activation.path, caller.path):
+            name = activation.path
+        _count(caller, source, name)
+
+    def count_place(self, source: Source, name: str) -> None:
+        """Names neurons after a place in the innermost running module."""
+        _count(next((frame for frame in reversed(self.running) if frame.path is not None), self.outside), source, name)
 
     def _find_paths(self) -> None:
-        # The module that `torch.compile` puts around another one has the same name.
-        self._frames = {
-            module: Frame(module, ".".join(part for part in path.split(".") if part != "_orig_mod"), False, None)
-            for path, module in self._root.named_modules()
-        }
+        self._parameters = {}
+        self._known = {module: self._describe(module, _cleaned(path)) for path, module in self._root.named_modules()}
+
+    def _describe(self, module: nn.Module, path: str | None) -> Known:
+        has_weights = next(module.parameters(), None) is not None
+        kind = None
+        if isinstance(module, self._named):
+            kind = Kind.NAMED
+        elif isinstance(module, ParametrizationList):
+            kind = Kind.PARAMETRIZATION
+        elif isinstance(module, _ACTIVATION_MODULES):
+            kind = Kind.ACTIVATION
+        elif module is not self._root and _may_be_activation(module):
+            kind = Kind.CANDIDATE
+        return Known(path, has_weights, kind)
+
+
+def _count(caller: Frame, source: Source, name: str) -> None:
+    turn = caller.turns.get(name, 0)
+    caller.turns[name] = turn + 1
+    source.place = f"{name}:{turn}" if turn else name
+    source.turn = (caller.turns, name, turn)
+
+
+def take_back(source: Source) -> None:
+    """Gives a name of a place free, if it was the last one given there."""
+    if source.turn is not None:
+        turns, name, turn = source.turn
+        if turns.get(name) == turn + 1:
+            turns[name] = turn
+        source.place = source.turn = None
+
+
+def _may_be_activation(module: nn.Module) -> bool:
+    slopes = [parameter for parameter in module._parameters.values() if parameter is not None]
+    return (
+        not type(module).__module__.startswith("torch.nn.")
+        and len(slopes) <= _MOST_SLOPES
+        and all(sum(size > 1 for size in slope.shape) <= 1 for slope in slopes)
+        and all(next(child.parameters(), None) is None for child in module.children())
+    )
+
+
+def _cleaned(path: str) -> str:
+    # The module that `torch.compile` puts around another one has the same name.
+    return ".".join(part for part in path.split(".") if part != "_orig_mod")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic
 
-from lightning_psp.capture.nonlinearities import Nonlinearities, TorchFunction
+from lightning_psp.capture.functions import TorchFunction
+from lightning_psp.capture.nonlinearities import Nonlinearities
 from lightning_psp.capture.provenance import Handler, Kept, Potential, tensors_in
 from lightning_psp.capture.recurrent import RECURRENT_MODULES, attach, parse_call
 
@@ -41,21 +42,23 @@ class FusedCalls(Generic[Kept]):
         inside = capture.frames.running[-1] if capture.frames.running else None
         is_module = inside is not None and isinstance(inside.module, RECURRENT_MODULES)
         path = (inside.path if inside is not None and is_module else None) or capture.frames.host(name)
-        network_call = capture.call or capture.step_call
+        evaluation = object()
         added: list[Potential[Kept]] = [
-            Potential(network_call.number(layer), -1, is_output=False) for layer in call.layers(path)
+            Potential(layer, evaluation, -1, is_output=False) for layer in call.layers(path)
         ]
         chosen = [capture.selection.selects(potential.layer) for potential in added]
         result, potentials = call.run(chosen) if any(chosen) else (func(*args, **kwargs), [])
         for potential, z in zip(added, potentials, strict=False):
             if z is not None:
+                potential.units = z.shape[-1]
                 potential.kept = capture.keep(z, potential, False)
         if capture.penalises:
             result = attach(result, [z for z in potentials if z is not None])
         for tensor in tensors_in(result):
-            capture.provenance.of(tensor).unit_dim = -1
+            capture.provenance.renew(tensor).unit_dim = -1
+            capture.provenance.of(tensor).is_made = True
             for potential in added:
-                potential.add_result(tensor)
+                potential.results.append(capture.edge(tensor))
         capture.potentials.extend(added)
         return result
 

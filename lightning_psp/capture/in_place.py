@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lightning_psp.capture.nonlinearities import TorchFunction
+from lightning_psp.capture.functions import TorchFunction
 from lightning_psp.capture.provenance import swap
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ def replace_memory(capture: Capture[Any], func: TorchFunction, args: tuple[Any, 
     capture.provenance.exchange(z, held)  # before the graph holds the potential: what it holds cannot change places
     result = activation.out_of_place(func, (held, *args[1:]), kwargs)
     swap(z, result)
-    potential = capture.add(held, capture.frames.host(activation.label), False, is_output=False)
-    potential.add_result(z)
-    capture.provenance.record_result(z, potential)
+    potential = capture.add(held, activation.label, False, is_output=False)
+    potential.results.append(capture.edge(z))
+    capture.provenance.record_result(z, capture.provenance.of(held), potential)
     return z
 
 
@@ -50,14 +50,10 @@ def overwrite_view(
         kwargs: the others.
     """
     copied = z.clone()
-    origin = capture.provenance.of(z)
-    duplicate = capture.provenance.of(copied)
-    duplicate.path, duplicate.call, duplicate.unit_dim = origin.path, origin.call, origin.unit_dim
-    potential = capture.add(
-        copied, capture.frames.host(capture.nonlinearities.hidden[func].label), True, is_output=False
-    )
+    capture.provenance.copy(z, copied)
+    potential = capture.add(copied, capture.nonlinearities.hidden[func].label, True, is_output=False)
     result = func(copied, *args[1:], **{key: value for key, value in kwargs.items() if key != "input"})
-    potential.add_result(result)
+    potential.results.append(capture.edge(result))
     z.copy_(result)
-    capture.provenance.record_result(z, potential)
+    capture.provenance.record_result(z, capture.provenance.of(copied), potential)
     return z

@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.loss import _Loss
-from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 from torchmetrics import Metric, MetricCollection
 
 from lightning_psp.capture.checkpoints import Checkpoints, in_backward
-from lightning_psp.capture.frames import Frames
+from lightning_psp.capture.frames import Frame, Frames, Kind, take_back
+from lightning_psp.capture.functions import CHANNELS, Role, TorchFunction, overwriting, roles
 from lightning_psp.capture.fused_calls import FusedCalls
 from lightning_psp.capture.in_place import overwrite_view, replace_memory
 from lightning_psp.capture.kinds import is_of_another_kind, is_transformed
+from lightning_psp.capture.losses import LossCalls
 from lightning_psp.capture.module_calls import has_one_listener, told_of_module_calls
-from lightning_psp.capture.nonlinearities import Nonlinearities, TorchFunction
-from lightning_psp.capture.outputs import OutputFinder
-from lightning_psp.capture.provenance import Handler, Kept, NetworkCall, Potential, Provenance, tensors_in
+from lightning_psp.capture.nonlinearities import Nonlinearities
+from lightning_psp.capture.outputs import Call, OutputFinder, Target
+from lightning_psp.capture.provenance import (
+    GATED,
+    LINEAR,
+    Handler,
+    Join,
+    Kept,
+    Origin,
+    Potential,
+    Provenance,
+    Source,
+    number_parts,
+    tensors_in,
+)
 from lightning_psp.capture.recurrent import RECURRENT_MODULES
+from lightning_psp.capture.shadow import ShadowNode, edge_of, note_call, start_call
 from lightning_psp.compilation.runs import announce_graph, told_of_graphs
-from lightning_psp.gradient.graph import reach_from
+from lightning_psp.gradient.graph import Edge, edges_below
 from lightning_psp.penalty import Reduction
 from lightning_psp.selection import LayerSelection
 
@@ -33,9 +46,8 @@ Other = TypeVar("Other")
 
 _is_traced = torch.compiler.is_dynamo_compiling
 
-# Of which other nonlinearities are made.
-_BUILDING_BLOCKS = ("sigmoid", "softplus", "tanh")
-_NO_NETWORK = (_Loss, nn.PairwiseDistance, nn.CosineSimilarity, Metric, MetricCollection)
+_NO_NETWORK = (Metric, MetricCollection)
+_SIGMOIDS = ("sigmoid", "softplus", "logsigmoid")
 
 
 class Capture(TorchFunctionMode, Generic[Kept]):
@@ -47,7 +59,6 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         selection: the layers for which `keep` is called.
         keep: called with each potential, before its nonlinearity runs, as `keep(z, potential, in_place)`;
             what it returns is stored in the potential.
-        root_is_network: whether a call of `root` is a call of the network, its return value the network's output.
         tracks_units: whether `unit_dim` of the potentials is needed.
         reduction: reduction of a penalty whose gradient compiled functions are to add; None if they are to give the
             potentials themselves.
@@ -59,7 +70,6 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         nonlinearities: Nonlinearities,
         selection: LayerSelection,
         keep: Callable[[Tensor, Potential[Kept], bool], Kept],
-        root_is_network: bool,
         tracks_units: bool,
         reduction: Reduction | None,
     ) -> None:
@@ -67,40 +77,38 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.potentials: list[Potential[Kept]] = []
         self.on_backward: Callable[[Tensor], None] | None = None  # called before a backward pass inside the watch
         self.on_outputs: Callable[[], None] | None = None  # called when the output layer of a call is known
+        self.on_drop: Callable[[Potential[Kept]], None] | None = None  # called with what turns out to be no potential
         self.redirected = False  # whether the first call of root stands for a step of training, not for the network
         self.penalises = False  # whether potentials are to lie on the path to a loss where they have no other use
         self.root = root
         self.nonlinearities = nonlinearities
         self.set_reduction(reduction)
-        self._special_classes: tuple[type[nn.Module], ...] = (ParametrizationList, *nonlinearities.module_classes)
         self.selection = selection
         self.keep = keep
-        self.root_is_network = root_is_network
         self._tracks_units = tracks_units
         self.fused_calls = FusedCalls(self)
-        self.written_out: dict[str, str] = {}  # layers inside of what may be an activation written out, and its class
         self.left_out: dict[str, None] = {}  # where complex, sparse and nested tensors enter nonlinearities
-        self.provenance = Provenance(nonlinearities, tracks_units)
-        self.frames = Frames(root)
+        self.frames = Frames(root, nonlinearities.module_classes)
+        self.provenance = Provenance(tracks_units, self.frames.name_of_parameter)
         self._scope = ExitStack()
         self.skips_without_grad = False  # whether calls without gradient are none of the watch's
         self.suppressed = 0
         self._is_suspended = False
-        self.outputs = OutputFinder(self)
-        self.checkpoints = Checkpoints(
-            {**dict.fromkeys(self.outputs.handlers(nonlinearities)), **nonlinearities.hidden}
-        )
+        self.outputs: OutputFinder[Kept] = OutputFinder()
+        self.losses = LossCalls(self)
+        self.checkpoints = Checkpoints({**dict.fromkeys(self.losses.handlers(nonlinearities)), **nonlinearities.hidden})
+        self._roles = {**overwriting(), **roles()}
         self._handlers = self._make_handlers()
         self._start()
 
     def _make_handlers(self) -> dict[TorchFunction, Handler]:
         known = self.nonlinearities
-        handlers: dict[TorchFunction, Handler] = {
-            **self.provenance.handlers,
-            Tensor.backward: self._backward,
-            torch.autograd.grad: self._differentiate,
-        }
-        handlers.update(self.outputs.handlers(known))
+        by_role = {**self.provenance.handlers, Role.ARITHMETIC: self._pointwise, Role.POINTWISE: self._pointwise}
+        by_role[Role.WEIGHING] = self._weigh
+        handlers: dict[TorchFunction, Handler] = {function: by_role[role] for function, role in roles().items()}
+        handlers.update(dict.fromkeys(overwriting(), self._overwrite))
+        handlers.update({Tensor.backward: self._backward, torch.autograd.grad: self._differentiate})
+        handlers.update(self.losses.handlers(known))
         handlers.update(self.fused_calls.handlers(known))
         handlers.update(dict.fromkeys(known.hidden, self._activation))
         return handlers
@@ -110,14 +118,17 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     def _start(self) -> None:
         self.potentials = []
         self.provenance.clear()
-        self.frames.running = []
+        self.frames.start()
         self.suppressed = 0
         self.saw_empty_batch = False
         self.has_skipped = False  # whether something was not counted because it came without gradient
-        self.step_call = NetworkCall()
-        self.call: NetworkCall | None = None
+        self.in_call = False  # whether the network is running
         self.number_of_calls = 0
+        self._node: ShadowNode | None = None  # of the function that is running, where there is no gradient
+        self._outside: list[Potential[Kept]] = []  # of which only the losses tell whether they belong to these
+        self._settled: list[tuple[Potential[Kept], bool]] = []  # taken for output layers, and whether for this alone
         self.outputs.start()
+        self.losses.start()
 
     def __enter__(self) -> Capture[Kept]:
         """Starts a new watch."""
@@ -140,13 +151,14 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         finally:
             self._scope.close()
-            self.frames.running = []
-        if error is None:
-            self.outputs.resolve()
-            if self.on_outputs is not None:
-                self.on_outputs()
+            self.frames.start()
+        if error is None and self.on_outputs is not None:
+            self.settle(self.outputs.losses())
+            self.on_outputs()
         self.provenance.clear()
         self.outputs.start()
+        self._outside = []
+        self._settled = []
 
     def __torch_function__(
         self, func: TorchFunction, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -154,18 +166,34 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         """Called by torch in place of every torch function."""
         if _is_traced():
             return announce_graph(self._compilation_key, func, args, kwargs or {})
-        handler = None if self._is_suspended else self._handlers.get(func)
-        if handler is None:
-            result = func(*args, **kwargs) if kwargs else func(*args)
-            if self._tracks_units and not self._is_suspended and func not in self.nonlinearities.channels:
-                self.provenance.follow_units(args, result)
-            return result
-        if in_backward():
+        if self._is_suspended or in_backward():
             return func(*args, **(kwargs or {}))
-        if self.checkpoints.regions:
+        kwargs = kwargs or {}
+        has_shadow = not self.skips_without_grad and not torch.is_grad_enabled()
+        if has_shadow:
+            self._node = start_call(self.provenance, getattr(func, "__name__", ""), (args, kwargs))
+        handler = self._handlers.get(func)
+        if handler is None:
+            result = func(*args, **kwargs)
+            self.provenance.note_other(args, result)
+        elif self.checkpoints.regions:
             with self.checkpoints.call(func):
-                return handler(func, args, kwargs or {})
-        return handler(func, args, kwargs or {})
+                result = handler(func, args, kwargs)
+        else:
+            result = handler(func, args, kwargs)
+        if has_shadow:
+            note_call(self.provenance, self._node, result)
+            self._node = None
+        if not self.in_call and isinstance(result, Tensor) and result.ndim == 0 and self.counts():
+            edge = self.edge(result)
+            if edge[0] is not None:
+                self.outputs.note_scalar(result, edge)
+        return result
+
+    def edge(self, tensor: Tensor) -> Edge:
+        """The edge that leads to a tensor in the graph, whether gradient is enabled or not."""
+        found = edge_of(self.provenance, tensor)
+        return found if found[0] is not None or tensor.grad_fn is not None else (self._node, 0)
 
     # --- modules -----------------------------------------------------------------------------------------------
 
@@ -174,32 +202,35 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if self._is_suspended or in_backward():
             return
         frame = self.frames.frame_of(module)
-        if self.redirected and frame.path == "":
+        known = frame.known
+        if self.redirected and known.path == "":
             self.redirected = False
-            frame = frame._replace(path=None)
-        if self.call is None and frame.path is not None and not isinstance(module, _NO_NETWORK):
-            self.call = NetworkCall()
-            self.number_of_calls += 1
-            frame = frame._replace(starts_call=True)
-        if isinstance(module, self._special_classes):
-            if isinstance(module, ParametrizationList):  # makes a weight
-                self.suppressed += 1
-            if isinstance(module, self.nonlinearities.module_classes):
-                frame = frame._replace(potential=self._enter_activation_module(module, frame.path, inputs))
+            frame.known = known._replace(path=None)
+        elif not self.in_call and known.path is not None and not isinstance(module, _NO_NETWORK):
+            if known.has_weights or known.path == "":
+                self.in_call = frame.starts_call = True
+                self.number_of_calls += 1
+        if known.kind is Kind.PARAMETRIZATION:
+            self.suppressed += 1
+        elif known.kind is Kind.NAMED:
+            frame.potential = self._enter_named_activation(module, frame, inputs)
+            self.suppressed += 1
+        elif known.kind is Kind.CANDIDATE and not self.suppressed:
+            given = [value for value in inputs if isinstance(value, Tensor)]
+            if len(given) == 1 and given[0].ndim > 0 and self.is_potential(given[0]):
+                frame.given, frame.first = self.provenance.of(given[0]), len(self.potentials)
         self.frames.running.append(frame)
 
-    def _enter_activation_module(
-        self, module: nn.Module, path: str | None, inputs: tuple[Any, ...]
+    def _enter_named_activation(
+        self, module: nn.Module, frame: Frame, inputs: tuple[Any, ...]
     ) -> Potential[Kept] | None:
-        name = path or type(module).__name__.lower()
+        name = frame.path or type(module).__name__.lower()
         if not inputs:
             raise TypeError(f"Expected the input of activation {name!r} to be passed by position.")
-        potential = None
-        if not self.suppressed and not self.outputs.is_behind and self.is_potential(inputs[0]):
-            in_place = bool(getattr(module, "inplace", False))
-            potential = self.add(inputs[0], name, in_place, is_output=False)
-        self.suppressed += 1
-        return potential
+        if self.suppressed or not self.is_potential(inputs[0]):
+            return None
+        in_place = bool(getattr(module, "inplace", False))
+        return self._meet(inputs[0], type(module).__name__.lower(), in_place, frame)
 
     def leave_module(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Notes what the forward of a module returned."""
@@ -208,23 +239,54 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if not self.frames.running or self.frames.running[-1].module is not module:
             return  # entered before the watch began
         frame = self.frames.running.pop()
-        if isinstance(module, self._special_classes):
+        kind = frame.known.kind
+        if kind is Kind.PARAMETRIZATION or kind is Kind.NAMED:
             self.suppressed -= 1
-            if frame.potential is not None and isinstance(output, Tensor):
-                frame.potential.add_result(output)
-                self.provenance.record_result(output, frame.potential)
+        if frame.potential is not None and isinstance(output, Tensor):
+            frame.potential.results.append(self.edge(output))
+            assert frame.potential.origin is not None
+            self.provenance.record_result(output, frame.potential.origin, frame.potential)
+        is_activation = kind is Kind.NAMED or kind is Kind.ACTIVATION
+        if frame.given is not None:
+            is_activation = self._close_candidate(frame, output)
         if frame.path is None:
             return
-        self.provenance.record_module(frame.path, self.call, output)
         if frame.starts_call:
-            assert self.call is not None
-            self.outputs.note_network(module, frame.path, self.call, output)
-            if self.root_is_network and frame.path == "":
-                self.outputs.resolve()  # still within the call, which a wrapper of the network may have made
-                self.outputs.is_resolved = True
-                if self.on_outputs is not None:
-                    self.on_outputs()
-            self.call = None
+            self._end_call(frame, output)
+        elif frame.known.has_weights and not is_activation:
+            tensors = (output,) if isinstance(output, Tensor) else tensors_in(output)
+            self.provenance.record_module(frame.path, frame, tensors)
+
+    def _end_call(self, frame: Frame, output: Any) -> None:
+        self.in_call = False
+        assert frame.path is not None
+        tensors = [tensor for tensor in tensors_in(output) if tensor.dtype.is_floating_point]
+        if self.counts():  # else a teacher
+            targets = [target for tensor in tensors if (target := self.target(tensor, frame.path)) is not None]
+            is_trained = any(parameter.requires_grad for parameter in frame.module.parameters())
+            edges = [edge for tensor in tensors if (edge := self.edge(tensor))[0] is not None]
+            self.outputs.calls.append(Call(targets, edges, is_trained))
+        self.losses.end_call()
+        if frame.known.has_weights:
+            self.provenance.record_module(frame.path, frame, tensors)
+        for tensor in tensors:
+            if tensor.ndim == 0 and self.edge(tensor)[0] is not None and self.counts():
+                self.outputs.note_scalar(tensor, self.edge(tensor))
+        if frame.path == "" and self.on_outputs is not None:
+            self.settle(self.outputs.losses())
+            self.on_outputs()
+
+    def target(self, tensor: Tensor, path: str) -> Target[Kept] | None:
+        """What a tensor that a network returned stands for, if it may be an output layer."""
+        edge = self.edge(tensor)
+        if tensor.ndim == 0 or edge[0] is None:
+            return None
+        origin = self.provenance.of(tensor)
+        is_term = origin.path is None or origin.is_bent
+        if origin.potential is not None:
+            return Target([edge], None, [origin.potential], path)
+        entering = tensor if origin.entering is None else origin.entering
+        return Target([edge], self.provenance.whole_of(entering), [], path, is_term and origin.entering is None)
 
     # --- compiled functions ----------------------------------------------------------------------------------------
 
@@ -245,15 +307,59 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def duplicate(self, keep: Callable[[Tensor, Potential[Other], bool], Other]) -> Capture[Other]:
         """A capture with the same rules that chooses every layer."""
-        return Capture(self.root, self.nonlinearities, LayerSelection(), keep, self.root_is_network, True, None)
+        return Capture(self.root, self.nonlinearities, LayerSelection(), keep, True, None)
 
     def resume_in(self, other: Capture[Any]) -> None:
         """Takes up the place in the network where another capture is."""
-        self.frames.running = list(other.frames.running)
-        self.outputs.is_resolved = other.outputs.is_resolved
-        self.call = None if other.call is None else NetworkCall()
+        self.frames.start(other.frames.running)
+        self.in_call = other.in_call
 
     # --- functions ---------------------------------------------------------------------------------------------
+
+    def _pointwise(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        role = self._roles[func]
+        assert role is not None
+        join, note = self.provenance.compute(func, role, args, kwargs)
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor):
+            note(result)
+            if join is not None:
+                self._close(join, result, getattr(func, "__name__", "").strip("_"))
+        else:
+            self.provenance.note_other(args, result)
+        return result
+
+    def _overwrite(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        join, note = self.provenance.overwrite(self._roles[func], func, args, kwargs)
+        label = getattr(func, "__name__", "").strip("_")
+        overwritten = self.provenance.find(args[0]) if args else None
+        if overwritten is not None and self._is_of_activation(overwritten, join):
+            self._meet(args[0], label, in_place=True)
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor):
+            note(result)
+            if join is not None:
+                self._close(join, result, label)
+        return result
+
+    def _is_of_activation(self, origin: Origin, join: Join | None) -> bool:
+        """Whether overwriting a tensor overwrites the potential of an activation that is written out."""
+        frame = self.frames.running[-1] if self.frames.running else None
+        is_candidates = frame is not None and frame.given is origin
+        is_joined = join is not None and join.origin is origin
+        tensor = origin.reference()
+        return (is_candidates or is_joined) and not self.suppressed and self.is_potential(tensor)
+
+    def _weigh(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = self.provenance.handlers[Role.WEIGHING](func, args, kwargs)
+        if not self.in_call and isinstance(result, Tensor):
+            origin = self.provenance.find(result)
+            if origin is not None and origin.path is not None and self.counts():
+                # A weight that is used outside of every module is a call of the network.
+                self.number_of_calls += 1
+                edge = self.edge(result)
+                self.outputs.calls.append(Call([Target([edge], result, [], origin.path)], [edge], True))
+        return result
 
     def _activation(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         z = args[0] if args else kwargs.get("input")
@@ -261,41 +367,35 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if self.suppressed or not isinstance(z, Tensor) or not self.is_potential(z) or self._is_of_no_network(z):
             if isinstance(z, Tensor) and is_of_another_kind(z) and not self.suppressed and self.counts():
                 self.left_out[self.frames.host(activation.label)] = None
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            self.provenance.note_other((z,), result)
+            return result
+        origin = self.provenance.of(z)
+        if origin.is_weight:
+            result = func(*args, **kwargs)
+            self.provenance.note_weight(result)
+            return result
         in_place = activation.overwrites(args, kwargs)
-        if activation.label in _BUILDING_BLOCKS and self.provenance.of(z).path is None:
-            self._note_written_out(activation.label)
-        for other in self.provenance.of(z).values.potentials:
-            # The logits once more; or, in a loss outside the network, the same values once more.
-            if other.is_output or self.call is None:
-                result = func(*args, **kwargs)
-                other.add_result(result)
-                return result
-        if self.outputs.is_behind:
-            return func(*args, **kwargs)
-        if in_place and z.requires_grad:
+        if origin.made_of == GATED:  # a state made by gates, such as an LSTM cell's
+            result = func(*args, **kwargs)
+            self.provenance.record_result(result, origin, None)
+            return result
+        if in_place and z.requires_grad and not origin.values.potentials:
             if z._is_view():
                 return overwrite_view(self, func, z, args, kwargs)
             # Another capture keeps references to the tensors that would change places.
             is_held = not self.checkpoints.regions and has_one_listener()
             if is_held and args and self.provenance.can_be_replaced(z):
                 return replace_memory(self, func, args, kwargs)
-        potential = self.add(z, self.frames.host(activation.label), in_place, is_output=False)
+        potential = self._meet(z, activation.label, in_place)
         result = func(*args, **kwargs)
-        potential.add_result(result)
         if isinstance(result, Tensor):
-            self.provenance.record_result(result, potential)
-        if self.call is None and not self.root_is_network:
-            potential.label, potential.number_of_calls = activation.label, self.number_of_calls
-            self.outputs.note_outside(potential)
+            potential.results.append(self.edge(result))
+            self.provenance.record_result(result, origin, potential)
         return result
 
-    def _note_written_out(self, label: str) -> None:
-        module = self.frames.running[-1].module if self.frames.running else self.root
-        if not (module._parameters or module._modules or module._buffers):
-            self.written_out[self.frames.host(label)] = f"{type(module).__module__}.{type(module).__qualname__}"
-
     def _backward(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.outputs.note_backward(self.edge(args[0]))
         if self.on_backward is not None:
             self.on_backward(args[0])
         return func(*args, **kwargs)
@@ -305,10 +405,171 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if any(gradient.requires_grad for gradient in tensors_in(gradients)):
             # A loss made of them depends on potentials that it may not reach through their nonlinearity's result.
             for differentiated in tensors_in(args[0] if args else kwargs["outputs"]):
-                edges = reach_from((differentiated.grad_fn, differentiated.output_nr)).edges
+                edges = edges_below((differentiated.grad_fn, differentiated.output_nr))
                 for potential in self.potentials:
                     potential.is_differentiated |= not edges.isdisjoint(potential.results)
         return gradients
+
+    # --- activations that are written out --------------------------------------------------------------------------
+
+    def _close(self, join: Join, result: Tensor, label: str) -> None:
+        """Takes what was computed between two tensors for one activation, whose input is the first."""
+        if self.suppressed:
+            return
+        inner = [potential for origin in join.between if origin._values for potential in origin.values.potentials]
+        z = join.origin.reference()
+        known = join.origin.values.potentials
+        if not known and (z is None or not self.is_potential(z) or self._is_of_no_network(z)):
+            return
+        self._replace(inner, join.origin, z, result, inner[0].label if inner else label, None)
+
+    def _close_candidate(self, frame: Frame, output: Any) -> bool:
+        """Takes a module for an activation if what it returned follows value by value from what it was given."""
+        given = frame.given
+        assert given is not None
+        if not isinstance(output, Tensor):
+            return False
+        origin = self.provenance.find(output)
+        way = LINEAR
+        while origin is not None and origin is not given:
+            way = max(way, origin.step)
+            origin = origin.parent
+        z = given.reference()
+        is_activation = origin is given and way != LINEAR
+        if not is_activation or (z is None and not given.values.potentials):
+            return False
+        if z is not None and z.shape != output.shape:
+            return False
+        inner = [p for p in self.potentials[frame.first :] if p.origin is not None and p.origin is not given]
+        label = frame.path or type(frame.module).__name__.lower()
+        potential = self._replace(inner, given, z, output, label.rpartition(".")[2], frame)
+        self.provenance.record_result(output, given, potential)
+        return True
+
+    def _replace(
+        self,
+        inner: Sequence[Potential[Kept]],
+        origin: Origin,
+        z: Tensor | None,
+        result: Tensor,
+        label: str,
+        activation: Frame | None,
+    ) -> Potential[Kept]:
+        known: list[Potential[Kept]] = origin.values.potentials
+        if known:
+            potential = known[0]
+        else:
+            for other in inner:
+                self._forget_place(other)
+            assert z is not None
+            potential = self.add(z, label, False, is_output=False, activation=activation)
+        potential.results.append(self.edge(result))
+        for other in inner:
+            if other is not potential:
+                potential.results.extend(other.results)
+                self._drop(other)
+        return potential
+
+    def _forget_place(self, potential: Potential[Kept]) -> None:
+        source = None if potential.origin is None else potential.origin.source
+        if source is not None and source.path is None:
+            take_back(source)
+
+    def _drop(self, potential: Potential[Kept]) -> None:
+        if potential in self.potentials:
+            self.potentials.remove(potential)
+        if potential in self._outside:
+            self._outside.remove(potential)
+        if potential.origin is not None and potential in potential.origin.values.potentials:
+            potential.origin.values.potentials.remove(potential)
+        if potential.kept is not None:
+            potential.kept.release()
+            potential.kept = None
+        if self.on_drop is not None:
+            self.on_drop(potential)
+
+    # --- the output layer ------------------------------------------------------------------------------------------
+
+    def settle(self, losses: Sequence[Edge]) -> None:
+        """Finds the output layers, and which nonlinearities outside the network belong to a loss.
+
+        Args:
+            losses: to what is known to be a loss; none where nothing is.
+        """
+        for potential, is_output_alone in self._settled:
+            if is_output_alone:
+                self._drop(potential)
+            else:
+                potential.is_output = potential.enters_loss
+        self._settled = []
+        logits = [potential for potential in self.potentials if potential.enters_loss]
+        outside = [potential for potential in self._outside if not self.outputs.is_hidden(potential)]
+        behind = [potential for potential in outside if self.outputs.is_behind_network(potential)]
+        own = [potential for potential in behind if potential.label in _SIGMOIDS and self._is_computed(potential)]
+        found, between = self.outputs.find(losses, [*logits, *own])
+        for target in found:
+            self._mark(target)
+        for potential in [*behind, *self._inside_losses(between, found)]:
+            if not potential.is_output:
+                self._drop(potential)
+                self.outputs.in_losses[potential.label] = None
+        number_parts(self.potentials)
+
+    def _inside_losses(self, between: set[Any], found: Sequence[Target[Kept]]) -> list[Potential[Kept]]:
+        """The nonlinearities of a loss that the network computes itself."""
+        inside = [
+            potential
+            for potential in self.potentials
+            if not potential.is_output and any(edge[0] in between for edge in potential.results)
+        ]
+        if not inside or not found:
+            return []
+        below = set().union(*(edges_below(edge) for target in found for edge in target.edges))
+        return [potential for potential in inside if below.isdisjoint(potential.results)]
+
+    def _is_computed(self, potential: Potential[Kept]) -> bool:
+        """Whether what enters a loss's sigmoid is more than a part or a multiple of what a network returned."""
+        assert potential.origin is not None
+        return potential.origin.whole is None
+
+    def _mark(self, target: Target[Kept]) -> None:
+        potentials = [self.whole_potential(potential) for potential in target.potentials]
+        if target.tensor is not None:
+            origin = self.provenance.of(target.tensor)
+            if origin.path is not None and isinstance(self.frames.module_at(origin.path), RECURRENT_MODULES):
+                return
+            potentials = origin.values.potentials
+            if not potentials:
+                if not self.is_potential(target.tensor):
+                    return
+                if origin.path is None and (origin.source is None or origin.source.place is None):
+                    origin.source = Source(target.path)
+                potential = self.add(target.tensor, "output", False, is_output=True)
+                self._settled.append((potential, True))
+                potential.results.append(self.edge(target.tensor))
+                potential.results.extend(target.edges)
+                return
+        for potential in potentials:
+            if not potential.is_output:
+                potential.is_output = True
+                self._settled.append((potential, False))
+
+    def whole_potential(self, potential: Potential[Kept]) -> Potential[Kept]:
+        """The potential of which this one, which turned out to be an output, is a part or a multiple."""
+        assert potential.origin is not None
+        z = potential.origin.reference()
+        if z is None:
+            return potential
+        whole = self.provenance.whole_of(z)
+        values = self.provenance.of(whole).values
+        if potential in values.potentials or not self.is_potential(whole):
+            return potential
+        if not values.potentials:
+            self.add(whole, potential.label, False, is_output=True)
+        found: Potential[Kept] = values.potentials[0]
+        found.results.extend(potential.results)
+        self._drop(potential)
+        return found
 
     # --- potentials --------------------------------------------------------------------------------------------
 
@@ -327,7 +588,6 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             and not is_transformed(z)
             and (type(z) is Tensor or not isinstance(z, nn.Parameter))
             and self.counts()
-            and self._is_of_this_network()
         )
 
     def counts(self) -> bool:
@@ -337,29 +597,38 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.has_skipped = True
         return False
 
-    def is_recurrent(self, path: str) -> bool:
-        """Whether the module at a path is a recurrent layer, whose results are no potentials."""
-        return isinstance(self.frames.module_at(path), RECURRENT_MODULES)
-
     def _is_of_no_network(self, z: Tensor) -> bool:
-        """Whether a tensor outside every module call is made of data alone, such as a target."""
-        is_outside = self.call is None and not self.root_is_network
-        return is_outside and not z.requires_grad and torch.is_grad_enabled()
+        """Whether a tensor outside of every call of the network has nothing to do with its weights."""
+        if self.in_call:
+            return False
+        origin = self.provenance.find(z)
+        return origin is None or not origin.is_made
 
-    def _is_of_this_network(self) -> bool:
-        """False inside the call of another network than `root`."""
-        if not self.frames.running or self.call is not None or not self.root_is_network:
-            return True
-        outermost = self.frames.running[0].module
-        return not outermost._parameters and not outermost._modules
+    def _meet(self, z: Tensor, label: str, in_place: bool, activation: Frame | None = None) -> Potential[Kept]:
+        """The potential that a tensor is where a nonlinearity reads it: a new one, unless another one has read it."""
+        known: list[Potential[Kept]] = self.provenance.of(z).values.potentials
+        if not known:
+            return self.add(z, label, in_place, is_output=False, activation=activation)
+        if in_place and known[0].kept is not None:
+            known[0].kept.preserve()
+        return known[0]
 
-    def add(self, z: Tensor, host: str, in_place: bool, is_output: bool) -> Potential[Kept]:
-        """Takes a tensor for a potential; `host` is its layer's name where it is no module's output."""
+    def add(
+        self, z: Tensor, label: str, in_place: bool, is_output: bool, activation: Frame | None = None
+    ) -> Potential[Kept]:
+        """Takes a tensor for a potential; `label` and `activation` name its layer where no weights do."""
         origin = self.provenance.of(z)
-        name = host if origin.path is None else origin.path or "output"
-        call = self.call or origin.call or self.step_call
-        potential: Potential[Kept] = Potential(call.number(name), origin.unit_dim, is_output)
+        if origin.source is None:
+            origin.source = Source(None)
+        if origin.source.name is None:
+            self.frames.name_place(origin.source, label, activation)
+        evaluation = origin.source.evaluation
+        potential: Potential[Kept] = Potential(
+            origin.source.name or "output", evaluation, origin.unit_dim, is_output
+        )
+        potential.origin = origin
         potential.units = z.shape[origin.unit_dim] if z.ndim > 1 else 1
+        potential.label = label
         if origin.measured is not None:
             potential.measured = origin.measured
             potential.results.extend(origin.measured.results)
@@ -371,4 +640,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
                 potential.kept = self.keep(z, potential, in_place)
         origin.values.potentials.append(potential)
         self.potentials.append(potential)
+        if not self.in_call and not is_output:
+            potential.number_of_calls = len(self.outputs.calls)
+            self._outside.append(potential)
         return potential

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from importlib import import_module
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 from torch.overrides import resolve_name
 
-TorchFunction = Callable[..., Any]
+from lightning_psp.capture.functions import NAMESPACES, TorchFunction, all_forms_of, forms_of
 
 # Every pointwise nonlinearity of torch, and the gated linear unit. Softmax is none of them (attention
 # weights are no neurons), and neither is clamp (it guards losses and builds hard sigmoids).
@@ -26,60 +26,31 @@ _HIDDEN = (
     "celu elu expit gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu log_sigmoid"
     " logsigmoid mish prelu relu relu6 rrelu selu sigmoid silu softplus softshrink softsign tanh"
     " tanhshrink threshold"
-).split()
+)
 
 # Functions through which logits enter a loss, or leave the network for one.
-_OUTPUT = "cross_entropy binary_cross_entropy_with_logits multilabel_soft_margin_loss soft_margin_loss".split()
+_OUTPUT = "cross_entropy binary_cross_entropy_with_logits multilabel_soft_margin_loss soft_margin_loss"
 
 # The same outside the network only: inside it, they may be anything.
-_OUTPUT_OF_LOSS = "logsumexp".split()
+_OUTPUT_OF_LOSS = "logsumexp"
 
 # Losses of the network's output as it is, which may be their first or their second argument.
 _DIRECT_LOSS = (
     "cosine_embedding_loss cosine_similarity gaussian_nll_loss hinge_embedding_loss huber_loss l1_loss"
     " margin_ranking_loss mse_loss multi_margin_loss multilabel_margin_loss pairwise_distance poisson_nll_loss"
     " smooth_l1_loss"
-).split()
+)
 
 # Losses of what a softmax or sigmoid gave.
-_PROBABILITY_LOSS = "binary_cross_entropy ctc_loss kl_div nll_loss".split()
-
-# The same values under another shape or type: the result is still the output of the same module.
-_VIEW = (
-    "bfloat16 contiguous detach double flatten float half movedim permute ravel reshape reshape_as squeeze"
-    " swapaxes swapdims t to transpose type type_as unflatten unsqueeze view view_as"
-).split()
-
-# A part of the values, or their negative: recognised by the same module's name, but a potential of its own.
-_PART = "__getitem__ __neg__ chunk narrow neg select split tensor_split unbind".split()
-
-# The values in another order, with repetitions or padding; two-dimensional ones keep their units in the last dimension.
-_REARRANGEMENT = "_pad_packed_sequence index_select".split()
-
-# Functions whose result has its features in the last dimension, whatever its number of dimensions.
-_FEATURES_LAST = (
-    "__matmul__ bilinear embedding layer_norm linear matmul multi_head_attention_forward rms_norm"
-    " scaled_dot_product_attention"
-).split()
-
-# Functions whose result has its channels in dimension 1.
-_CHANNELS = (
-    "batch_norm conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d group_norm instance_norm"
-).split()
-
-# Methods that end in an underscore and leave the values as they are.
-_NOT_OVERWRITING = (
-    "requires_grad_ detach_ squeeze_ unsqueeze_ t_ transpose_ swapaxes_ swapdims_ as_strided_ share_memory_ rename_"
-).split()
+_PROBABILITY_LOSS = "binary_cross_entropy ctc_loss kl_div nll_loss"
 
 # The gates inside these kernels can be computed once more from what goes in and comes out.
-_RECURRENT = "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell".split()
+_RECURRENT = "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"
 
 # Potentials inside these kernels are out of reach of a watcher of function calls.
-_FUSED = "linear_cross_entropy quantized_lstm quantized_gru".split()
+_FUSED = "linear_cross_entropy quantized_lstm quantized_gru"
 _FUSED_OPERATORS = tuple(f"quantized_{cell}_cell_dynamic" for cell in ("lstm", "gru", "rnn_tanh", "rnn_relu"))
 
-_NAMESPACES: tuple[Any, ...] = (functional, torch, Tensor, torch.special, torch._C._nn)
 _LABELS = {"expit": "sigmoid", "log_sigmoid": "logsigmoid"}
 
 
@@ -126,12 +97,6 @@ class Nonlinearities:
     output_of_loss: dict[TorchFunction, str]
     direct_losses: frozenset[TorchFunction]
     probability_losses: frozenset[TorchFunction]
-    views: frozenset[TorchFunction]
-    parts: frozenset[TorchFunction]
-    rearrangements: frozenset[TorchFunction]
-    overwriting: frozenset[TorchFunction]
-    features_last: frozenset[TorchFunction]
-    channels: frozenset[TorchFunction]
     recurrent: dict[TorchFunction, str]
     fused: dict[TorchFunction, str]
     module_classes: tuple[type[nn.Module], ...]
@@ -149,7 +114,8 @@ def find_nonlinearities(activations: Iterable[str | TorchFunction | type[nn.Modu
         TypeError: if an entry is neither a module class nor a function that torch lets a caller watch.
         ValueError: if a dotted name cannot be imported.
     """
-    hidden = {function: activation for name in _HIDDEN for function, activation in _variants(name)}
+    known = _torchs_own()
+    hidden = dict(known.hidden)
     classes: list[type[nn.Module]] = []
     named = []
     for entry in activations:
@@ -166,30 +132,31 @@ def find_nonlinearities(activations: Iterable[str | TorchFunction | type[nn.Modu
                 f" torch (such as `torch.sin`), or their dotted names, but got {entry!r}. A function"
                 " of your own is watched if you call it from the `forward` of a module class and name the class."
             )
+    return replace(known, hidden=hidden, module_classes=tuple(classes), named=tuple(sorted(named)))
+
+
+@cache
+def _torchs_own() -> Nonlinearities:
+    operators = {getattr(torch.ops.quantized, name): name for name in _FUSED_OPERATORS}
     return Nonlinearities(
-        hidden=hidden,
-        output={f: name for name in _OUTPUT for f in _named(name)},
-        output_of_loss={f: name for name in _OUTPUT_OF_LOSS for f in _named(name)},
-        direct_losses=_all_named(_DIRECT_LOSS),
-        probability_losses=_all_named(_PROBABILITY_LOSS),
-        views=_all_named(_VIEW),
-        parts=_all_named(_PART),
-        rearrangements=_all_named(_REARRANGEMENT),
-        overwriting=frozenset(getattr(Tensor, name) for name in dir(Tensor) if _overwrites(name)),
-        features_last=_all_named(_FEATURES_LAST),
-        channels=_all_named(_CHANNELS),
-        recurrent={f: name for name in _RECURRENT for f in _named(name)},
-        fused={
-            **{f: name for name in _FUSED for f in _named(name)},
-            **{getattr(torch.ops.quantized, name): name for name in _FUSED_OPERATORS},
-        },
-        module_classes=tuple(classes),
-        named=tuple(sorted(named)),
+        hidden={function: activation for name in _HIDDEN.split() for function, activation in _variants(name)},
+        output=_labelled(_OUTPUT),
+        output_of_loss=_labelled(_OUTPUT_OF_LOSS),
+        direct_losses=all_forms_of(_DIRECT_LOSS),
+        probability_losses=all_forms_of(_PROBABILITY_LOSS),
+        recurrent=_labelled(_RECURRENT),
+        fused={**_labelled(_FUSED), **operators},
+        module_classes=(),
+        named=(),
     )
 
 
+def _labelled(names: str) -> dict[TorchFunction, str]:
+    return {function: name for name in names.split() for function in forms_of(name)}
+
+
 def _variants(name: str) -> Iterator[tuple[TorchFunction, Activation]]:
-    for namespace in _NAMESPACES:
+    for namespace in NAMESPACES:
         function = getattr(namespace, name, None)
         if function is not None:
             yield function, _describe(function, name, None)
@@ -205,23 +172,6 @@ def _describe(function: TorchFunction, label: str, counterpart: TorchFunction | 
         parameters = []
     position = parameters.index("inplace") if "inplace" in parameters else None
     return Activation(_LABELS.get(label, label), position, counterpart)
-
-
-def _named(name: str) -> Iterator[TorchFunction]:
-    for namespace in _NAMESPACES:
-        function = getattr(namespace, name, None)
-        if function is not None:
-            yield function
-
-
-def _all_named(names: Iterable[str]) -> frozenset[TorchFunction]:
-    return frozenset(function for name in names for function in _named(name))
-
-
-def _overwrites(method: str) -> bool:
-    if method.startswith("__i") and method.endswith("__"):
-        return method not in ("__index__", "__init__", "__init_subclass__", "__int__", "__invert__", "__iter__")
-    return method.endswith("_") and not method.startswith("_") and method not in _NOT_OVERWRITING
 
 
 def _import(dotted: str) -> Any:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lightning_psp.capture.provenance import NetworkCall, Potential, tensors_in
+from lightning_psp.capture.functions import overwriting
+from lightning_psp.capture.nonlinearities import Activation
+from lightning_psp.capture.outputs import Target
+from lightning_psp.capture.provenance import Origin, Potential, Source, tensors_in
 from lightning_psp.compilation.rewriting import Place, Point, Rewriting
-from lightning_psp.gradient.graph import Edge, reach_from
+from lightning_psp.gradient.graph import Edge, edges_below, reach_from
 
 if TYPE_CHECKING:
     from lightning_psp.capture.mode import Capture
@@ -42,31 +45,57 @@ class Mention(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Neurons:
+    """The neurons of which tensors of a graph hold potentials, as :class:`~lightning_psp.capture.provenance.Source`.
+
+    Args:
+        path: the module or parameter that they are known by.
+        place: else the place in the code, as far as it is named.
+        is_counted: whether runs of the graph have to tell which of the places of this name it is.
+        evaluation: the same number for all that one call of a module returned.
+    """
+
+    path: str | None
+    place: str | None
+    is_counted: bool
+    evaluation: int
+
+
+@dataclass(frozen=True)
 class ResultOrigin:
     """What is known of a result of a graph, as :class:`~lightning_psp.capture.provenance.Origin` holds it."""
 
     place: Place
-    path: str | None
-    call: NetworkCall | None
+    source: int | None
     unit_dim: int
+    is_made: bool
+    made_of: int
     mention: Mention
     entering: Mention | None
 
 
+@dataclass(frozen=True)
+class Returned:
+    """A tensor that may be the output layer, as :class:`~lightning_psp.capture.outputs.Target` holds it."""
+
+    edges: list[Place]
+    mention: Mention
+    path: str
+    may_be_term: bool
+
+
 @dataclass
 class Region:
-    """A compiled graph, as a capture needs to know it; calls of the network in it stand for those of each run."""
+    """A compiled graph, as a capture needs to know it."""
 
     prefix: str  # path of the module in whose forward the graph was made
     number_of_results: int
-    surrounding_call: NetworkCall | None
     coefficients: list[tuple[torch.device, torch.dtype]]
-    calls_of_inputs: dict[int, NetworkCall] = field(default_factory=dict)
+    sources: list[Neurons] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
     origins: list[ResultOrigin] = field(default_factory=list)
-    returned: list[tuple[str, NetworkCall, list[Mention], bool]] = field(default_factory=list)
-    confirmed: list[tuple[NetworkCall, Mention]] = field(default_factory=list)
-    has_loss: bool = False
+    calls: list[tuple[list[Returned], list[Place], bool]] = field(default_factory=list)
+    inputs_of_losses: list[Returned] = field(default_factory=list)
 
 
 class _Seen(NamedTuple):
@@ -77,11 +106,16 @@ class _Seen(NamedTuple):
     user: fx.Node  # that reads it
     in_place: bool
     version: int
-    is_returned: bool
-    call: NetworkCall | None
+    in_call: bool
     has_grad: bool
     depends_on_parameter: bool
     inputs: list[int]  # of the graph on which it depends, other than parameters
+
+    def preserve(self) -> None:
+        """Needs nothing: that the potential is overwritten shows in its version."""
+
+    def release(self) -> None:
+        """Has nothing to let go of."""
 
 
 def find_potentials(graph: fx.GraphModule, examples: Sequence[Any], capture: Capture[Any]) -> Region:
@@ -123,7 +157,6 @@ class _Analysis(fx.Interpreter):
             self.region = Region(
                 capture.frames.innermost_path(),
                 self._rewriting.number_of_results,
-                self._static.call,
                 self._rewriting.coefficients,
             )
             self._find(capture, examples)
@@ -132,17 +165,24 @@ class _Analysis(fx.Interpreter):
     def _find(self, capture: Capture[Any], examples: Sequence[Any]) -> None:
         inputs = [_without_values(example) for example in examples]
         before = [tensor._version if isinstance(tensor, Tensor) else 0 for tensor in inputs]
-        for index, tensor in enumerate(inputs):
-            if isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter):
+        for index, (tensor, example) in enumerate(zip(inputs, examples, strict=True)):
+            if isinstance(tensor, nn.Parameter):
+                origin = self._static.provenance.of(tensor)
+                origin.weight = capture.frames.name_of_parameter(example)
+                origin.is_weight = origin.weight is not None
+            elif isinstance(tensor, Tensor):
                 self._edges_of_inputs[index] = (tensor.grad_fn, tensor.output_nr)
-                call = self.region.calls_of_inputs[index] = NetworkCall()
-                self._static.provenance.of(tensor).call = call
+                self._static.provenance.of(tensor).is_made = tensor.requires_grad
         outputs = self.run(*inputs)
         self._enter_modules([])
-        if self._static.outputs.returned:
-            self._static.outputs.resolve_outside()
+        losses = []
+        if not self._static.in_call:
+            numbers = [tensor for tensor in outputs if isinstance(tensor, Tensor) and tensor.ndim == 0]
+            losses = [edge for tensor in numbers if (edge := self._static.edge(tensor))[0] is not None]
+            if losses:
+                self._static.settle(losses)
         capture.outputs.in_losses.update(self._static.outputs.in_losses)
-        capture.written_out.update(self._static.written_out)
+        self._has_loss = bool(losses)
         overwritten = [
             (Place(True, index), tensor)
             for index, tensor in enumerate(inputs)
@@ -197,7 +237,6 @@ class _Analysis(fx.Interpreter):
                         yield value
 
     def _see(self, z: Tensor, potential: Potential[_Seen], in_place: bool) -> _Seen:
-        origin = self._static.provenance.of(z)
         givers = self._givers.get(id(z))
         if givers is None and _function(self._node) in self._static.nonlinearities.hidden:
             givers = self._node.all_input_nodes[:1]  # what overwrites a view works on a copy of it
@@ -207,10 +246,9 @@ class _Analysis(fx.Interpreter):
                 " cannot be looked into, such as an activation checkpoint or a recurrent cell. Leave the layer out of"
                 " the compiled code: put `torch.compiler.disable` around its module or the checkpointed function."
             )
-        call = self._static.call or origin.call
         has_grad = torch.is_grad_enabled()
-        is_returned = origin.path is not None
-        return _Seen(z, list(givers), self._node, in_place, z._version, is_returned, call, has_grad, *self._origins(z))
+        in_call = self._static.in_call
+        return _Seen(z, list(givers), self._node, in_place, z._version, in_call, has_grad, *self._origins(z))
 
     def _origins(self, tensor: Tensor) -> tuple[bool, list[int]]:
         """Whether a trained parameter is among what a tensor is made of, and which other inputs of the graph are."""
@@ -223,81 +261,115 @@ class _Analysis(fx.Interpreter):
 
     def _describe(self, results: list[tuple[Place, Tensor]]) -> None:
         region, static = self.region, self._static
-        reached = [(place, reach_from((tensor.grad_fn, tensor.output_nr)).edges) for place, tensor in results]
+        edges = [(place, static.edge(tensor)) for place, tensor in results]
+        reached = [(place, edges_below(edge)) for place, edge in edges if edge[0] is not None]
         numbers = {id(potential): number for number, potential in enumerate(static.potentials)}
+        known_sources: dict[int, int] = {}
+        evaluations: dict[int, int] = {}
+        outer = [frame.turns for frame in (static.frames.outside, *static.frames.resumed)]
 
-        def results_of(edges: Sequence[Any]) -> list[Place]:
-            return [place for place, below in reached if below.intersection(edges)]
+        def results_of(found: Sequence[Any]) -> list[Place]:
+            return [place for place, below in reached if below.intersection(found)]
 
-        def known(tensor: Tensor) -> Mention:
-            origin = static.provenance.of(tensor)
+        def places_of(found: Sequence[Any]) -> list[Place]:
+            exact = [place for place, edge in edges if edge in found]
+            return exact or results_of(found)
+
+        def source_of(source: Source | None) -> int | None:
+            if source is None:
+                return None
+            if id(source) not in known_sources:
+                is_counted = source.turn is not None and any(source.turn[0] is turns for turns in outer)
+                place = source.turn[1] if is_counted and source.turn is not None else source.place
+                evaluation = evaluations.setdefault(id(source.evaluation), len(evaluations))
+                known_sources[id(source)] = len(region.sources)
+                region.sources.append(Neurons(source.path, place, is_counted, evaluation))
+            return known_sources[id(source)]
+
+        def known(origin: Origin) -> Mention:
             if id(origin.potential) in numbers:
                 return Mention([numbers[id(origin.potential)]], is_result=True)
             return Mention([numbers[id(other)] for other in origin.values.potentials if id(other) in numbers])
 
         def mention(tensor: Tensor) -> Mention:
-            found = known(tensor)
-            givers = self._givers[id(tensor)]
+            origin = static.provenance.of(tensor)
+            found = known(origin)
             if found.points:
                 return found
+            givers = self._givers[id(tensor)]
             if givers[0].op == "placeholder":
                 return Mention([], place=Place(True, self._placeholders.index(givers[0])))
-            origin = static.provenance.of(tensor)
-            origins = self._origins(tensor)
+            if origin.source is None:
+                origin.source = Source(None)
+            depends_on_parameter, inputs = self._origins(tensor)
             point = Point(
-                name=origin.path or "",
-                is_returned=origin.path is not None,
-                call=origin.call,
+                source=cast(int, source_of(origin.source)),
+                in_call=True,
                 is_output=False,
                 unit_dim=origin.unit_dim,
                 has_grad=True,
                 is_candidate=True,
-                results=results_of([(tensor.grad_fn, tensor.output_nr)]),
-                depends_on_parameter=origins[0],
-                inputs=origins[1],
+                results=results_of([static.edge(tensor)]),
+                depends_on_parameter=depends_on_parameter,
+                inputs=inputs,
+                label="output",
             )
             self._rewriting.include(point, tensor, givers, None, tensor.requires_grad, False)
             region.points.append(point)
             return Mention([len(region.points) - 1])
 
+        def returned(target: Target[_Seen]) -> Returned:
+            if target.tensor is None:
+                found = Mention([numbers[id(target.potentials[0])]])
+            else:
+                found = mention(target.tensor)
+            return Returned(places_of(target.edges), found, target.path, target.may_be_term)
+
         for potential in static.potentials:
             seen = potential.kept
             assert seen is not None
+            assert potential.origin is not None
             point = Point(
-                name=potential.layer.partition(":")[0],
-                is_returned=seen.is_returned,
-                call=seen.call,
-                is_output=potential.is_output,
+                source=cast(int, source_of(potential.origin.source)),
+                in_call=seen.in_call,
+                is_output=potential.is_output if self._has_loss else potential.enters_loss,
                 unit_dim=potential.unit_dim,
                 has_grad=seen.has_grad,
                 is_candidate=False,
                 results=results_of(potential.results),
                 depends_on_parameter=seen.depends_on_parameter,
                 inputs=seen.inputs,
+                label=potential.label,
             )
-            self._include(point, seen)
+            self._include(point, seen, potential.layer)
             region.points.append(point)
-        outputs = static.outputs
-        if not outputs.returned:
-            for point, potential in zip(region.points, static.potentials, strict=True):
-                point.outside_label = potential.label
-        region.returned = [
-            (given.path, given.call, [mention(tensor) for tensor in given.tensors], given.is_trained)
-            for given in outputs.returned
-        ]
-        region.confirmed = [(call, mention(tensor)) for call, tensor in outputs.confirmed]
-        region.has_loss = outputs.has_loss
+        given = {edge for _, edge in edges}
+        for call in static.outputs.calls:
+            # What a loss in the graph does not reach is no output, unless other losses may reach it.
+            targets = [
+                returned(target)
+                for target in call.targets
+                if (not self._has_loss or not given.isdisjoint(target.edges)) and _is_there(target, numbers)
+            ]
+            region.calls.append((targets, places_of(call.edges), call.is_trained))
+        if not self._has_loss:
+            region.inputs_of_losses = [
+                returned(target) for target in static.outputs.inputs_of_losses if _is_there(target, numbers)
+            ]
         for place, tensor in results:
             origin = static.provenance.find(tensor)
             if origin is not None:
                 entering = None if origin.entering is None else mention(origin.entering)
+                source = None if place.is_input and origin.source is None else source_of(origin.source)
                 region.origins.append(
-                    ResultOrigin(place, origin.path, origin.call, origin.unit_dim, known(tensor), entering)
+                    ResultOrigin(
+                        place, source, origin.unit_dim, origin.is_made, origin.made_of, known(origin), entering
+                    )
                 )
 
-    def _include(self, point: Point, seen: _Seen) -> None:
+    def _include(self, point: Point, seen: _Seen, layer: str) -> None:
         if seen.givers[-1].op == "placeholder":
-            point.source = Place(True, self._placeholders.index(seen.givers[-1]))
+            point.input = Place(True, self._placeholders.index(seen.givers[-1]))
         has_gradient = seen.has_grad and seen.z.requires_grad
         is_overwritten = seen.in_place or seen.z._version != seen.version
         # A loss may be told of logits whose softmax was taken before.
@@ -308,12 +380,18 @@ class _Analysis(fx.Interpreter):
             return
         function = _function(seen.user)
         activation = self._static.nonlinearities.hidden.get(function)
+        if activation is None and function in overwriting():
+            activation = Activation(function.__name__, None, getattr(Tensor, function.__name__[:-1], None))
         if activation is None:
             raise NotImplementedError(
-                f"Layer {point.name!r}, of a module class in the argument `activations`, overwrites its potentials"
+                f"Layer {layer!r}, of a module class in the argument `activations`, overwrites its potentials"
                 " inside a compiled function. Let it work out of place."
             )
         self._rewriting.work_out_of_place(seen.user, function, activation)
+
+
+def _is_there(target: Target[_Seen], numbers: dict[int, int]) -> bool:
+    return target.tensor is not None or any(id(potential) in numbers for potential in target.potentials)
 
 
 def _modules_around(node: fx.Node) -> list[_Entry]:

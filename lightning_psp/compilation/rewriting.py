@@ -10,7 +10,6 @@ from torch import Tensor, fx
 from torch._dynamo.source import LocalSource
 
 from lightning_psp.capture.nonlinearities import Activation
-from lightning_psp.capture.provenance import NetworkCall
 from lightning_psp.penalty import Reduction, accumulation_dtype, count_units
 
 
@@ -26,9 +25,8 @@ class Point:
     """A tensor of a graph that is a potential, or may turn out to be one.
 
     Args:
-        name: name of its layer without the number of repetition.
-        is_returned: whether a module returned it, which then is at `name`.
-        call: the call of the network that it belongs to.
+        source: the number of its neurons among those that the graph knows.
+        in_call: whether a call of the network in the graph makes it.
         is_output: whether it is known to be the output layer's.
         unit_dim: the dimension of its neurons.
         has_grad: whether gradient is enabled where it arises.
@@ -36,18 +34,16 @@ class Point:
         results: what depends on its nonlinearity, among the graph's results and the inputs that it overwrites.
         depends_on_parameter: whether a trained parameter is among what it is made of.
         inputs: the numbers of the other inputs that it is made of.
-        source: the input that it is.
-        outside_label: for a nonlinearity outside the network, of which only the other graphs of a step can tell whether
-            it belongs to a loss, the nonlinearity's name.
+        label: its nonlinearity's name.
+        input: the input that it is.
         coefficient: the number of its coefficient; None where no gradient passes it.
         outputs: the outputs that tell of it: its values if these are asked for, else the sum of its squares and (for
             the reduction `"squared_mean"`) its sum over the batch.
         sizes: its number of values, its number of units and the size of its batch, or the outputs for them.
     """
 
-    name: str
-    is_returned: bool
-    call: NetworkCall | None
+    source: int
+    in_call: bool
     is_output: bool
     unit_dim: int
     has_grad: bool
@@ -55,8 +51,8 @@ class Point:
     results: list[Place]
     depends_on_parameter: bool
     inputs: list[int]
-    source: Place | None = None
-    outside_label: str = ""
+    label: str
+    input: Place | None = None
     coefficient: int | None = None
     outputs: list[Place] = field(default_factory=list)
     sizes: list[int | Place] = field(default_factory=list)

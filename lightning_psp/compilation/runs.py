@@ -21,9 +21,10 @@ from torch import Tensor, fx
 from torch._dynamo.comptime import comptime
 from torch._inductor import config as inductor_config
 
-from lightning_psp.capture.outputs import Returned
-from lightning_psp.capture.provenance import Measured, NetworkCall, Potential, is_within
-from lightning_psp.compilation.analysis import Mention, Region, find_potentials
+from lightning_psp.capture.outputs import Call, Target
+from lightning_psp.capture.provenance import Measured, Potential, Source, is_within
+from lightning_psp.capture.shadow import start_call
+from lightning_psp.compilation.analysis import Mention, Region, Returned, find_potentials
 from lightning_psp.compilation.rewriting import Place, Point, copy_graph
 from lightning_psp.gradient.graph import Edge
 
@@ -144,79 +145,97 @@ class _Run:
         self._outputs = outputs
         self._coefficients = coefficients
         self._prefix = capture.frames.innermost_path()
-        self._calls: dict[int, NetworkCall | None] = {id(None): None, id(region.surrounding_call): capture.call}
-        for index, call in region.calls_of_inputs.items():
-            origin = capture.provenance.find(inputs[index])
-            self._calls[id(call)] = None if origin is None else origin.call
+        self._sources: dict[int, Source] = {}
+        self._evaluations: dict[int, object] = {}
         self._potentials: list[Potential[Any] | None] = []
         self._stand_ins: list[Tensor | None] = []
 
     def tell(self) -> None:
         """Tells the capture what the graph has made."""
         capture, region = self._capture, self._region
+        if not capture.skips_without_grad and not torch.is_grad_enabled():
+            node = start_call(capture.provenance, "compiled", list(self._inputs))
+        else:
+            node = None
+        for found in region.origins:
+            capture.provenance.renew(self._tensor(found.place)).node = node if found.is_made else None
         for point in region.points:
             self._tell_point(point)
         for found in region.origins:
-            tensor = self._tensor(found.place)
-            origin = capture.provenance.renew(tensor)
-            origin.path = None if found.path is None else self._rebased(found.path)
-            origin.call, origin.unit_dim = self._call(found.call), found.unit_dim
-            self._mark(tensor, found.mention)
+            origin = capture.provenance.of(self._tensor(found.place))
+            origin.source = None if found.source is None else self._source(found.source)
+            origin.unit_dim, origin.is_made, origin.made_of = found.unit_dim, found.is_made, found.made_of
+            self._mark(self._tensor(found.place), found.mention)
             if found.entering is not None:
                 origin.entering = self._tensor_of(found.entering)
-        for path, call, mentions, is_trained in region.returned:
+        for returned, places, is_trained in region.calls:
             capture.number_of_calls += 1
-            tensors = [self._tensor_of(mention) for mention in mentions]
-            mapped = self._call(call)
-            assert mapped is not None
-            edges = [edge for mention in mentions for edge in self._edges(mention)]
-            capture.outputs.note_returned(Returned(self._rebased(path), mapped, tensors, is_trained, edges))
-        for call, mention in region.confirmed:
-            mapped = self._call(call)
-            if mapped is not None:
-                capture.outputs.confirmed.append((mapped, self._tensor_of(mention)))
-        capture.outputs.has_loss |= region.has_loss
+            targets = [self._target(found) for found in returned]
+            capture.outputs.calls.append(Call(targets, self._edges(places), is_trained))
+        capture.outputs.inputs_of_losses.extend(self._target(found) for found in region.inputs_of_losses)
+        if not capture.in_call:
+            for found in region.origins:
+                tensor = self._tensor(found.place)
+                if tensor.ndim == 0 and capture.counts() and (edge := capture.edge(tensor))[0] is not None:
+                    capture.outputs.note_scalar(tensor, edge)
+
+    def _target(self, returned: Returned) -> Target[Any]:
+        mention = returned.mention
+        edges = self._edges(returned.edges)
+        path = self._rebased(returned.path)
+        if mention.points and self._potentials[mention.points[0]] is not None:
+            potentials = [found for number in mention.points if (found := self._potentials[number]) is not None]
+            return Target(edges, None, potentials, path, returned.may_be_term)
+        return Target(edges, self._tensor_of(mention), [], path, returned.may_be_term)
+
+    def _source(self, number: int) -> Source:
+        found = self._sources.get(number)
+        if found is None:
+            neurons = self._region.sources[number]
+            evaluation = self._evaluations.setdefault(neurons.evaluation, object())
+            path = None if neurons.path is None else self._rebased(neurons.path)
+            found = self._sources[number] = Source(path, evaluation)
+            if neurons.place is not None:
+                place = self._rebased(neurons.place)
+                if neurons.is_counted:
+                    self._capture.frames.count_place(found, place)
+                else:
+                    found.place = place
+        return found
 
     def _tell_point(self, point: Point) -> None:
         capture = self._capture
         z = self._tensor(point.outputs[0]) if capture.reduction is None else torch.empty(1)
         origin = capture.provenance.of(z)
         origin.measured = self._measured(point)
-        origin.unit_dim = point.unit_dim
-        name = self._rebased(point.name)
-        if point.is_returned:
-            origin.path, origin.call = name, self._call(point.call)
+        origin.unit_dim, origin.is_made = point.unit_dim, True
+        origin.source = self._source(point.source)
         self._stand_ins.append(z)
-        if point.is_candidate:
+        if point.is_candidate or (capture.skips_without_grad and not point.has_grad):
             self._potentials.append(None)
             return
-        if capture.skips_without_grad and not point.has_grad:
-            self._potentials.append(None)
-            return
-        if point.source is not None:
-            source = capture.provenance.of(self._tensor(point.source))
-            if origin.path is None:
-                origin.path, origin.call, origin.unit_dim = source.path, source.call, source.unit_dim
-            origin.values = source.values
-            # The logits once more.
-            again = [other for other in source.values.potentials if other.is_output or point.is_output]
-            if again:
-                again[0].is_output = True
-                self._potentials.append(again[0])
+        if point.input is not None:
+            given = capture.provenance.of(self._tensor(point.input))
+            if given.source is not None and given.source.name is not None:
+                origin.source, origin.unit_dim = given.source, given.unit_dim
+            origin.values = given.values
+            if origin.values.potentials:  # another nonlinearity has read it
+                known: Potential[Any] = origin.values.potentials[0]
+                known.is_output = known.enters_loss = known.is_output or point.is_output
+                known.results.extend(origin.measured.results)
+                self._potentials.append(known)
                 return
-        surrounding, capture.call = capture.call, self._call(point.call)
+        in_call, capture.in_call = capture.in_call, capture.in_call or point.in_call
         try:
-            potential = capture.add(z, name, in_place=False, is_output=point.is_output)
+            potential = capture.add(z, point.label, in_place=False, is_output=point.is_output)
         finally:
-            capture.call = surrounding
-        if point.outside_label and capture.call is None:
-            potential.label, potential.number_of_calls = point.outside_label, capture.number_of_calls
-            capture.outputs.note_outside(potential)
+            capture.in_call = in_call
+        potential.enters_loss = point.is_output
         self._potentials.append(potential)
 
     def _measured(self, point: Point) -> Measured:
         tensors = [self._tensor(place) for place in point.outputs]
-        results: list[Edge] = [(tensor.grad_fn, tensor.output_nr) for tensor in map(self._tensor, point.results)]
+        results = self._edges(point.results)
         sizes = [self._tensor(size) if isinstance(size, Place) else size for size in point.sizes]
         coefficient = None if point.coefficient is None else self._coefficients[point.coefficient]
         sources = None if point.depends_on_parameter else [self._sources[index] for index in point.inputs]
@@ -239,13 +258,8 @@ class _Run:
         self._mark(stand_in, mention)
         return stand_in
 
-    def _edges(self, mention: Mention) -> list[Edge]:
-        """To a tensor, or to what the graph made of it."""
-        if mention.place is not None:
-            tensor = self._tensor(mention.place)
-            return [(tensor.grad_fn, tensor.output_nr)]
-        places = [place for number in mention.points for place in self._region.points[number].results]
-        return [(tensor.grad_fn, tensor.output_nr) for tensor in map(self._tensor, places)]
+    def _edges(self, places: Sequence[Place]) -> list[Edge]:
+        return [self._capture.edge(self._tensor(place)) for place in places]
 
     def _mark(self, tensor: Tensor, mention: Mention) -> None:
         origin = self._capture.provenance.of(tensor)
@@ -254,9 +268,6 @@ class _Run:
             origin.potential = potentials[0] if potentials else None
         elif potentials:
             origin.values.potentials = potentials
-
-    def _call(self, call: NetworkCall | None) -> NetworkCall | None:
-        return self._calls.setdefault(id(call), NetworkCall())
 
     def _rebased(self, path: str) -> str:
         """The same path in the module that runs the graph, which may be another one of the same class."""

@@ -56,6 +56,9 @@ class CompiledTap:
             else:
                 self._coefficient.data.fill_(arrived * self._factor)
 
+    def preserve(self) -> None:
+        """Needs nothing: the compiled function keeps what it needs."""
+
     def release(self) -> None:
         """Has later backward passes add nothing."""
         if self._coefficient is not None:

@@ -189,28 +189,38 @@ class _LayerEntropy:
                 " `torch.compiler.disable` around the part of the network that has the layer, or leave the layer out"
                 f" with exclude=({layer!r},)."
             )
-        states = [tap.states for tap in self._taps if tap.states is not None]
-        sums = [_sums(layer, state) for state in states]
-        if any(state.shape != states[0].shape for state in states):
-            shapes = ", ".join(str([*state.shape]) for state in states)
-            raise ValueError(
-                f"The passes of layer {layer!r} in this step have different shapes: {shapes}. The entropy of their"
-                f" units, which entropy_weight asks for, is not defined; leave the layer out with exclude=({layer!r},)."
-            )
-        self._observations = states[0].classes.counts.to(sums[0].device)[:, None] * len(states)
-        self._probabilities = torch.stack(sums).sum(dim=0) / self._observations
+        parts: dict[int, list[Tap]] = {}
+        for tap in self._taps:
+            parts.setdefault(tap.potential.part, []).append(tap)
+        self._parts = [(taps, *_observed(layer, taps)) for taps in parts.values()]
+        self._units = sum(probabilities.shape[1] for _, probabilities, _ in self._parts)
 
     def value(self) -> Total:
         """The mean over units, in bits."""
-        return read_on_processor(binary_entropy(self._probabilities).sum(dim=0).mean())
+        totals = [binary_entropy(probabilities).sum() for _, probabilities, _ in self._parts]
+        return read_on_processor(torch.stack(totals).sum() / self._units)
 
     def arm(self, factor: float, arriving: Arriving) -> None:
         """Has the gradient of `factor` times the entropy added in the next backward pass."""
-        p = self._probabilities
-        slopes = (1 - p).log2_().sub_(p.log2()).masked_fill_((p <= 0) | (p >= 1), 0.0)
-        slopes.mul_(factor / p.shape[1]).div_(self._observations)
-        for tap in self._taps:
-            tap.arm_entropy(slopes, arriving)
+        for taps, p, observations in self._parts:
+            slopes = (1 - p).log2_().sub_(p.log2()).masked_fill_((p <= 0) | (p >= 1), 0.0)
+            slopes.mul_(factor / self._units).div_(observations)
+            for tap in taps:
+                tap.arm_entropy(slopes, arriving)
+
+
+def _observed(layer: str, taps: list[Tap]) -> tuple[Tensor, Tensor]:
+    """The probability of each unit of a part of a layer in each class, and the number of observations behind it."""
+    states = [tap.states for tap in taps if tap.states is not None]
+    sums = [_sums(layer, state) for state in states]
+    if any(state.shape != states[0].shape for state in states):
+        shapes = ", ".join(str([*state.shape]) for state in states)
+        raise ValueError(
+            f"The passes of layer {layer!r} in this step have different shapes: {shapes}. The entropy of their"
+            f" units, which entropy_weight asks for, is not defined; leave the layer out with exclude=({layer!r},)."
+        )
+    observations = states[0].classes.counts.to(sums[0].device)[:, None] * len(states)
+    return torch.stack(sums).sum(dim=0) / observations, observations
 
 
 def _sums(layer: str, states: ClassStates) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from torch.autograd.graph import Node
@@ -78,6 +78,36 @@ def reach_from(edge: Edge) -> ReachedGraph:
             " `torch.utils.checkpoint.checkpoint(..., use_reentrant=False)` instead."
         )
     return ReachedGraph(edges, _above(trained, seen) if has_other_leaves else None)
+
+
+def takes_weights(node: Any) -> bool:
+    """Whether a node is a function of weights besides what else it is a function of."""
+    if getattr(node, "takes_weights", False):
+        return True
+    for following, _ in node.next_functions:
+        # Casts and transposes of weights.
+        for _ in range(3):
+            if following is None or len(following.next_functions) != 1:
+                break
+            following = following.next_functions[0][0]
+        if following is not None and isinstance(getattr(following, "variable", None), nn.Parameter):
+            return True
+    return False
+
+
+def edges_below(edge: Edge) -> set[Edge]:
+    """All edges on the ways from a tensor to what it is made of, its own included."""
+    edges: set[Edge] = {edge}
+    pending = [edge[0]]
+    seen = {edge[0]}
+    for node in pending:
+        if node is not None:
+            for following in node.next_functions:
+                edges.add(following)
+                if following[0] not in seen:
+                    seen.add(following[0])
+                    pending.append(following[0])
+    return edges
 
 
 def _above(leaves: list[Node], nodes: set[Node]) -> set[Node]:

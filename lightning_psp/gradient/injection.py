@@ -29,32 +29,44 @@ class LayerTerm:
     """The term of λR of one layer in one backward pass.
 
     Args:
-        taps: the layer's passes.
+        taps: the layer's passes, and their parts.
         reduction: reduction of the penalty.
         weight: the factor on the layer's term.
     """
 
     def __init__(self, taps: list[AnyTap], reduction: Reduction, weight: float) -> None:
-        self._taps = taps
+        by_part: dict[int, list[AnyTap]] = {}
+        for tap in taps:
+            by_part.setdefault(tap.potential.part, []).append(tap)
         self._weight = weight
-        self._batch_mean = _mean_over_batch(taps) if reduction == "squared_mean" else None
-        if self._batch_mean is not None:
-            self._count = self._batch_mean.numel() * sum(tap.batch_size for tap in taps)
+        if reduction == "squared_mean":
+            means = [_mean_over_batch(passes) for passes in by_part.values()]
+            units = sum(mean.numel() for mean in means)
+            counts = [units * sum(tap.batch_size for tap in passes) for passes in by_part.values()]
+            self._units = units
         elif reduction == "mean":
-            self._count = sum(tap.elements for tap in taps)
+            means = [None] * len(by_part)
+            counts = [sum(tap.elements for tap in taps)] * len(by_part)
         else:
-            self._count = 2 * sum(tap.observations for tap in taps)
+            means = [None] * len(by_part)
+            counts = [2 * sum(tap.observations for tap in passes) for passes in by_part.values()]
+        self._parts = list(zip(by_part.values(), counts, means, strict=True))
 
     def value(self) -> Total:
         """The term; after the backward pass, which takes the sums of squares on its way."""
-        if self._batch_mean is not None:
-            return self._weight * read_on_processor(self._batch_mean.square().mean())
-        return self._weight / self._count * add_up([read_on_processor(tap.square_sum) for tap in self._taps])
+        terms = []
+        for passes, count, mean in self._parts:
+            if mean is not None:
+                terms.append(self._weight / self._units * read_on_processor(mean.square().sum()))
+            else:
+                terms.append(self._weight / count * add_up([read_on_processor(tap.square_sum) for tap in passes]))
+        return add_up(terms)
 
     def arm(self, scale: float, arriving: Arriving) -> None:
         """Has the gradient of `scale` times the term added in the next backward pass."""
-        for tap in self._taps:
-            tap.arm(2.0 * self._weight / self._count * scale, self._batch_mean, arriving)
+        for passes, count, mean in self._parts:
+            for tap in passes:
+                tap.arm(2.0 * self._weight / count * scale, mean, arriving)
 
 
 def _mean_over_batch(taps: list[AnyTap]) -> Tensor:
@@ -121,7 +133,7 @@ class Injector:
         if not layers:
             return terms
         arriving = Arriving()
-        self._loss_handle = loss.register_hook(arriving.note)  # type: ignore[no-untyped-call]
+        self._loss_handle = loss.register_hook(arriving.note)
         # Hooks of the user change the gradient of the loss, not that of the penalty: they run after this one.
         hooks = loss._backward_hooks
         assert hooks is not None

@@ -102,6 +102,14 @@ class Tap:
             self.potential.is_differentiated or any(e[0] is not None and e in graph.edges for e in results)
         )
 
+    def preserve(self) -> None:
+        """Copies the potential, which is about to be overwritten."""
+        if self._witness is not None:
+            self.check_unchanged()
+            if self._value is not None:
+                self._value = self._value.clone()
+            self._witness = None
+
     def check_unchanged(self) -> None:
         """Raises a RuntimeError if the potential was overwritten after its nonlinearity had read it."""
         if self._witness is not None and self._witness._version != self._version:

@@ -1,0 +1,140 @@
+"""Calls that tell of an output layer: losses, their softmax, and the softmax of a network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lightning_psp.capture.functions import TorchFunction
+from lightning_psp.capture.nonlinearities import Nonlinearities
+from lightning_psp.capture.provenance import Handler, Kept, Origin, Potential
+
+if TYPE_CHECKING:
+    from lightning_psp.capture.mode import Capture
+
+_SOFTMAX = (functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)
+_LOG_SOFTMAX = (functional.log_softmax, torch.log_softmax, Tensor.log_softmax, torch.special.log_softmax)
+
+
+class LossCalls(Generic[Kept]):
+    """Takes what enters the softmax or sigmoid of a loss for logits.
+
+    Args:
+        capture: the capture that sees the calls.
+    """
+
+    def __init__(self, capture: Capture[Kept]) -> None:
+        self._capture = capture
+        self.start()
+
+    def start(self) -> None:
+        """Forgets everything."""
+        self._last_softmax: Origin | None = None
+
+    def end_call(self) -> None:
+        """The network has returned: a softmax that it took belongs to its output, or is let go of."""
+        if self._last_softmax is not None:
+            self._last_softmax.entering = None
+            self._last_softmax = None
+
+    def handlers(self, known: Nonlinearities) -> dict[TorchFunction, Handler]:
+        """The functions in question, and what to do with a call of them."""
+        handlers: dict[TorchFunction, Handler] = dict.fromkeys(_SOFTMAX, self._softmax)
+        handlers.update(dict.fromkeys(_LOG_SOFTMAX, self._log_softmax))
+        handlers.update(dict.fromkeys(known.output, self._loss))
+        handlers.update(dict.fromkeys(known.output_of_loss, self._loss_outside))
+        handlers.update(dict.fromkeys(known.direct_losses, self._direct_loss))
+        handlers.update(dict.fromkeys(known.probability_losses, self._probability_loss))
+        return handlers
+
+    def _loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._run_loss(func, args, kwargs, self._capture.nonlinearities.output.get(func, "log_softmax"))
+
+    def _loss_outside(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        capture = self._capture
+        if not capture.in_call:
+            return self._run_loss(func, args, kwargs, capture.nonlinearities.output_of_loss[func])
+        result = self._run_other(func, args, kwargs)
+        z = args[0] if args else kwargs.get("input")
+        if isinstance(z, Tensor) and self._is_of_network(z):
+            capture.provenance.of(result).normalises = capture.provenance.of(z).values
+        return result
+
+    def _run_loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any], label: str) -> Any:
+        z = args[0] if args else kwargs.get("input")
+        entering = self._enter_loss(z, label) if isinstance(z, Tensor) else []
+        result = self._run_other(func, args, kwargs)
+        for potential in entering:
+            potential.results.append(self._capture.edge(result))
+        return result
+
+    def _run_other(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
+        self._capture.provenance.note_other((args, kwargs), result)
+        return result
+
+    def _enter_loss(self, z: Tensor, label: str) -> list[Potential[Kept]]:
+        """Takes the tensor that enters a loss's own softmax or sigmoid for the output layer."""
+        capture = self._capture
+        if capture.suppressed or not capture.is_potential(z):
+            return []
+        if not capture.in_call and not self._is_of_network(z):
+            return []
+        whole = capture.provenance.whole_of(z)
+        if not capture.is_potential(whole):
+            whole = z
+        values = capture.provenance.of(whole).values
+        if not values.potentials:
+            capture.add(whole, label, in_place=False, is_output=True)
+        for potential in values.potentials:
+            potential.is_output = potential.enters_loss = True
+        return values.potentials
+
+    def _is_of_network(self, z: Tensor) -> bool:
+        origin = self._capture.provenance.find(z)
+        return origin is not None and origin.is_made
+
+    def _direct_loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        capture = self._capture
+        if capture.in_call and capture.counts():
+            for tensor in [*args, *kwargs.values()][:2]:
+                if isinstance(tensor, Tensor) and self._is_of_network(tensor):
+                    target = capture.target(tensor, "output")
+                    if target is not None:
+                        capture.outputs.inputs_of_losses.append(target._replace(may_be_term=False))
+        return self._run_other(func, args, kwargs)
+
+    def _log_softmax(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # Outside the network it belongs to the loss; inside, its result must reach the output or a loss first.
+        handler = self._softmax if self._capture.in_call else self._loss
+        return handler(func, args, kwargs)
+
+    def _probability_loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        origin = self._capture.provenance.find(args[0] if args else kwargs.get("input"))
+        result = self._run_other(func, args, kwargs)
+        if origin is None:
+            return result
+        if origin.potential is not None:
+            potential = self._capture.whole_potential(origin.potential)
+            potential.is_output = potential.enters_loss = True
+        elif origin.entering is not None:
+            for potential in self._enter_loss(origin.entering, "log_softmax"):
+                potential.results.append(self._capture.edge(result))
+        return result
+
+    def _softmax(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = self._run_other(func, args, kwargs)
+        z = args[0] if args else kwargs.get("input")
+        if isinstance(z, Tensor) and self._capture.is_potential(z):
+            # Whether these are probabilities of the output or weights of attention shows later. Of a softmax only the
+            # last can be the network's output: the tensors of all others are let go.
+            origin = self._capture.provenance.of(result)
+            origin.entering = z
+            if func in _SOFTMAX:
+                if self._last_softmax is not None:
+                    self._last_softmax.entering = None
+                self._last_softmax = origin
+        return result

@@ -1,0 +1,65 @@
+"""A graph of what is computed without gradient, of which autograd keeps none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from lightning_psp.capture.provenance import Provenance, tensors_in
+from lightning_psp.gradient.graph import Edge
+
+
+class ShadowNode:
+    """A call of a function, with the interface of a node of autograd's graph; holds no tensor.
+
+    Args:
+        function: name of the function.
+        parents: the calls that gave its arguments.
+        takes_weights: whether a weight is among these.
+    """
+
+    __slots__ = ("_function", "next_functions", "takes_weights")
+
+    def __init__(self, function: str, parents: list[ShadowNode], takes_weights: bool) -> None:
+        self._function = function
+        self.takes_weights = takes_weights
+        self.next_functions = tuple((parent, 0) for parent in parents)
+
+    def name(self) -> str:
+        """Name of the function."""
+        return self._function
+
+
+def start_call(provenance: Provenance, function: str, values: Any) -> ShadowNode:
+    """A node for a call of a function with the tensors in these arguments."""
+    parents, takes_weights = [], False
+    for tensor in tensors_in(values):
+        origin = provenance.known(tensor)
+        if origin is not None:
+            takes_weights = takes_weights or origin.is_weight
+            if origin.node is not None:
+                parents.append(origin.node)
+    return ShadowNode(function, parents, takes_weights)
+
+
+def note_call(provenance: Provenance, node: ShadowNode | None, result: Any) -> None:
+    """Notes what a function gave, where weights had a part in it.
+
+    Args:
+        provenance: keeps the nodes.
+        node: the call.
+        result: what it returned.
+    """
+    for tensor in (result,) if isinstance(result, Tensor) else tensors_in(result):
+        origin = provenance.find(tensor)
+        if origin is not None and origin.is_made and tensor.dtype.is_floating_point:
+            origin.node = node
+
+
+def edge_of(provenance: Provenance, tensor: Tensor) -> Edge:
+    """The edge that leads to a tensor, in autograd's graph or else in this one."""
+    if tensor.grad_fn is not None:
+        return tensor.grad_fn, tensor.output_nr
+    origin = provenance.find(tensor)
+    return (None if origin is None else origin.node), 0

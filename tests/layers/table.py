@@ -1,0 +1,21 @@
+"""All cases."""
+
+from tests.layers.case import LayerCase
+from tests.layers.cases_activations import ACTIVATION_CASES
+from tests.layers.cases_distributions import DISTRIBUTION_CASES
+from tests.layers.cases_experts import EXPERT_CASES
+from tests.layers.cases_logits import LOGIT_CASES
+from tests.layers.cases_names import NAME_CASES
+from tests.layers.cases_outputs import OUTPUT_CASES
+from tests.layers.cases_passes import PASS_CASES
+
+CASES: list[LayerCase] = [
+    *OUTPUT_CASES,
+    *DISTRIBUTION_CASES,
+    *LOGIT_CASES,
+    *ACTIVATION_CASES,
+    *PASS_CASES,
+    *EXPERT_CASES,
+    *NAME_CASES,
+]
+BY_NAME = {case.name: case for case in CASES}

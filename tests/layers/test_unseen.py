@@ -1,0 +1,112 @@
+"""What could not be seen is said, with the remedy."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lightning_psp import PSPCallback, record_potentials
+from tests.layers.case import LayerCase
+from tests.layers.cases_activations import Activated
+from tests.layers.cases_outputs import FEATURES, HIDDEN, OUTPUTS, batch, mse, plain
+from tests.layers.watched import fit, logged_layers
+
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
+
+
+class CubeFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(context, x):
+        context.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(context, gradient):
+        (x,) = context.saved_tensors
+        return 3 * x**2 * gradient
+
+
+class Cube(nn.Module):
+    def forward(self, x):
+        return CubeFunction.apply(x)
+
+
+class Two(nn.Module):
+    """A second hidden layer, behind an activation that is given."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.first, self.second = nn.Linear(FEATURES, HIDDEN), nn.Linear(HIDDEN, HIDDEN)
+        self.head, self.act = nn.Linear(HIDDEN, OUTPUTS), act
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.second(self.act(self.first(x)))))
+
+
+def trained(network, epochs=2, **arguments):
+    """The layers of a training, and the warnings that it gave."""
+    case = LayerCase("unseen", network, batch, mse, plain)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warnings.filterwarnings("ignore", message=".*does not have many workers")
+        warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no")
+        warnings.filterwarnings("ignore", message="`isinstance")
+        _, trainer = fit(case, PSPCallback(lam=0.1, **arguments), epochs=epochs)
+    return set(logged_layers(trainer)), [str(warning.message) for warning in caught]
+
+
+def test_a_custom_function_is_named_once_with_module_and_remedy():
+    layers, messages = trained(lambda: Two(Cube()))
+    assert layers == {"network.second", "network.head"}
+    (message,) = [text for text in messages if "activations" in text]
+    assert "network.act" in message
+    assert len(messages) == 1
+
+
+def test_a_custom_function_called_in_the_networks_forward_is_named_too():
+    _, messages = trained(lambda: Two(CubeFunction.apply))
+    (message,) = [text for text in messages if "activations" in text]
+    assert "network" in message
+    assert "Cube" in message
+
+
+def test_the_remedy_helps():
+    layers, messages = trained(lambda: Two(Cube()), activations=(Cube,))
+    assert layers == {"network.first", "network.second", "network.head"}
+    assert not messages
+
+
+@pytest.mark.parametrize(
+    "function", [torch.sin, torch.exp, torch.expm1, torch.erf, torch.atan, lambda z: z.clamp(min=-1) ** 3]
+)
+def test_an_elementwise_function_is_a_nonlinearity_or_said(function):
+    layers, messages = trained(lambda: Two(function))
+    assert "network.first" in layers or any("activations" in text for text in messages)
+
+
+@pytest.mark.parametrize("act", [nn.Softmax(-1), Cube()], ids=["softmax", "custom function"])
+def test_a_network_of_several_layers_with_only_its_output_found_is_said(act):
+    layers, messages = trained(lambda: Activated(act))
+    assert layers == {"network.head"}
+    assert any("output" in text for text in messages)
+
+
+@pytest.mark.parametrize("network", [lambda: nn.Linear(FEATURES, OUTPUTS), lambda: Two(functional.gelu)])
+def test_nothing_is_said_of_networks_that_are_seen_whole(network):
+    _, messages = trained(network)
+    assert not messages
+
+
+def test_recorded_layers_of_a_network_with_a_custom_function():
+    network = Two(Cube()).double()
+    x = batch()[0].double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with record_potentials(network) as potentials:
+            network(x).square().mean()
+    assert list(potentials) == ["second", "head"]
+    with record_potentials(network, activations=(Cube,)) as potentials:
+        network(x).square().mean()
+    assert list(potentials) == ["first", "second", "head"]
