@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_psp.arguments import check_bool, check_choice, check_number
@@ -16,28 +15,33 @@ from lightning_psp.entropy_measure import EntropyMeasure, Orders
 from lightning_psp.functional.validation import Unit
 from lightning_psp.gradient.entropy_term import EntropySettings
 from lightning_psp.histograms import write_histograms
+from lightning_psp.lightnings import AnyCallback, refuse_other_lightning
 from lightning_psp.messages import OnceAFit
 from lightning_psp.penalty import REDUCTIONS, Reduction
 from lightning_psp.potentials import check_module
 from lightning_psp.schedules import Schedule, make_schedule
-from lightning_psp.selection import LayerSelection, matches
+from lightning_psp.selection import LayerFactors, LayerSelection
 from lightning_psp.statistics import LayerMeans, mean_over_layers
+from lightning_psp.step_log import STEP_VALUES, finish_row, is_logging_step, log_step
+from lightning_psp.step_report import report_backward, report_broken, report_unseen_backward, report_untrained
 from lightning_psp.targets import Target
 from lightning_psp.trainer_state import (
-    STEP_VALUES,
     first_learning_rate,
-    is_logging_step,
-    log_step,
+    has_callback,
     loss_scale,
     means_over_processes,
+    refuse_second_callback,
     refuse_what_needs_one_process,
     training_progress,
 )
 from lightning_psp.training_report import report_epoch
 from lightning_psp.watch import Watch
 
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
 
-class PSPCallback(Callback):
+
+class PSPCallback(AnyCallback):
     r"""Penalises the post-synaptic potentials of a network during training, and logs ⟨z²⟩ and PSP-entropy.
 
     The optimiser sees the gradient of the user's loss plus :math:`\lambda R`, where R is made from the potentials z,
@@ -121,13 +125,10 @@ class PSPCallback(Callback):
         check_choice("reduction", reduction, REDUCTIONS)
         check_bool("log_layers", log_layers)
         check_bool("histograms", histograms)
-        if layer_lam is not None and not isinstance(layer_lam, Mapping):
-            raise TypeError(f"Expected argument `layer_lam` to map glob patterns to factors but got {layer_lam!r}.")
-        for pattern, factor in (layer_lam or {}).items():
-            check_number(f"layer_lam[{pattern!r}]", factor, at_least=0)
         self.lam = float(lam)
         self.schedule = make_schedule(schedule)
-        self.layer_lam = dict(layer_lam or {})
+        self._layer_factor = LayerFactors({} if layer_lam is None else layer_lam)
+        self.layer_lam = self._layer_factor.by_pattern
         self.selection = LayerSelection(include, exclude, output)
         self.reduction: Reduction = reduction
         self.activations = activations
@@ -148,6 +149,7 @@ class PSPCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forgets the training before, of which a checkpoint may have been made up to now."""
+        refuse_other_lightning(trainer, pl_module)
         if stage == "fit":
             self._first_learning_rate = None
             self._train_means.reset()
@@ -168,16 +170,28 @@ class PSPCallback(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leaves nothing behind."""
+        finish_row(trainer)
         self._detach()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leaves nothing behind."""
+        finish_row(trainer)
         self._detach()
 
     def _attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._detach()
         check_module(pl_module)
-        self._watch = Watch(
+        was_there = has_callback(trainer, self)  # or another callback hands the trainer's hooks on to this one
+
+        def is_gone() -> bool:
+            return was_there and not has_callback(trainer, self)
+
+        def leaves() -> bool:
+            if is_gone():
+                self._detach()
+            return self._watch is not watch
+
+        self._watch = watch = Watch(
             trainer,
             pl_module,
             nonlinearities=find_nonlinearities(self.activations),
@@ -187,12 +201,15 @@ class PSPCallback(Callback):
             next_lam=lambda: self._next_lam(trainer),
             entropy=self.entropy_term,
             measure=self._entropy,
-            on_unseen_backward=lambda: self._say(
-                "backward",
-                "`training_step` calls `loss.backward()`, which no callback hears of: the penalty on potentials is"
-                " missing from this backward pass. Call `self.manual_backward(loss)` instead.",
-            ),
+            on_unseen_backward=lambda: None if is_gone() else report_unseen_backward(self._say),
+            leaves=leaves,
         )
+
+    def _attach_late(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Does what was missed by a callback that came, or came back, to a trainer that fits already."""
+        refuse_second_callback(trainer, self)
+        self.setup(trainer, pl_module, "fit")
+        self.on_fit_start(trainer, pl_module)
 
     def _detach(self) -> None:
         if self._watch is not None:
@@ -211,6 +228,8 @@ class PSPCallback(Callback):
         # Some versions of Lightning announce an epoch once more where they resume it, others not even the next one.
         if batch_idx == 0:
             self._train_means.reset()
+        if self._watch is None:
+            self._attach_late(trainer, pl_module)
         if self._watch is not None:
             self._watch.takes_samples = self.histograms and trainer.is_last_batch
 
@@ -218,27 +237,16 @@ class PSPCallback(Callback):
     @keep_out_of_graphs
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Prepares the penalty's gradient."""
-        if self._watch is None or not self._watch.adds_gradients:
+        watch = self._watch
+        if watch is None or not watch.adds_gradients:
             return
         # Of several processes, one may have a step without the network.
-        is_checked = self._watch.layers or trainer.world_size == 1
-        if is_checked and pl_module.automatic_optimization and not self._watch.saw_empty_batch:
-            self._check_layers(self._watch)
-        self._watch.arm(loss, loss_scale(trainer, pl_module))
-        if self._watch.saw_empty_batch:
-            return
-        if self._watch.lam > 0 and not self._watch.penalised_layers:
-            self._say(
-                "nothing",
-                "A backward pass reached no potential between trained parameters and its loss: no penalty was added"
-                " to it.",
-            )
-        if self.entropy_term.weight != 0.0 and not self._watch.entropy_layers:
-            self._say(
-                "nothing",
-                "A backward pass reached no potential of a hidden layer between trained parameters and its loss: no"
-                " entropy term was added to it.",
-            )
+        is_checked = watch.layers or trainer.world_size == 1
+        if is_checked and pl_module.automatic_optimization and not watch.saw_empty_batch:
+            self._check_layers(watch)
+        watch.arm(loss, loss_scale(trainer, pl_module))
+        if not watch.saw_empty_batch:
+            report_backward(self._say, watch, self.entropy_term.weight != 0.0)
 
     @keep_out_of_graphs
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -255,30 +263,33 @@ class PSPCallback(Callback):
             return
         sums = watch.sums()
         # With manual optimisation a step may run a part of the model only.
-        if watch.layers and not watch.saw_empty_batch and (pl_module.automatic_optimization or not sums):
-            self._check_layers(watch)
+        has_seen_all = pl_module.automatic_optimization
+        if watch.layers and not watch.saw_empty_batch and (has_seen_all or not sums):
+            self._check_layers(watch, has_seen_all)
         self._train_means.update(sums)
         mean = mean_over_layers(sums) if sums else None
         values = {} if mean is None else dict(zip(STEP_VALUES, (watch.lam, watch.penalty(), mean), strict=True))
         if values and self.entropy_term.weight != 0.0:
             values["psp/entropy_term"] = watch.entropy_term()
         log_step(trainer, pl_module, values)
-        if mean is not None:
-            # An accelerator is not made to wait in every step.
-            is_read = not isinstance(mean, Tensor) or is_logging_step(trainer)
-            if is_read and not math.isfinite(mean):
-                self._report_broken({layer: float(total) for layer, (total, _) in sums.items()}, "training")
+        # An accelerator is not made to wait in every step.
+        is_read = not isinstance(mean, Tensor) or is_logging_step(trainer)
+        if mean is not None and is_read and not math.isfinite(mean):
+            report_broken(self._say, {layer: total for layer, (total, _) in sums.items()}, "training")
         self._samples.update(watch.samples)
         watch.release()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the means over the epoch."""
+        watch = self._watch
+        if watch is None:  # it came after the last step
+            return
+        finish_row(trainer)
         means = self._log_means(trainer, pl_module, self._train_means, "train")
         if self.histograms:
             write_histograms(trainer, pl_module, self._samples)
             self._samples = {}
-        watch = self._watch
-        if watch is None or not watch.has_trained:  # resumed at the end of an epoch
+        if not watch.has_trained:  # resumed at the end of an epoch
             return
         if watch.layers or not means:
             self._check_layers(watch)
@@ -289,20 +300,21 @@ class PSPCallback(Callback):
             self._first_learning_rate = first_learning_rate(trainer)
         return self.lam * self.schedule.factor(training_progress(trainer, self._first_learning_rate))
 
-    def _layer_factor(self, layer: str) -> float:
-        if not self.layer_lam:
-            return 1.0
-        return math.prod(factor for pattern, factor in self.layer_lam.items() if matches(layer, (pattern,)))
-
-    def _check_layers(self, watch: Watch) -> None:
+    def _check_layers(self, watch: Watch, has_seen_all: bool = True) -> None:
+        layers = {**watch.layers, **watch.fused}
         if not self._say.was_told("layers"):
-            self.selection.check({**watch.layers, **watch.fused}, self.layer_lam)
+            self.selection.check(layers, self.layer_lam)
             self._say.note("layers")
+        if has_seen_all and not self._say.was_told("chosen"):
+            self.selection.check_chosen(layers, {**watch.chosen_layers, **watch.left_out, **watch.fused})
+            self._say.note("chosen")
 
     # --- evaluation ------------------------------------------------------------------------------------------------
 
     def _start_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._watch is None:
+        if self._watch is None and trainer.state.fn == "fit":
+            self._attach_late(trainer, pl_module)
+        elif self._watch is None:
             self._attach(trainer, pl_module)
         self._evaluation_means.reset()
         self._entropy.start(trainer)
@@ -335,24 +347,17 @@ class PSPCallback(Callback):
         if self._watch is None or trainer.sanity_checking:
             return
         if self._watch.layers:
-            self._check_layers(self._watch)
+            self._check_layers(self._watch, has_seen_all=trainer.state.fn != "fit")
         self._evaluation_means.update(self._watch.sums())
         self._entropy.end_batch(self._watch.layers_not_hidden(), self._watch.output_sizes(), self._watch.logit_sizes())
         self._watch.release()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the means over the validation data."""
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or self._watch is None:  # it came in the middle of a validation
             return
         self._log_means(trainer, pl_module, self._evaluation_means, "val")
-        trained = {} if self._watch is None else self._watch.layers
-        untrained = [layer for layer in self._evaluation_means.compute() if trained and layer not in trained]
-        if untrained:
-            self._say(
-                "validation",
-                "Layers seen in validation but in no training step, where nothing is seen under `torch.no_grad()` or"
-                f" inside a `torch.autograd.Function`: {', '.join(untrained)}.",
-            )
+        report_untrained(self._say, self._evaluation_means.compute(), self._watch.layers)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the means over the test data."""
@@ -378,14 +383,8 @@ class PSPCallback(Callback):
         if not trainer.barebones:
             # The values of all processes are equal already; Lightning warns of what it does not synchronise itself.
             pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=trainer.world_size > 1)
-        self._report_broken(layers, stage)
+        report_broken(self._say, layers, stage)
         return layers
-
-    def _report_broken(self, layers: Mapping[str, float], stage: str) -> None:
-        broken = [layer for layer, value in layers.items() if not math.isfinite(value)]
-        if broken:
-            # The layers behind the first take it over from it.
-            self._say("broken", f"The potentials of layer {broken[0]!r} hold NaN or infinity ({stage}).")
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 

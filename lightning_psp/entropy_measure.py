@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_psp.arguments import check_choice
@@ -16,6 +15,9 @@ from lightning_psp.functional.validation import MAX_ORDER, UNITS, Unit
 from lightning_psp.layer_entropies import LayerEntropies
 from lightning_psp.messages import OnceAFit
 from lightning_psp.targets import Target, find_target
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 Orders: TypeAlias = Literal["auto"] | Sequence[int]
 

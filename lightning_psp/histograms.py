@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
 
 # As many values of a layer as a histogram needs; sorting all potentials would take longer than the step.
 SAMPLE_SIZE = 50_000

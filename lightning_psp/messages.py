@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 
 class OnceAFit:
@@ -10,7 +10,8 @@ class OnceAFit:
 
     Example:
         >>> say = OnceAFit()
-        >>> say("layers", "Layer 'fc' has no penalty.", is_warning=False)
+        >>> say.note("layers")
+        >>> say("layers", "Layer 'fc' has no penalty.")  # a message on its layers was given
         >>> say.was_told("layers")
         True
     """

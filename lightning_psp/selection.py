@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 
-from lightning_psp.arguments import check_bool
+from lightning_psp.arguments import check_bool, check_number
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,59 @@ class LayerSelection:
                         f"Pattern {pattern!r} of argument `{argument}` matches no layer. The layers of this model"
                         f" are: {', '.join(layers)}."
                     )
+
+    def check_chosen(self, layers: Collection[str], chosen: Iterable[str]) -> None:
+        """Raises an error that lists `layers` if the selection leaves all of them out.
+
+        Args:
+            layers: names of all layers that were found.
+            chosen: the layers that were chosen, and those of which it cannot be told.
+
+        Raises:
+            ValueError: if none of `chosen` is selected by its name.
+        """
+        if not any(self.selects(layer) for layer in chosen):
+            raise ValueError(
+                f"No layer is left to penalise or to watch by include={self.include}, exclude={self.exclude},"
+                f" output={self.output}. The layers of this model are: {', '.join(layers)}."
+                + ("" if self.output else " Without output=False, the output layer is one to choose from.")
+            )
+
+
+@dataclass(frozen=True)
+class LayerFactors:
+    """Factors on λ for the layers that match a pattern; those of several matching patterns multiply.
+
+    Args:
+        by_pattern: glob pattern on layer names to factor, 0 or more.
+
+    Raises:
+        TypeError: if `by_pattern` is no mapping to numbers.
+        ValueError: if a factor is negative.
+
+    Example:
+        >>> factor = LayerFactors({"conv*": 0.5, "*1": 0.1})
+        >>> factor("conv1"), factor("conv2"), factor("fc")
+        (0.05, 0.5, 1.0)
+    """
+
+    by_pattern: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        """Checks the factors."""
+        if not isinstance(self.by_pattern, Mapping):
+            raise TypeError(
+                f"Expected argument `layer_lam` to map glob patterns to factors but got {self.by_pattern!r}."
+            )
+        for pattern, factor in self.by_pattern.items():
+            check_number(f"layer_lam[{pattern!r}]", factor, at_least=0)
+        object.__setattr__(self, "by_pattern", dict(self.by_pattern))
+
+    def __call__(self, layer: str) -> float:
+        """The factor for the layer of this name."""
+        if not self.by_pattern:
+            return 1.0
+        return math.prod((f for pattern, f in self.by_pattern.items() if matches(layer, (pattern,))), start=1.0)
 
 
 @cache

@@ -1,20 +1,19 @@
-"""What the callback asks of a trainer and tells it: its progress, how it scales the loss, the step's values."""
+"""What the callback asks of a trainer: its progress, how it scales the loss, what the processes have seen."""
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor
 
+from lightning_psp.lightnings import AnyCallback
 from lightning_psp.penalty import Reduction
 from lightning_psp.schedules import TrainingProgress
 from lightning_psp.statistics import LayerMeans
 
-# What is logged in every training step: λ, the penalty, ⟨z²⟩ of the batch.
-STEP_VALUES = ("psp/lam", "psp/penalty", "psp/z2")
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
 
 
 def loss_scale(trainer: Trainer, module: LightningModule) -> float:
@@ -50,8 +49,24 @@ def refuse_what_needs_one_process(trainer: Trainer, lam: float, reduction: Reduc
 
 def _splits_layers(trainer: Trainer) -> bool:
     """Whether a process may hold a part of a layer's units."""
-    strategy = trainer.strategy
-    return isinstance(strategy, ModelParallelStrategy) and strategy.device_mesh["tensor_parallel"].size() > 1
+    mesh = getattr(trainer.strategy, "device_mesh", None)  # a ModelParallelStrategy of either Lightning has one
+    dimension = "tensor_parallel"
+    return mesh is not None and dimension in (mesh.mesh_dim_names or ()) and mesh[dimension].size() > 1
+
+
+def has_callback(trainer: Trainer, callback: AnyCallback) -> bool:
+    """Whether this very callback is among the trainer's."""
+    return any(each is callback for each in trainer.callbacks)  # type: ignore[attr-defined]
+
+
+def refuse_second_callback(trainer: Trainer, callback: AnyCallback) -> None:
+    """Raises an error, as Lightning does before a training, where another callback has the state key of this one."""
+    callbacks: list[AnyCallback] = trainer.callbacks  # type: ignore[attr-defined]
+    if any(each is not callback and each.state_key == callback.state_key for each in callbacks):
+        raise RuntimeError(
+            f"A Trainer takes one {callback.state_key}, but a second one was added to it. `layer_lam` gives layers"
+            " different strengths."
+        )
 
 
 def learning_rate(trainer: Trainer) -> float:
@@ -93,48 +108,3 @@ def means_over_processes(trainer: Trainer, means: LayerMeans) -> dict[str, float
                 other_total, other_elements = sums.get(layer, (0.0, 0))
                 sums[layer] = (other_total + total, other_elements + elements)
     return {layer: total / elements for layer, (total, elements) in sums.items()}
-
-
-def is_logging_step(trainer: Trainer) -> bool:
-    """Whether loggers are due in this training step."""
-    return trainer._logger_connector.should_update_logs or bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-
-
-def log_step(trainer: Trainer, module: LightningModule, values: dict[str, float | Tensor]) -> None:
-    """Puts the values of a training step into `trainer.callback_metrics`, and into the loggers when these are due.
-
-    A `LightningModule.log` of its own for each value would take longer than a small model's step.
-
-    Args:
-        trainer: the trainer; with several processes, each of them has to call this in every step.
-        module: the user's module.
-        values: the values of this process's step, none if no potential was seen in it. Loggers get their mean over the
-            processes that have some.
-    """
-    tensors = {
-        key: value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-        for key, value in values.items()
-    }
-    trainer.callback_metrics.update(tensors)
-    if not is_logging_step(trainer):
-        return
-    if module.automatic_optimization and trainer.fit_loop._should_accumulate():
-        return
-    if trainer.world_size > 1:
-        tensors = _mean_over_processes(trainer, tensors)
-    if tensors:
-        scalars = {key: float(value) for key, value in tensors.items()}
-        for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
-        trainer.logged_metrics.update(tensors)
-
-
-def _mean_over_processes(trainer: Trainer, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The mean over the processes that have these values; a process may have none."""
-    device = trainer.strategy.root_device
-    own = torch.zeros(len(STEP_VALUES) + 1, dtype=torch.float64, device=device)
-    if tensors:
-        own[:-1] = torch.stack([tensors[key].to(device, torch.float64) for key in STEP_VALUES])
-        own[-1] = 1.0
-    *totals, number = trainer.strategy.reduce(own, reduce_op="sum").unbind()
-    return {key: total / number for key, total in zip(STEP_VALUES, totals, strict=True)} if number else {}

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import Strategy
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_psp.capture.mode import Capture
@@ -23,7 +20,12 @@ from lightning_psp.penalty import Reduction
 from lightning_psp.selection import LayerSelection
 from lightning_psp.statistics import LayerSums, Total, add_up, read_on_processor
 
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.strategies import Strategy
+
 _STEPS = ("training_step", "validation_step", "test_step")
+_WRAPPED = (*_STEPS, "teardown")
 
 
 class Watch:
@@ -43,6 +45,8 @@ class Watch:
         entropy: settings of the entropy term.
         measure: counts the states of units in evaluations.
         on_unseen_backward: called when a training step runs a backward pass that was not announced by `arm`.
+        leaves: whether the trainer has this watch no longer, which is asked before every step and at the trainer's end;
+            ends the watch if so.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Watch:
         entropy: EntropySettings,
         measure: EntropyMeasure,
         on_unseen_backward: Callable[[], None],
+        leaves: Callable[[], bool],
     ) -> None:
         self.lam = 0.0
         self._terms: list[LayerTerm] = []  # of all backward passes of the step so far
@@ -96,14 +101,22 @@ class Watch:
         self._capture.on_backward = self._check_backward
         self._capture.on_drop = measure.discard
         self._strategy = trainer.strategy
-        for name in _STEPS:
-            run = self._run_training_step if name == "training_step" else self._run_evaluation_step
-            setattr(self._strategy, name, _WatchedStep(run, self._strategy, name))
+        for name in _WRAPPED:
+            former = vars(self._strategy).get(name)
+            if isinstance(former, _WatchedStep):
+                former.leaves()
+        runs = {"training_step": self._run_training_step, "teardown": self._run_teardown}
+        self._wrapped = {
+            name: _WatchedStep(runs.get(name, self._run_evaluation_step), self._strategy, name, leaves)
+            for name in _WRAPPED
+        }
+        vars(self._strategy).update(self._wrapped)
 
     def close(self) -> None:
         """Gives the strategy its own steps back and lets go of everything."""
-        for name in _STEPS:
-            self._strategy.__dict__.pop(name, None)
+        for name, wrapped in self._wrapped.items():
+            if vars(self._strategy).get(name) is wrapped:
+                del vars(self._strategy)[name]
         self.release()
 
     def release(self) -> None:
@@ -223,6 +236,10 @@ class Watch:
             return step(*args, **kwargs)
         return self._run(step, args, kwargs, is_training=False)
 
+    def _run_teardown(self, teardown: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.close()  # where the callback heard of no end
+        return teardown(*args, **kwargs)
+
     def _run(self, step: Callable[..., Any], args: Any, kwargs: Any, is_training: bool) -> Any:
         self.release()
         self._is_training = is_training
@@ -245,7 +262,7 @@ class Watch:
         finally:
             self._is_running = False
         # A network may have other layers in training than in the validation between its epochs.
-        if is_training or self._trainer.state.fn != TrainerFn.FITTING:
+        if is_training or self._trainer.state.fn != "fit":
             self._note_layers()
         return output
 
@@ -268,13 +285,14 @@ class Watch:
 class _WatchedStep:
     """A step of a strategy that runs under the watch; a copy of the strategy has its own step again."""
 
-    def __init__(self, run: Callable[..., Any], strategy: Strategy, name: str) -> None:
+    def __init__(self, run: Callable[..., Any], strategy: Strategy, name: str, leaves: Callable[[], bool]) -> None:
+        self.leaves = leaves
         self._run = run
         self._step = getattr(strategy, name)
         self._origin = (strategy, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._run(self._step, *args, **kwargs)
+        return self._step(*args, **kwargs) if self.leaves() else self._run(self._step, *args, **kwargs)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Strategy, str]]:
         return getattr, self._origin

@@ -149,6 +149,7 @@ def test_values_of_steps(results, name):
         for key in ("psp/z2", "psp/penalty"):
             assert logged[0][key] == pytest.approx(sum(row[key].item() for row in seen) / len(seen), rel=1e-6)
         assert both[1]["logged"][0] == pytest.approx(logged[0])
+        assert logged[0]["epoch"] == 0  # the row is Lightning's
 
 
 @pytest.mark.parametrize("name", EXACT)

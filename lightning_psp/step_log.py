@@ -1,0 +1,135 @@
+"""The values of a training step: in `trainer.callback_metrics` in every step, in the loggers when these are due."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+# What is logged in every training step: λ, the penalty, ⟨z²⟩ of the batch.
+STEP_VALUES = ("psp/lam", "psp/penalty", "psp/z2")
+
+
+def is_logging_step(trainer: Trainer) -> bool:
+    """Whether loggers are due in this training step."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    is_due = every > 0 and (_number_of_row(trainer) + 1) % every == 0
+    return is_due or trainer.should_stop or bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def log_step(trainer: Trainer, module: LightningModule, values: dict[str, float | Tensor]) -> None:
+    """Puts the values of a training step into `trainer.callback_metrics`, and into the loggers' next row if one is due.
+
+    A `LightningModule.log` of its own for each value would take longer than a small model's step.
+
+    Args:
+        trainer: the trainer; with several processes, each of them has to call this in every step.
+        module: the user's module.
+        values: the values of this process's step, none if no potential was seen in it. Loggers get their mean over the
+            processes that have some.
+    """
+    tensors = {
+        key: value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+        for key, value in values.items()
+    }
+    trainer.callback_metrics.update(tensors)
+    if not is_logging_step(trainer):
+        return
+    if module.automatic_optimization and trainer.fit_loop._should_accumulate():
+        return
+    if trainer.world_size > 1:
+        tensors = _mean_over_processes(trainer, tensors)
+    if tensors:
+        trainer.logged_metrics.update(tensors)
+        _add_to_row(trainer, tensors)
+
+
+def _mean_over_processes(trainer: Trainer, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The mean over the processes that have these values; a process may have none."""
+    device = trainer.strategy.root_device
+    own = torch.zeros(len(STEP_VALUES) + 1, dtype=torch.float64, device=device)
+    if tensors:
+        own[:-1] = torch.stack([tensors[key].to(device, torch.float64) for key in STEP_VALUES])
+        own[-1] = 1.0
+    *totals, number = trainer.strategy.reduce(own, reduce_op="sum").unbind()
+    return {key: total / number for key, total in zip(STEP_VALUES, totals, strict=True)} if number else {}
+
+
+# --- the loggers' row ------------------------------------------------------------------------------------------------
+
+# What of Lightning writes it. It is no public name: with a Lightning that has none, the values get rows of their own.
+_CONNECTOR, _WRITE = "_logger_connector", "log_metrics"
+
+
+class _Row:
+    """Stands for what writes rows until it has written that of the running step, to which it adds values."""
+
+    def __init__(self, trainer: Trainer, values: dict[str, Tensor]) -> None:
+        self.values = values
+        self.step = _number_of_row(trainer)
+        self._loggers = trainer.loggers
+        self._epoch = trainer.current_epoch
+        self._connector = getattr(trainer, _CONNECTOR, None)
+        self._write = getattr(self._connector, _WRITE, None)
+
+    def wait(self) -> None:
+        """Waits for the row, or writes one if none will come."""
+        if self._write is None:
+            self._write_values()
+        else:
+            vars(self._connector)[_WRITE] = self
+
+    def __call__(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Writes a row. One whose step is given is another callback's."""
+        assert self._write is not None
+        if step is None:
+            self._step_aside()
+            metrics = {**metrics, **self.values}
+        self._write(metrics, step=step)
+
+    def write_alone(self) -> None:
+        """Waits no longer and writes the values as a row of their own."""
+        self._step_aside()
+        self._write_values()
+
+    def _step_aside(self) -> None:
+        if vars(self._connector).get(_WRITE) is self:
+            del vars(self._connector)[_WRITE]
+
+    def _write_values(self) -> None:
+        row = {**{key: float(value) for key, value in self.values.items()}, "epoch": self._epoch}
+        for logger in self._loggers:
+            logger.log_metrics(row, step=self.step)
+
+
+def _add_to_row(trainer: Trainer, values: dict[str, Tensor]) -> None:
+    """Adds values to the row that Lightning writes at the end of the running training step."""
+    row = _waiting(trainer)
+    if row is not None and row.step == _number_of_row(trainer):
+        row.values.update(values)
+        return
+    finish_row(trainer)
+    if trainer.loggers:
+        _Row(trainer, values).wait()
+
+
+def finish_row(trainer: Trainer) -> None:
+    """Writes the values whose row did not come, because a step crashed or Lightning writes it by another name."""
+    row = _waiting(trainer)
+    if row is not None:
+        row.write_alone()
+
+
+def _waiting(trainer: Trainer) -> _Row | None:
+    connector = getattr(trainer, _CONNECTOR, None)
+    row = None if connector is None else vars(connector).get(_WRITE)
+    return row if isinstance(row, _Row) else None
+
+
+def _number_of_row(trainer: Trainer) -> int:
+    """The step by which Lightning numbers a training step's row."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
