@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Generic, TypeVar
 
-import torch
 from torch import Tensor
 from torch.utils import swap_tensors
 
 from lightning_psp.capture.nonlinearities import Nonlinearities, TorchFunction
 from lightning_psp.gradient.graph import Edge
 from lightning_psp.gradient.kernels import owns_storage
+from lightning_psp.torch_private import is_held_elsewhere, swap_contents
 
 Kept = TypeVar("Kept")
 Handler = Callable[[TorchFunction, tuple[Any, ...], dict[str, Any]], Any]
@@ -185,7 +185,7 @@ class Provenance:
             and not tensor.__dict__  # a user's attributes would stay with the other tensor
             and (known is None or not known.values.potentials)
             and weakref.getweakrefcount(tensor) <= own
-            and tensor._use_count() == 1
+            and not is_held_elsewhere(tensor)
             and owns_storage(tensor)
         )
 
@@ -282,9 +282,9 @@ def _unit_dim_of_view(source: Tensor, view: Tensor, unit_dim: int, has_same_valu
 def swap(tensor: Tensor, other: Tensor) -> None:
     """Has two tensors change places, as `torch.utils.swap_tensors` does, without its checks where none can fail."""
     if _is_plain(tensor) and _is_plain(other):
-        torch._C._swap_tensor_impl(tensor, other)
+        swap_contents(tensor, other)
     else:
-        swap_tensors(tensor, other)  # type: ignore[no-untyped-call]
+        swap_tensors(tensor, other)
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -293,7 +293,7 @@ def _is_plain(tensor: Tensor) -> bool:
         type(tensor) is Tensor
         and not tensor.__dict__
         and not weakref.getweakrefcount(tensor)
-        and tensor._use_count() == 1
+        and not is_held_elsewhere(tensor)
     )
 
 

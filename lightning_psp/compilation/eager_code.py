@@ -21,7 +21,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def keep_out_of_graphs(function: Function) -> Function:
     """Has a function run as it is written wherever it is called, by a compiled function too."""
-    disabled: Function = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    disabled: Function = torch.compiler.disable(function)
     return disabled
 
 

@@ -121,7 +121,7 @@ class Injector:
         if not layers:
             return terms
         arriving = Arriving()
-        self._loss_handle = loss.register_hook(arriving.note)  # type: ignore[no-untyped-call]
+        self._loss_handle = loss.register_hook(arriving.note)
         # Hooks of the user change the gradient of the loss, not that of the penalty: they run after this one.
         hooks = loss._backward_hooks
         assert hooks is not None

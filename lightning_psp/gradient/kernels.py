@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_psp.penalty import accumulation_dtype
+from lightning_psp.torch_private import is_memory_held_elsewhere
 
 # Potentials are worked through in parts of this length, short enough for a part to stay in a processor's cache from its
 # sum of squares to its sum with the gradient.
@@ -14,8 +15,6 @@ _PART = 2**18
 # this length. Longer vectors are summed by rows.
 _LONGEST_DOT = 2**15
 _ROW = 2**10
-
-_use_count = getattr(torch._C, "_storage_Use_Count", None)
 
 
 def square_sum(potential: Tensor) -> Tensor:
@@ -75,12 +74,7 @@ def owns_storage(tensor: Tensor) -> bool:
 
     False where this version of torch does not tell.
     """
-    if _use_count is None:
-        return False
-    # The handle is a holder, too, while it lives: older versions of torch let go of it with its last reference, newer
-    # ones with the memory.
-    handle = tensor.untyped_storage()
-    return bool(_use_count(handle._cdata) == 2)
+    return not is_memory_held_elsewhere(tensor)
 
 
 def add_potential(gradient: Tensor, potential: Tensor, alpha: float, out: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -102,7 +96,7 @@ def add_potential(gradient: Tensor, potential: Tensor, alpha: float, out: Tensor
     if out is None:
         out = torch.empty_like(gradient)
     sums = []
-    parts = (tensor.view(-1).split(_PART) for tensor in (gradient, potential, out))  # type: ignore[no-untyped-call]
+    parts = (tensor.view(-1).split(_PART) for tensor in (gradient, potential, out))
     for gradient_part, potential_part, out_part in zip(*parts, strict=True):
         sums.append(_sum_of_squares(_accumulated(potential_part)))
         torch.add(gradient_part, potential_part, alpha=alpha, out=out_part)
