@@ -13,6 +13,7 @@ from lightning_psp import PSPCallback, psp_penalty, record_potentials
 from lightning_psp.capture import fused_calls
 from lightning_psp.capture.recurrent import attach, parse_call
 from tests.lightning_cases import Training, fit
+from tests.processor import skip_unless_torch_runs_in_bfloat16
 from tests.small import quiet_trainer
 from tests.test_recurrent import (
     KINDS,
@@ -96,6 +97,8 @@ def tensors(found: Any) -> list[Tensor]:
 @pytest.mark.parametrize("precision", ["64-true", "32-true", "bf16-mixed"])
 @pytest.mark.parametrize("setting", [s for s in SETTINGS[1::2] if not (s.unbatched or s.frozen)], ids=str)
 def test_results_are_those_without_the_callback(setting, precision):
+    if precision == "bf16-mixed":
+        skip_unless_torch_runs_in_bfloat16(setting.kind)
     network = built(setting)
     network = network if precision == "64-true" else network.float()
     batch = batches()[0].to(network.head.weight.dtype)
@@ -120,6 +123,7 @@ def test_results_are_those_without_the_callback(setting, precision):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_precision_comes_close(kind):
+    skip_unless_torch_runs_in_bfloat16(kind)
     network = built(Setting(kind, levels=2))
     (batch,) = batches()
     expected = expected_gradients(network, batch)
