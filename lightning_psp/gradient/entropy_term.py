@@ -144,7 +144,8 @@ class ClassStates:
     def _states(self, z: Tensor) -> Tensor:
         # A watch would take a sigmoid for a nonlinearity of the network.
         with torch._C.DisableTorchFunction():
-            return torch.sigmoid(z.to(accumulation_dtype(z.dtype)) / self._temperature)
+            states: Tensor = torch.sigmoid(z.to(accumulation_dtype(z.dtype)) / self._temperature)
+        return states
 
 
 class EntropyTerm:

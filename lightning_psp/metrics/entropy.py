@@ -211,7 +211,7 @@ class PSPEntropy(FixedTypeMetric):
         states: dict[str, Any] = incoming_state.metric_state if isinstance(incoming_state, Metric) else incoming_state
         if "units" in states and 0 not in (int(self.units), int(states["units"])):
             check_same_units(int(states["units"]), int(self.units), self.unit)
-        super().merge_state(incoming_state)
+        super().merge_state(incoming_state)  # type: ignore[misc]  # the oldest version has none
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
         """Plots a value or several; see ``torchmetrics.Metric.plot``."""
