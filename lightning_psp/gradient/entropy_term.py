@@ -128,7 +128,7 @@ class ClassStates:
             arrived: the gradient that arrived at the loss.
         """
         states = self._states(z)
-        step = (1 - states).mul_(states).mul_(self._by_unit(slopes[self._labels])).div_(self._temperature)
+        step: Tensor = (1 - states).mul_(states).mul_(self._by_unit(slopes[self._labels])).div_(self._temperature)
         step.mul_(arrived.to(step) if isinstance(arrived, Tensor) else arrived)
         return gradient + step.to(gradient.dtype)
 
