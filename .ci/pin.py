@@ -2,7 +2,7 @@
 
 The tools of development get one version each: the newest that the oldest Python of the project can run. Everything else
 gets that of the running environment as an upper bound, so that an older Python, or an index that serves less, still
-finds one. What torch itself asks for exactly is left out.
+finds one.
 """
 
 from __future__ import annotations
@@ -24,9 +24,6 @@ HEADER = (
 )
 # The build backend asks for it where the package is installed to be edited.
 FOR_EDITABLE_INSTALLS = "editables"
-OF_TORCH = ("cuda-", "nvidia-", "triton")
-# What a virtual environment comes with.
-OF_PYTHON = {"pip", "setuptools", "wheel"}
 
 
 def tools(pyproject: dict) -> list[str]:
@@ -54,12 +51,9 @@ def main() -> None:
     python = pyproject["project"]["requires-python"].removeprefix(">=")
     exact = newest(tools(pyproject), python)
     installed = {canonicalize_name(found.name): found.version.partition("+")[0] for found in distributions()}
-    left_out = {canonicalize_name(pyproject["project"]["name"]), *OF_PYTHON}
-    lines = {
-        name: f"{name}<={version}"
-        for name, version in installed.items()
-        if name not in left_out and not name.startswith(OF_TORCH)
-    } | {name: f"{name}=={version}" for name, version in exact.items()}
+    left_out = {canonicalize_name(pyproject["project"]["name"]), "pip"}
+    lines = {name: f"{name}<={version}" for name, version in installed.items() if name not in left_out}
+    lines |= {name: f"{name}=={version}" for name, version in exact.items()}
     print(HEADER, *(lines[name] for name in sorted(lines)), sep="\n")
 
 
