@@ -1,18 +1,35 @@
 # `make demo`, `make test` and `make docs` each set up .venv themselves: no other step is needed before them.
-# A stamp file says what .venv holds, so that nothing is installed again until pyproject.toml changes.
+# A stamp file says what .venv holds, so that nothing is installed again until what asks for it changes.
+#
+# What is installed does not depend on what was released yesterday: requirements-dev.txt has one version of each tool of
+# development, and an upper bound for everything else. To update it on purpose:
+#
+#     make test-newest    # does the project work with what the package index serves today?
+#     make pin            # then these are the versions from now on
 
 PYTHON ?= python3
+# requirements-oldest.txt has files for Python 3.10 to 3.12.
+OLDEST_PYTHON ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 VENV := .venv
+OLDEST := .venv-oldest
+NEWEST := .venv-newest
 RUN := $(VENV)/bin/python -m
-INSTALL := $(RUN) pip install -qq --disable-pip-version-check --editable
+INSTALL := -m pip install -qq --disable-pip-version-check
+PINNED := --constraint requirements-dev.txt
+# Installed beforehand, for pip would take the newest one into an environment of its own for the build.
+BUILD := hatchling editables
+PROJECT := --no-build-isolation --editable
 
-.PHONY: help demo test docs clean
+.PHONY: help demo test test-oldest test-newest pin docs clean
 
 help:
-	@echo "make demo    set up .venv and run the quickstart (about two minutes after the set-up)"
-	@echo "make test    set up .venv, then check style and types and run the tests"
-	@echo "make docs    set up .venv and build the documentation in site/"
-	@echo "make clean   remove .venv, caches and the output of the examples"
+	@echo "make demo         set up .venv and run the quickstart (about two minutes after the set-up)"
+	@echo "make test         set up .venv, then check style and types and run the tests"
+	@echo "make test-oldest  check types and run the tests with the lowest versions that are promised, in $(OLDEST)"
+	@echo "make test-newest  the same with the newest that the package index serves, in $(NEWEST)"
+	@echo "make pin          have the other commands install what make test-newest last installed: requirements-dev.txt"
+	@echo "make docs         set up .venv and build the documentation in site/"
+	@echo "make clean        remove the environments, caches and the output of the examples"
 
 demo: $(VENV)/.has-examples
 	$(VENV)/bin/python examples/quickstart.py
@@ -23,23 +40,52 @@ test: $(VENV)/.has-dev
 	$(RUN) mypy
 	$(RUN) pytest --numprocesses auto --dist loadgroup $(PYTEST_ARGS)
 
+test-oldest: $(OLDEST)/.has-dev
+	$(OLDEST)/bin/python -m mypy --cache-dir $(OLDEST)/.mypy_cache
+	$(OLDEST)/bin/python -m pytest --numprocesses auto --dist loadgroup $(PYTEST_ARGS)
+
+# Asks the package index each time.
+test-newest: $(NEWEST)/.created
+	@echo "Installing into $(NEWEST): a few minutes the first time, for PyTorch is large"
+	@$(NEWEST)/bin/python $(INSTALL) --upgrade --upgrade-strategy eager $(BUILD)
+	@$(NEWEST)/bin/python $(INSTALL) --upgrade --upgrade-strategy eager $(PROJECT) '.[dev]'
+	$(NEWEST)/bin/python -m mypy --cache-dir $(NEWEST)/.mypy_cache
+	$(NEWEST)/bin/python -m pytest --numprocesses auto --dist loadgroup $(PYTEST_ARGS)
+
+pin:
+	@test -e $(NEWEST)/.created || { echo "Run make test-newest first."; exit 1; }
+	$(NEWEST)/bin/python .ci/pin.py > $(NEWEST)/requirements-dev.txt
+	mv $(NEWEST)/requirements-dev.txt requirements-dev.txt
+
 docs: $(VENV)/.has-dev
 	$(RUN) mkdocs build --strict
 
-$(VENV)/.created:
-	$(PYTHON) -m venv $(VENV)
+$(VENV)/.created $(NEWEST)/.created:
+	$(PYTHON) -m venv $(@D)
 	@touch $@
 
-$(VENV)/.has-examples: pyproject.toml | $(VENV)/.created
+$(OLDEST)/.created:
+	$(OLDEST_PYTHON) -m venv $(@D)
+	@touch $@
+
+$(VENV)/.has-examples: pyproject.toml requirements-dev.txt | $(VENV)/.created
 	@echo "Installing into $(VENV): a few minutes the first time, for PyTorch is large"
-	@$(INSTALL) '.[examples]'
+	@$(VENV)/bin/python $(INSTALL) $(PINNED) $(BUILD)
+	@$(VENV)/bin/python $(INSTALL) $(PINNED) $(PROJECT) '.[examples]'
 	@touch $@
 
 # The tools of development include the examples', hence the second stamp.
-$(VENV)/.has-dev: pyproject.toml | $(VENV)/.created
+$(VENV)/.has-dev: pyproject.toml requirements-dev.txt | $(VENV)/.created
 	@echo "Installing into $(VENV): a few minutes the first time, for PyTorch is large"
-	@$(INSTALL) '.[dev]'
+	@$(VENV)/bin/python $(INSTALL) $(PINNED) $(BUILD)
+	@$(VENV)/bin/python $(INSTALL) $(PINNED) $(PROJECT) '.[dev]'
 	@touch $@ $(VENV)/.has-examples
 
+$(OLDEST)/.has-dev: pyproject.toml requirements-dev.txt requirements-oldest.txt | $(OLDEST)/.created
+	@echo "Installing into $(OLDEST): a few minutes the first time, for PyTorch is large"
+	@$(OLDEST)/bin/python $(INSTALL) $(PINNED) $(BUILD)
+	@$(OLDEST)/bin/python $(INSTALL) $(PINNED) --constraint requirements-oldest.txt $(PROJECT) '.[dev]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache examples/output
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) site .mypy_cache .pytest_cache .ruff_cache examples/output

@@ -1,5 +1,7 @@
 """Settings for all tests."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -10,6 +12,9 @@ torch.set_num_threads(1)
 # Programs, not tests: collecting them would put their folder before that of the examples, which has modules of the same
 # names.
 collect_ignore = ["benchmarks"]
+
+# Lightning calls what jsonargparse deprecates, some versions as soon as their CLI is imported.
+os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
 
 settings.register_profile(
     "short",

@@ -13,6 +13,7 @@ from lightning_psp import PSPCallback, psp_penalty, record_potentials
 from lightning_psp.capture import fused_calls
 from lightning_psp.capture.recurrent import attach, parse_call
 from tests.lightning_cases import Training, fit
+from tests.processor import skip_unless_torch_runs_in_bfloat16
 from tests.small import quiet_trainer
 from tests.test_recurrent import (
     KINDS,
@@ -120,6 +121,7 @@ def test_results_are_those_without_the_callback(setting, precision):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_precision_comes_close(kind):
+    skip_unless_torch_runs_in_bfloat16(kind)
     network = built(Setting(kind, levels=2))
     (batch,) = batches()
     expected = expected_gradients(network, batch)

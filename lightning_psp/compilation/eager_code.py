@@ -14,9 +14,12 @@ from typing import Any, TypeVar
 from weakref import WeakSet
 
 import torch
-from torch._dynamo.eval_frame import skip_code
+from torch._dynamo import eval_frame
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+# Not in the types of every version of torch.
+skip_code: Callable[[CodeType], None] = vars(eval_frame)["skip_code"]
 
 
 def keep_out_of_graphs(function: Function) -> Function:

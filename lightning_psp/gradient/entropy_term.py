@@ -128,7 +128,7 @@ class ClassStates:
             arrived: the gradient that arrived at the loss.
         """
         states = self._states(z)
-        step = (1 - states).mul_(states).mul_(self._by_unit(slopes[self._labels])).div_(self._temperature)
+        step: Tensor = (1 - states).mul_(states).mul_(self._by_unit(slopes[self._labels])).div_(self._temperature)
         step.mul_(arrived.to(step) if isinstance(arrived, Tensor) else arrived)
         return gradient + step.to(gradient.dtype)
 
@@ -144,7 +144,8 @@ class ClassStates:
     def _states(self, z: Tensor) -> Tensor:
         # A watch would take a sigmoid for a nonlinearity of the network.
         with torch._C.DisableTorchFunction():
-            return torch.sigmoid(z.to(accumulation_dtype(z.dtype)) / self._temperature)
+            states: Tensor = torch.sigmoid(z.to(accumulation_dtype(z.dtype)) / self._temperature)
+        return states
 
 
 class EntropyTerm:

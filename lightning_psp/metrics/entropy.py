@@ -34,9 +34,10 @@ from lightning_psp.functional.validation import (
     check_same_units,
     count_units,
 )
+from lightning_psp.metrics.fixed_types import FixedTypeMetric
 
 
-class PSPEntropy(Metric):
+class PSPEntropy(FixedTypeMetric):
     r"""PSP-entropy of a layer over many batches: how evenly its units are on and off within each class.
 
     The state of a unit is 1 where its potential z > 0, else 0. First order (Tartaglione et al., 2020, Eq. 3 to 5) is
@@ -51,7 +52,8 @@ class PSPEntropy(Metric):
     in float64 (float32 on devices without it), and NaN where there were no samples. A class without samples contributes
     nothing, and is named in a warning, once.
 
-    First order keeps a count for each class and unit, higher orders a bit for each sample and unit. Processes are
+    First order keeps a count for each class and unit, higher orders a bit for each sample and unit, as integers also
+    where ``set_dtype`` or ``to`` are given a floating point type. Processes are
     synchronised by `torchmetrics`, those without samples, or without samples of a class, included.
 
     Args:
@@ -209,7 +211,7 @@ class PSPEntropy(Metric):
         states: dict[str, Any] = incoming_state.metric_state if isinstance(incoming_state, Metric) else incoming_state
         if "units" in states and 0 not in (int(self.units), int(states["units"])):
             check_same_units(int(states["units"]), int(self.units), self.unit)
-        super().merge_state(incoming_state)
+        super().merge_state(incoming_state)  # type: ignore[misc]  # the oldest version has none
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
         """Plots a value or several; see ``torchmetrics.Metric.plot``."""

@@ -7,19 +7,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from lightning_psp.functional.mean_square import _mean_square_compute, _mean_square_update, check_potential
 from lightning_psp.functional.precision import widest_float
+from lightning_psp.metrics.fixed_types import FixedTypeMetric
 
 
-class MeanSquarePotential(Metric):
+class MeanSquarePotential(FixedTypeMetric):
     r"""Mean squared potential ⟨z²⟩ of a layer over many batches.
 
     The mean of z² over all samples, units and positions, :math:`\langle z^2 \rangle = \frac1n \sum_i z_i^2`, each
     value weighing the same: the penalty of Tartaglione et al. (2019) on one layer. ``update(z)`` takes potentials
     ``[batch, …]``; those in half precision are squared in float32. ``compute()`` gives a scalar in float64 (float32 on
-    devices without it), NaN before the first value.
+    devices without it), NaN before the first value. The sum is kept in that type, too, whatever ``set_dtype`` or
+    ``to`` are given.
 
     Args:
         kwargs: arguments of ``torchmetrics.Metric``.

@@ -1,0 +1,40 @@
+"""Metrics whose states have the types that their sums and counts need, whatever type a network is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torchmetrics import Metric
+
+from lightning_psp.functional.precision import widest_float
+
+
+class FixedTypeMetric(Metric):
+    """A metric whose states move between devices, and never change their types.
+
+    Half precision cannot hold sums over many batches, and floating point numbers are no counts. So ``set_dtype``, and
+    ``to(dtype)`` of a module that holds the metric (Lightning's ``precision="16-true"``), leave the states as they are.
+    Only where a device has no float64 are those in float64 rounded to float32.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
+        result: Module = super()._apply(_keeping_types(fn), exclude_state)
+        return result
+
+
+def _keeping_types(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The function without its effect on types: what moves tensors still does."""
+
+    @wraps(function)  # torchmetrics reads in its name what it is for
+    def kept(tensor: Tensor) -> Tensor:
+        if tensor.dtype == torch.float64:
+            destination = function(torch.empty(0, device=tensor.device)).device
+            tensor = tensor.to(widest_float(destination))
+        result = function(tensor)
+        return result if result.dtype == tensor.dtype else tensor.to(result.device)
+
+    return kept
