@@ -23,7 +23,13 @@ from lightning_psp.schedules import Schedule, make_schedule
 from lightning_psp.selection import LayerFactors, LayerSelection
 from lightning_psp.statistics import LayerMeans, mean_over_layers
 from lightning_psp.step_log import STEP_VALUES, finish_row, is_logging_step, log_step
-from lightning_psp.step_report import report_backward, report_broken, report_unseen_backward, report_untrained
+from lightning_psp.step_report import (
+    report_backward,
+    report_broken,
+    report_unseen,
+    report_unseen_backward,
+    report_untrained,
+)
 from lightning_psp.targets import Target
 from lightning_psp.trainer_state import (
     first_learning_rate,
@@ -261,6 +267,7 @@ class PSPCallback(AnyCallback):
         watch = self._watch
         if watch is None:
             return
+        report_unseen(self._say, watch)
         sums = watch.sums()
         # With manual optimisation a step may run a part of the model only.
         has_seen_all = pl_module.automatic_optimization

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 
@@ -37,3 +39,26 @@ class OnceAFit:
     def forget(self) -> None:
         """Starts anew."""
         self._told.clear()
+
+
+def unseen_message(unseen: Mapping[str, str], sees_output_alone: bool) -> str:
+    """What to tell of functions that no potential accounts for, and of networks that show none but their output.
+
+    Args:
+        unseen: where such a function is called, and what to name for it.
+        sees_output_alone: whether a network of several layers shows none but its output.
+
+    Example:
+        >>> unseen_message({"block.exp": "'torch.exp'"}, False)
+        "No layer was found for block.exp. If that is a nonlinearity, name it: activations=('torch.exp',)."
+    """
+    sentences = []
+    if sees_output_alone:
+        sentences.append("Of a network of several layers, only the output was found.")
+    if unseen:
+        names = ", ".join(sorted(set(unseen.values())))
+        sentences.append(f"No layer was found for {', '.join(unseen)}.")
+        sentences.append(f"If that is a nonlinearity, name it: activations=({names},).")
+    elif sees_output_alone:
+        sentences.append("If it has nonlinearities, name their module classes or torch functions: activations=(…,).")
+    return " ".join(sentences)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ from lightning_psp.capture.mode import Capture
 from lightning_psp.capture.nonlinearities import find_nonlinearities
 from lightning_psp.capture.provenance import Potential
 from lightning_psp.gradient.graph import reach
+from lightning_psp.messages import unseen_message
 from lightning_psp.selection import LayerSelection
 
 
@@ -98,6 +100,9 @@ def record_potentials(
                 " gradient, as a teacher is. To record it, enter the block without gradient, too:"
                 " `with torch.no_grad(), record_potentials(...) as potentials`."
             )
+        unseen = unseen_message(capture.found_unseen, capture.found_output_alone)
+        if unseen and recorded:
+            warnings.warn(unseen, stacklevel=3)
         selection.check(
             {**dict.fromkeys(potential.layer for potential in capture.potentials), **capture.fused_calls.left_out}
         )

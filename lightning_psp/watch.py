@@ -72,6 +72,9 @@ class Watch:
         self.left_out: dict[str, None] = {}  # layers whose potentials are complex, sparse or nested
         self.in_losses: dict[str, None] = {}  # nonlinearities in the step that were taken for parts of the loss
         self.chosen_layers: dict[str, None] = {}  # those of them that are to be penalised
+        self.unseen: dict[str, str] = {}  # what no potential accounts for, and what to name for it
+        self.sees_output_alone = False  # whether a network of several layers showed none but its output
+        self._witnessed: set[frozenset[str]] = set()  # the layers of steps whose graph was searched
         self.has_trained = False
         self.takes_samples = False
         self.samples: dict[str, Tensor] = {}
@@ -256,6 +259,8 @@ class Watch:
                 edge = None if loss is None else self._capture.edge(loss)
                 is_loss = edge is not None and edge[0] is not None
                 self._capture.settle([edge] if is_loss else self._capture.outputs.losses())
+                if is_training:
+                    self._bear_witness()
         except BaseException:
             self.release()
             raise
@@ -265,6 +270,13 @@ class Watch:
         if is_training or self._trainer.state.fn != "fit":
             self._note_layers()
         return output
+
+    def _bear_witness(self) -> None:
+        layers = frozenset(potential.layer for potential in self._capture.potentials)
+        if layers not in self._witnessed:
+            self._witnessed.add(layers)
+            self.unseen.update(self._capture.unseen())
+            self.sees_output_alone |= self._capture.sees_output_alone
 
     def _note_layers(self) -> None:
         for potential in self._capture.potentials:

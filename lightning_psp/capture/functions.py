@@ -153,7 +153,8 @@ def overwriting() -> dict[TorchFunction, Role | None]:
     return found
 
 
-def _with_overwriting(names: str) -> frozenset[TorchFunction]:
+def with_overwriting(names: str) -> frozenset[TorchFunction]:
+    """As :func:`all_forms_of`, with the methods that overwrite what they are called on."""
     methods: Iterable[str] = (
         f"__i{name[2:]}" if name.startswith("__") else f"{name}_"
         for name in names.split()
@@ -163,8 +164,8 @@ def _with_overwriting(names: str) -> frozenset[TorchFunction]:
     return all_forms_of(names) | found
 
 
-ACTIVATING = _with_overwriting(_ACTIVATING)
-SUMS = _with_overwriting(_SUMS)
+ACTIVATING = with_overwriting(_ACTIVATING)
+SUMS = with_overwriting(_SUMS)
 FEATURES_LAST = all_forms_of(_FEATURES_LAST)
 CHANNELS = all_forms_of(_CHANNELS)
 

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torchmetrics import Metric, MetricCollection
 
 from lightning_psp.capture.checkpoints import Checkpoints, in_backward
-from lightning_psp.capture.frames import Frame, Frames, Kind, take_back
+from lightning_psp.capture.frames import Frame, Frames, Kind, Known, take_back
 from lightning_psp.capture.functions import Role, TorchFunction, overwriting, roles
 from lightning_psp.capture.fused_calls import FusedCalls
 from lightning_psp.capture.in_place import overwrite_view, replace_memory
@@ -37,6 +37,7 @@ from lightning_psp.capture.provenance import (
 )
 from lightning_psp.capture.recurrent import RECURRENT_MODULES
 from lightning_psp.capture.shadow import ShadowNode, edge_of, note_call, start_call
+from lightning_psp.capture.witness import OF_NORMS, SUSPICIOUS, Suspect, Witness
 from lightning_psp.compilation.runs import announce_graph, told_of_graphs
 from lightning_psp.gradient.graph import Edge, edges_below
 from lightning_psp.penalty import Reduction
@@ -78,6 +79,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.on_backward: Callable[[Tensor], None] | None = None  # called before a backward pass inside the watch
         self.on_outputs: Callable[[], None] | None = None  # called when the output layer of a call is known
         self.on_drop: Callable[[Potential[Kept]], None] | None = None  # called with what turns out to be no potential
+        self.found_unseen: dict[str, str] = {}  # when the watch has ended, as `unseen` gives it
+        self.found_output_alone = False
         self.redirected = False  # whether the first call of root stands for a step of training, not for the network
         self.penalises = False  # whether potentials are to lie on the path to a loss where they have no other use
         self.root = root
@@ -96,6 +99,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self._is_suspended = False
         self.outputs: OutputFinder[Kept] = OutputFinder()
         self.losses = LossCalls(self)
+        self.witness = Witness()
         self.checkpoints = Checkpoints({**dict.fromkeys(self.losses.handlers(nonlinearities)), **nonlinearities.hidden})
         self._roles = {**overwriting(), **roles()}
         self._handlers = self._make_handlers()
@@ -129,6 +133,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self._settled: list[tuple[Potential[Kept], bool]] = []  # taken for output layers, and whether for this alone
         self.outputs.start()
         self.losses.start()
+        self.witness.start()
 
     def __enter__(self) -> Capture[Kept]:
         """Starts a new watch."""
@@ -155,6 +160,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if error is None and self.on_outputs is not None:
             self.settle(self.outputs.losses())
             self.on_outputs()
+            self.found_unseen, self.found_output_alone = self.unseen(), self.sees_output_alone
         self.provenance.clear()
         self.outputs.start()
         self._outside = []
@@ -206,10 +212,9 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if self.redirected and known.path == "":
             self.redirected = False
             frame.known = known._replace(path=None)
-        elif not self.in_call and known.path is not None and not isinstance(module, _NO_NETWORK):
-            if known.has_weights or known.path == "":
-                self.in_call = frame.starts_call = True
-                self.number_of_calls += 1
+        elif not self.in_call and self._is_network(module, known):
+            self.in_call = frame.starts_call = True
+            self.number_of_calls += 1
         if known.kind is Kind.PARAMETRIZATION:
             self.suppressed += 1
         elif known.kind is Kind.NAMED:
@@ -220,6 +225,11 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             if len(given) == 1 and given[0].ndim > 0 and self.is_potential(given[0]):
                 frame.given, frame.first = self.provenance.of(given[0]), len(self.potentials)
         self.frames.running.append(frame)
+
+    @staticmethod
+    def _is_network(module: nn.Module, known: Known) -> bool:
+        is_part = known.path is not None and (known.has_weights or known.path == "")
+        return is_part and not isinstance(module, _NO_NETWORK)
 
     def _enter_named_activation(
         self, module: nn.Module, frame: Frame, inputs: tuple[Any, ...]
@@ -246,6 +256,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             frame.potential.results.append(self.edge(output))
             assert frame.potential.origin is not None
             self.provenance.record_result(output, frame.potential.origin, frame.potential)
+        self.witness.note_module(output, frame.path)
         is_activation = kind is Kind.NAMED or kind is Kind.ACTIVATION
         if frame.given is not None:
             is_activation = self._close_candidate(frame, output)
@@ -322,7 +333,10 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         join, note = self.provenance.compute(func, role, args, kwargs)
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
+            argument = self.provenance.argument(args)
             note(result)
+            if argument is not None and self.in_call and (func in SUSPICIOUS or func in OF_NORMS):
+                self._suspect(func, argument, result)
             if join is not None:
                 self._close(join, result, getattr(func, "__name__", "").strip("_"))
         else:
@@ -342,6 +356,25 @@ class Capture(TorchFunctionMode, Generic[Kept]):
                 self._close(join, result, label)
         return result
 
+    def _suspect(self, func: TorchFunction, argument: Origin, result: Tensor) -> None:
+        name = getattr(func, "__name__", "").strip("_")
+        name = {"rpow": "pow"}.get(name, name)
+        if result.grad_fn is not None:
+            is_of_norms, edge = func in OF_NORMS, self.edge(result)
+            place, origin = self.frames.host(name), self.provenance.of(result)
+            self.witness.note_suspect(Suspect(name, place, argument, origin, is_of_norms, edge))
+
+    def unseen(self) -> dict[str, str]:
+        """What lies between parameters and output and no potential accounts for, and what to name for it."""
+        outputs = [edge for potential in self.potentials if potential.is_output for edge in potential.results]
+        return self.witness.unseen(self.potentials, outputs)
+
+    @property
+    def sees_output_alone(self) -> bool:
+        """Whether a network of several layers shows none but its output."""
+        has_hidden = any(not potential.is_output for potential in self.potentials)
+        return bool(self.potentials) and not has_hidden and len(self.witness.weights) > 1
+
     def _is_of_activation(self, origin: Origin, join: Join | None) -> bool:
         """Whether overwriting a tensor overwrites the potential of an activation that is written out."""
         frame = self.frames.running[-1] if self.frames.running else None
@@ -352,9 +385,10 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def _weigh(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = self.provenance.handlers[Role.WEIGHING](func, args, kwargs)
-        if not self.in_call and isinstance(result, Tensor):
-            origin = self.provenance.find(result)
-            if origin is not None and origin.path is not None and self.counts():
+        origin = self.provenance.find(result) if isinstance(result, Tensor) else None
+        if origin is not None and origin.path is not None and self.counts():
+            self.witness.weights.add(origin.path)
+            if not self.in_call:
                 # A weight that is used outside of every module is a call of the network.
                 self.number_of_calls += 1
                 edge = self.edge(result)
@@ -367,8 +401,12 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if self.suppressed or not isinstance(z, Tensor) or not self.is_potential(z) or self._is_of_no_network(z):
             if isinstance(z, Tensor) and is_of_another_kind(z) and not self.suppressed and self.counts():
                 self.left_out[self.frames.host(activation.label)] = None
+            origin = self.provenance.find(z)
             result = func(*args, **kwargs)
-            self.provenance.note_other((z,), result)
+            if origin is None or not isinstance(result, Tensor):
+                self.provenance.note_other((z,), result)
+            else:
+                self.provenance.record_result(result, origin, None)
             return result
         origin = self.provenance.of(z)
         if origin.is_weight:
@@ -496,12 +534,13 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         Args:
             losses: to what is known to be a loss; none where nothing is.
         """
-        for potential, is_output_alone in self._settled:
+        # A watch that goes on penalising keeps what it found for an earlier loss.
+        for potential, is_output_alone in self._settled if self.on_outputs is not None else ():
             if is_output_alone and not potential.enters_loss:
                 self._drop(potential)
             else:
                 potential.is_output = potential.enters_loss
-        self._settled = []
+        self._settled = [] if self.on_outputs is not None else self._settled
         logits = [potential for potential in self.potentials if potential.enters_loss]
         outside = [potential for potential in self._outside if not self.outputs.is_hidden(potential)]
         behind = [potential for potential in outside if self.outputs.is_behind_network(potential)]

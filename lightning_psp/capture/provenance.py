@@ -183,6 +183,7 @@ class Origin:
     is_made = False  # whether weights had a part in it
     is_weight = False  # whether it is a weight, or computed from one alone
     weight: str | None = None  # the parameter of which it is a view
+    is_pooled = False  # whether it was summed, averaged or pooled
     is_bent = False  # whether it is no linear function of what the source's weights gave
     made_of = WEIGHED
     parent: Origin | None = None  # of which it is a function value by value
@@ -417,6 +418,8 @@ class Provenance:
     def _hand_on(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         origin = self._first(args, kwargs)
         shape = None if origin is None else _shape_of(origin)
+        if origin is not None:
+            origin.is_pooled = True
         result = func(*args, **kwargs)
         if origin is not None:
             for tensor in (result,) if isinstance(result, Tensor) else tensors_in(result):
@@ -575,6 +578,14 @@ class Provenance:
             derived.whole = origin
             if tensor is not None:
                 self._hold(tensor, origin)
+
+    def argument(self, args: tuple[Any, ...]) -> Origin | None:
+        """What is known of the first tensor among arguments, where weights had a part in it."""
+        for value in args:
+            if isinstance(value, Tensor):
+                origin = self.find(value)
+                return origin if origin is not None and origin.is_made else None
+        return None
 
     def note_weight(self, result: Tensor) -> None:
         """Notes that a tensor was computed of weights alone."""

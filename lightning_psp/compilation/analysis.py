@@ -320,10 +320,8 @@ class _Analysis(fx.Interpreter):
             return Mention([len(region.points) - 1])
 
         def returned(target: Target[_Seen]) -> Returned:
-            if target.tensor is None:
-                found = Mention([numbers[id(target.potentials[0])]])
-            else:
-                found = mention(target.tensor)
+            known = target.potentials[0] if target.tensor is None else None
+            found = mention(target.tensor) if target.tensor is not None else Mention([numbers[id(known)]])
             return Returned(places_of(target.edges), found, target.path, target.may_be_term)
 
         for potential in static.potentials:

@@ -17,10 +17,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` 
 
 
 class CubeFunction(torch.autograd.Function):
+    """Computed where torch does not see it, as by a kernel of its own."""
+
     @staticmethod
     def forward(context, x):
         context.save_for_backward(x)
-        return x**3
+        return torch.from_numpy(x.detach().numpy() ** 3)
 
     @staticmethod
     def backward(context, gradient):
@@ -31,6 +33,23 @@ class CubeFunction(torch.autograd.Function):
 class Cube(nn.Module):
     def forward(self, x):
         return CubeFunction.apply(x)
+
+
+class SwishFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(context, x):
+        context.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def backward(context, gradient):
+        (x,) = context.saved_tensors
+        return gradient * (torch.sigmoid(x) + x * torch.sigmoid(x) * (1 - torch.sigmoid(x)))
+
+
+class VisibleSwish(nn.Module):
+    def forward(self, x):
+        return SwishFunction.apply(x)
 
 
 class Two(nn.Module):
@@ -70,6 +89,12 @@ def test_a_custom_function_called_in_the_networks_forward_is_named_too():
     (message,) = [text for text in messages if "activations" in text]
     assert "network" in message
     assert "Cube" in message
+
+
+def test_a_module_around_a_custom_function_of_torch_functions_is_an_activation():
+    layers, messages = trained(lambda: Two(VisibleSwish()))
+    assert layers == {"network.first", "network.second", "network.head"}
+    assert not messages
 
 
 def test_the_remedy_helps():

@@ -1,0 +1,120 @@
+"""The graph as a second witness: what lies between parameters and output and no potential accounts for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+
+from lightning_psp.capture.functions import with_overwriting
+from lightning_psp.capture.provenance import Origin, Potential
+from lightning_psp.gradient.graph import Edge, edges_below
+
+# Of which activations are made.
+SUSPICIOUS = with_overwriting("arctan asinh arcsinh atan cos cosh erf erfc exp exp2 expm1 sin sinc sinh tan __rpow__")
+# Of which norms and distances are made, too, by sums.
+OF_NORMS = with_overwriting("abs absolute __abs__ float_power pow __pow__ square")
+# The functions of these packages are no activations.
+_KNOWN = ("torch.", "lightning.", "lightning_fabric.", "pytorch_lightning.", "lightning_psp.")
+
+
+class Suspect(NamedTuple):
+    """A call of a function of which activations are made.
+
+    Args:
+        name: of the function.
+        place: where it was called.
+        argument: what is known of its argument.
+        result: what is known of its result.
+        may_be_norm: whether norms are made of it.
+        edge: to its result.
+    """
+
+    name: str
+    place: str
+    argument: Origin
+    result: Origin
+    may_be_norm: bool
+    edge: Edge
+
+
+class Witness:
+    """Collects what may be an activation that nobody sees, and tells what was none of the potentials."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """Forgets everything."""
+        self._suspects: list[Suspect] = []
+        self._places: dict[Any, str] = {}  # of nodes of custom functions
+        self.weights: set[str] = set()  # names of those that were used
+
+    def note_suspect(self, suspect: Suspect) -> None:
+        """Notes a call of a suspicious function."""
+        self._suspects.append(suspect)
+
+    def note_module(self, output: Any, path: str | None) -> None:
+        """Notes what the module at a path returned."""
+        if path and isinstance(output, Tensor) and isinstance(output.grad_fn, BackwardCFunction):
+            self._places.setdefault(output.grad_fn, path)
+
+    def unseen(self, potentials: Sequence[Potential[Any]], outputs: Iterable[Edge]) -> dict[str, str]:
+        """What no potential accounts for: where it is called, and what may be named as an activation.
+
+        Args:
+            potentials: all potentials.
+            outputs: to the output layers.
+        """
+        below: set[Edge] = set()
+        for edge in outputs:
+            below |= edges_below(edge)
+        found = {
+            suspect.place: f"'torch.{suspect.name}'"
+            for suspect in self._suspects
+            if suspect.edge in below
+            and not _has_potential(suspect.argument)
+            and not (suspect.may_be_norm and suspect.result.is_pooled)
+        }
+        nodes = {node for node, _ in below if isinstance(node, BackwardCFunction) and _is_foreign(node)}
+        if nodes:
+            nodes -= _accounted_for(potentials)
+        for node in nodes:
+            place = self._places.get(node)
+            function = _function_of(node)
+            found[f"{function.__qualname__} in {place or 'the network'}"] = "the class of a module that calls it alone"
+        return found
+
+
+def _has_potential(origin: Origin | None) -> bool:
+    while origin is not None:
+        if origin.values.potentials:
+            return True
+        origin = origin.whole if origin.parent is None else origin.parent
+    return False
+
+
+def _accounted_for(potentials: Iterable[Potential[Any]]) -> set[Any]:
+    """The nodes between potentials and what their nonlinearities gave."""
+    found: set[Any] = set()
+    for potential in potentials:
+        origin = potential.origin
+        z = None if origin is None else origin.reference()
+        end = None if z is None else z.grad_fn
+        pending = [node for node, _ in potential.results if isinstance(node, BackwardCFunction)]
+        for node in pending:
+            if node is not None and node is not end and node not in found:
+                found.add(node)
+                pending.extend(following for following, _ in node.next_functions)
+    return found
+
+
+def _function_of(node: Any) -> type:
+    function: type = getattr(node, "_forward_cls", type(node))
+    return function
+
+
+def _is_foreign(node: Any) -> bool:
+    return not f"{_function_of(node).__module__}.".startswith(_KNOWN)
