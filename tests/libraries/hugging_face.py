@@ -60,6 +60,8 @@ def model(
     inside: bool = True,
     says: str = "",
     unseen: Iterable[str] = (),
+    double: bool = True,
+    made_late: Callable[[], dict[str, Any]] = dict,
     **settings: Any,
 ) -> list[Row]:
     """Rows of one model: with the labels given to `forward`, and with a loss in the step.
@@ -73,13 +75,15 @@ def model(
         inside: whether there is a row with labels for `forward`.
         says: see `Case`.
         unseen: see `Case`.
+        double: see `Row`.
+        made_late: makes settings for which the library must be imported.
         settings: of the configuration.
     """
     layers = list(layers)
 
     def make(step: Callable[[Any, dict[str, Any], dict[str, Any]], Tensor]) -> Callable[[], Case]:
         def made() -> Case:
-            network, config = build(class_name, settings)
+            network, config = build(class_name, {**settings, **made_late()}, torch.float64 if double else torch.float32)
             given, labels = inputs(config)
             made_layers = [one for entry in layers for one in (outs(entry) if isinstance(entry, str) else [entry])]
             return Case(network, lambda net: step(net, given, labels), made_layers, says=says, unseen=tuple(unseen))
@@ -88,21 +92,21 @@ def model(
 
     rows = []
     if inside:
-        rows.append(Row("transformers", name, make(lambda net, given, labels: net(**given, **labels).loss)))
+        rows.append(Row("transformers", name, make(lambda net, given, labels: net(**given, **labels).loss), double))
     if loss is not None:
         label = f"{name}, loss in the step" if inside else name
-        rows.append(Row("transformers", label, make(lambda net, given, labels: loss(net(**given), labels))))
+        rows.append(Row("transformers", label, make(lambda net, given, labels: loss(net(**given), labels)), double))
     return rows
 
 
-def build(class_name: str, settings: dict[str, Any]) -> tuple[nn.Module, Any]:
-    """A model with random weights in float64, in training mode."""
+def build(class_name: str, settings: dict[str, Any], dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Any]:
+    """A model with random weights, in training mode."""
     import transformers
 
     transformers.logging.set_verbosity_error()
     made = getattr(transformers, class_name)
     config = made.config_class(**settings)
-    network = made(config).double().train()
+    network = made(config).to(dtype).train()
     with torch.no_grad():  # weights of ordinary size: potentials of all layers matter
         for parameter in network.parameters():
             if parameter.dim() > 1:

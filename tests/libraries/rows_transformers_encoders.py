@@ -151,9 +151,7 @@ ROWS: list[Row] = [
         **SMALL,
         embedding_size=8,
     ),
-    *model(
-        "deberta-v2", "DebertaV2ForMaskedLM", ["deberta.encoder.layer.{2}.intermediate.dense", *BERT_HEAD], **SMALL
-    ),
+    *model("deberta-v2", "DebertaV2ForMaskedLM", ["deberta.encoder.layer.{2}.intermediate.dense", *BERT_HEAD], **SMALL),
     # The logits are `x @ embedding.T + bias`, and the result of a module with weights.
     *model(
         "deberta-v2, new head",

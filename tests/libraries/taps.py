@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -18,16 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as all_modules
 
+Turns = int | Callable[[int, tuple[Any, ...], dict[str, Any]], bool]  # or which, by its turn and arguments
 Part = Callable[[Any], Any]  # picks the potential, or several, out of a result
 
 
 @dataclass(frozen=True)
 class Tap:
     module: str
-    kind: str  # "out", "into" or "call"
+    kind: str  # "out", "into", "call" or "result" of a call
     part: Part | None = None
     function: str = ""  # of a call
-    turn: int = 0  # which of the module's own calls of that function in one run
+    turns: Turns = 0  # which of the module's own calls of that function in one run
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,15 @@ class Layer:
     name: str
     taps: tuple[Tap, ...]
     live: bool = True  # on the path from trained parameters to the loss
+    named: bool = True  # whether the definition says its name
 
     def under(self, prefix: str) -> Layer:
         """The same layer of a network that is a part of another."""
         return Layer(
             prefix + self.name,
-            tuple(Tap(prefix + t.module, t.kind, t.part, t.function, t.turn) for t in self.taps),
+            tuple(replace(t, module=(prefix + t.module).rstrip(".")) for t in self.taps),
             self.live,
+            self.named,
         )
 
 
@@ -55,10 +58,15 @@ def into(module: str, part: Part | None = None, *, name: str | None = None, live
     return Layer(name or module, (Tap(module, "into", part),), live)
 
 
-def call(module: str, function: str, turn: int = 0, *, name: str | None = None, live: bool = True) -> Layer:
-    """What enters a function called in the module's own `forward`."""
+def call(module: str, function: str, turns: Turns = 0, *, name: str | None = None, live: bool = True) -> Layer:
+    """What enters a function called in the module's own `forward`, or in a module made there."""
     path = f"{module}.{function}" if module else function
-    return Layer(name or path, (Tap(module, "call", None, function, turn),), live)
+    return Layer(name or path, (Tap(module, "call", None, function, turns),), live)
+
+
+def result(module: str, function: str, turns: Turns = 0, *, name: str, named: bool = True) -> Layer:
+    """What a function called in the module's own `forward` gives."""
+    return Layer(name, (Tap(module, "result", None, function, turns),), named=named)
 
 
 def layer(name: str, *parts: Layer, live: bool = True) -> Layer:
@@ -167,15 +175,16 @@ def _recorded(module: nn.Module, layers: list[Layer]) -> Iterator[dict[str, list
     """Layer name to what its taps read: the tensor, and the part of it that is the potential."""
     found: dict[str, list[tuple[Tensor, Part | None]]] = {one.name: [] for one in layers}
     modules = dict(module.named_modules())
-    calls: dict[tuple[int, str, int], tuple[str, Part | None]] = {}
+    known = {id(one) for one in modules.values()}
+    calls: dict[tuple[int, str], list[tuple[str, Tap]]] = {}
     by_output: dict[int, list[tuple[str, Tap]]] = {}
     by_input: dict[int, list[tuple[str, Tap]]] = {}
     for one in layers:
         for tap in one.taps:
             assert tap.module in modules, f"no module {tap.module!r}; there are {list(modules)}"
             owner = id(modules[tap.module])
-            if tap.kind == "call":
-                calls[owner, tap.function, tap.turn] = (one.name, tap.part)
+            if tap.kind in ("call", "result"):
+                calls.setdefault((owner, tap.function), []).append((one.name, tap))
             else:
                 (by_output if tap.kind == "out" else by_input).setdefault(owner, []).append((one.name, tap))
     running: list[tuple[int, dict[str, int]]] = []
@@ -190,13 +199,15 @@ def _recorded(module: nn.Module, layers: list[Layer]) -> Iterator[dict[str, list
         return _replaced(value, copied)
 
     def before(called: nn.Module, args: Any) -> Any:
-        running.append((id(called), {}))
+        if id(called) in known:
+            running.append((id(called), {}))
         if id(called) in by_input:
             return (keep(by_input[id(called)], args[0]), *args[1:])
         return None
 
     def after(called: nn.Module, args: Any, result: Any) -> Any:
-        running.pop()
+        if id(called) in known:
+            running.pop()
         return keep(by_output[id(called)], result) if id(called) in by_output else None
 
     inside = [False]
@@ -208,21 +219,31 @@ def _recorded(module: nn.Module, layers: list[Layer]) -> Iterator[dict[str, list
             owner, turns = running[-1]
             turn = turns.get(name, 0)
             turns[name] = turn + 1
-            if (owner, name, turn) in calls:
-                layer_name, part = calls[owner, name, turn]
-                z, *others = args or (kwargs.pop("input"),)
-                found[layer_name].append((z, part))
-                args = (z.clone(), *others)
+            meant = [
+                (layer_name, tap)
+                for layer_name, tap in calls.get((owner, name), [])
+                if turn == tap.turns or (callable(tap.turns) and tap.turns(turn, args, kwargs))
+            ]
+            for layer_name, tap in meant:
+                if tap.kind == "call":
+                    z, *others = args or (kwargs.pop("input"),)
+                    found[layer_name].append((z, tap.part))
+                    args = (z.clone(), *others)
             inside[0] = True
             try:
-                return function(*args, **kwargs)
+                given = function(*args, **kwargs)
             finally:
                 inside[0] = False
+            for layer_name, tap in meant:
+                if tap.kind == "result":
+                    found[layer_name].append((given, tap.part))
+                    given = given.clone()
+            return given
 
         return run
 
     with contextlib.ExitStack() as stack:
-        for name in {function for _, function, _ in calls}:
+        for name in {function for _, function in calls}:
             for space in (F, torch, Tensor):
                 if hasattr(space, name):
                     stack.enter_context(patch.object(space, name, watched(getattr(space, name), name)))
