@@ -172,14 +172,14 @@ DETR_HEADS = ["class_labels_classifier", *expand("bbox_predictor.layers.{3}")]
 
 
 def detr() -> list[str | Layer]:
-    """The backbone's first stages are frozen: their potentials are constants."""
+    """The whole backbone is frozen, for its stages have other names than the model expects: constants."""
     backbone = "model.backbone.model"
     return [
         out(f"{backbone}.embedder.embedder.normalization", live=False),
         out(f"{backbone}.encoder.stages.0.layers.0.layer.0.normalization", live=False),
         into(f"{backbone}.encoder.stages.0.layers.0.activation", live=False),
-        f"{backbone}.encoder.stages.1.layers.0.layer.0.normalization",
-        into(f"{backbone}.encoder.stages.1.layers.0.activation"),
+        out(f"{backbone}.encoder.stages.1.layers.0.layer.0.normalization", live=False),
+        into(f"{backbone}.encoder.stages.1.layers.0.activation", live=False),
         *outs("model.encoder.layers.{2}.mlp.fc1", "model.decoder.layers.{2}.mlp.fc1"),
         *DETR_HEADS,
     ]
