@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from tests.libraries.check import Case, Row
 from tests.libraries.taps import Layer, outs
 
-
 VOCABULARY, LENGTH, BATCH, CLASSES = 40, 8, 3, 4
 
 Inputs = Callable[[Any], tuple[dict[str, Any], dict[str, Any]]]  # config to inputs and labels

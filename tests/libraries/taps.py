@@ -1,8 +1,8 @@
 """The gradient of a loss plus λR from a list of layers, by plain hooks: the yardstick for libraries' networks.
 
 A layer is a name and the places where its potential is read: the result of a module (`out`), what enters a module
-(`into`), or what enters the n-th call of a function in a module's own code (`call`). Every place hands a copy on, so that
-what happens to the potential's memory later does not matter.
+(`into`), or what enters or leaves the n-th call of a function in a module's own code (`call`, `result`). Every place hands
+a copy on, so that what happens to the potential's memory later does not matter.
 """
 
 from __future__ import annotations
@@ -22,13 +22,21 @@ Turns = int | Callable[[int, tuple[Any, ...], dict[str, Any]], bool]  # or which
 Part = Callable[[Any], Any]  # picks the potential, or several, out of a result
 
 
+def every(turn: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class Tap:
     module: str
     kind: str  # "out", "into", "call" or "result" of a call
     part: Part | None = None
     function: str = ""  # of a call
-    turns: Turns = 0  # which of the module's own calls of that function in one run
+    turns: Turns = 0  # which calls: of the module's own of that function in one run, or of a module entered
+
+    def takes(self, turn: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a call is meant."""
+        return self.turns(turn, args, kwargs) if callable(self.turns) else turn == self.turns
 
 
 @dataclass(frozen=True)
@@ -53,9 +61,9 @@ def out(module: str, part: Part | None = None, *, name: str | None = None, live:
     return Layer(name or module, (Tap(module, "out", part),), live)
 
 
-def into(module: str, part: Part | None = None, *, name: str | None = None, live: bool = True) -> Layer:
-    """What enters a module, which is the nonlinearity, and no module or parameter made it alone."""
-    return Layer(name or module, (Tap(module, "into", part),), live)
+def into(module: str, turns: Turns = every, *, name: str | None = None, live: bool = True) -> Layer:
+    """What enters a module, which is the nonlinearity, in all of its calls or in some."""
+    return Layer(name or module, (Tap(module, "into", None, "", turns),), live)
 
 
 def call(module: str, function: str, turns: Turns = 0, *, name: str | None = None, live: bool = True) -> Layer:
@@ -188,6 +196,7 @@ def _recorded(module: nn.Module, layers: list[Layer]) -> Iterator[dict[str, list
             else:
                 (by_output if tap.kind == "out" else by_input).setdefault(owner, []).append((one.name, tap))
     running: list[tuple[int, dict[str, int]]] = []
+    entered: dict[int, int] = {}
 
     def keep(taps: list[tuple[str, Tap]], value: Any) -> Any:
         copied: dict[int, Tensor] = {}
@@ -201,9 +210,9 @@ def _recorded(module: nn.Module, layers: list[Layer]) -> Iterator[dict[str, list
     def before(called: nn.Module, args: Any) -> Any:
         if id(called) in known:
             running.append((id(called), {}))
-        if id(called) in by_input:
-            return (keep(by_input[id(called)], args[0]), *args[1:])
-        return None
+        entered[id(called)] = turn = entered.get(id(called), -1) + 1
+        meant = [(name, tap) for name, tap in by_input.get(id(called), []) if tap.takes(turn, args, {})]
+        return (keep(meant, args[0]), *args[1:]) if meant else None
 
     def after(called: nn.Module, args: Any, result: Any) -> Any:
         if id(called) in known:
@@ -220,9 +229,7 @@ def _recorded(module: nn.Module, layers: list[Layer]) -> Iterator[dict[str, list
             turn = turns.get(name, 0)
             turns[name] = turn + 1
             meant = [
-                (layer_name, tap)
-                for layer_name, tap in calls.get((owner, name), [])
-                if turn == tap.turns or (callable(tap.turns) and tap.turns(turn, args, kwargs))
+                (layer_name, tap) for layer_name, tap in calls.get((owner, name), []) if tap.takes(turn, args, kwargs)
             ]
             for layer_name, tap in meant:
                 if tap.kind == "call":
