@@ -1,8 +1,8 @@
 """The gradient of a loss plus λR from a list of layers, by plain hooks: the yardstick for libraries' networks.
 
 A layer is a name and the places where its potential is read: the result of a module (`out`), what enters a module
-(`into`), or what enters or leaves the n-th call of a function in a module's own code (`call`, `result`). Every place hands
-a copy on, so that what happens to the potential's memory later does not matter.
+(`into`), or what enters or leaves the n-th call of a function in a module's own code (`call`, `result`). Every place
+hands a copy on, so that what happens to the potential's memory later does not matter.
 """
 
 from __future__ import annotations
