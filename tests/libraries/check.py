@@ -124,6 +124,7 @@ def whole_doubles() -> Iterator[None]:
     def cast(z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return z.to(torch.float64, copy=True)
 
+    torch.storage._storage_type_to_dtype_map()  # is made once, from the names that are changed here
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -272,6 +273,9 @@ def _trained(training: Training) -> Found:
                 for name in quiet:
                     del pl_module.__dict__[name]
             state.restore()
+
+        def __deepcopy__(self, memo: Any) -> Any:
+            return self  # libraries copy their models with the callbacks
 
         def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
             self.trainer = trainer

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as all_modules
 
+from tests.libraries.unrolled import unroll
+
 Turns = int | Callable[[int, tuple[Any, ...], dict[str, Any]], bool]  # or which, by its turn and arguments
 Part = Callable[[Any], Any]  # picks the potential, or several, out of a result
 
@@ -29,7 +31,7 @@ def every(turn: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 @dataclass(frozen=True)
 class Tap:
     module: str
-    kind: str  # "out", "into", "call" or "result" of a call
+    kind: str  # "out", "into", "call", "result" of a call, or "gates" of a recurrent layer
     part: Part | None = None
     function: str = ""  # of a call
     turns: Turns = 0  # which calls: of the module's own of that function in one run, or of a module entered
@@ -75,6 +77,12 @@ def call(module: str, function: str, turns: Turns = 0, *, name: str | None = Non
 def result(module: str, function: str, turns: Turns = 0, *, name: str, named: bool = True) -> Layer:
     """What a function called in the module's own `forward` gives."""
     return Layer(name, (Tap(module, "result", None, function, turns),), named=named)
+
+
+def gates(module: str, levels: int = 1) -> list[Layer]:
+    """The gates' pre-activations of a recurrent layer of one direction, level by level."""
+    names = [module] if levels == 1 else [f"{module}.l{level}" for level in range(levels)]
+    return [Layer(name, (Tap(module, "gates", turns=level),)) for level, name in enumerate(names)]
 
 
 def layer(name: str, *parts: Layer, live: bool = True) -> Layer:
@@ -187,6 +195,7 @@ def _recorded(module: nn.Module, layers: list[Layer]) -> Iterator[dict[str, list
     calls: dict[tuple[int, str], list[tuple[str, Tap]]] = {}
     by_output: dict[int, list[tuple[str, Tap]]] = {}
     by_input: dict[int, list[tuple[str, Tap]]] = {}
+    recurrent: dict[int, list[tuple[str, Tap]]] = {}
     for one in layers:
         for tap in one.taps:
             assert tap.module in modules, f"no module {tap.module!r}; there are {list(modules)}"
@@ -194,7 +203,8 @@ def _recorded(module: nn.Module, layers: list[Layer]) -> Iterator[dict[str, list
             if tap.kind in ("call", "result"):
                 calls.setdefault((owner, tap.function), []).append((one.name, tap))
             else:
-                (by_output if tap.kind == "out" else by_input).setdefault(owner, []).append((one.name, tap))
+                by = {"out": by_output, "into": by_input, "gates": recurrent}[tap.kind]
+                by.setdefault(owner, []).append((one.name, tap))
     running: list[tuple[int, dict[str, int]]] = []
     entered: dict[int, int] = {}
 
@@ -214,9 +224,15 @@ def _recorded(module: nn.Module, layers: list[Layer]) -> Iterator[dict[str, list
         meant = [(name, tap) for name, tap in by_input.get(id(called), []) if tap.takes(turn, args, {})]
         return (keep(meant, args[0]), *args[1:]) if meant else None
 
-    def after(called: nn.Module, args: Any, result: Any) -> Any:
+    def after(called: nn.Module, args: Any, kwargs: dict[str, Any], result: Any) -> Any:
         if id(called) in known:
             running.pop()
+        if id(called) in recurrent:  # the layer written out takes its place
+            written, levels = unroll(called, *args, **kwargs)
+            for name, tap in recurrent[id(called)]:
+                first, whole = levels[tap.turns]
+                found[name].append((first, lambda _, whole=whole: whole))
+            return written
         return keep(by_output[id(called)], result) if id(called) in by_output else None
 
     inside = [False]
@@ -255,7 +271,7 @@ def _recorded(module: nn.Module, layers: list[Layer]) -> Iterator[dict[str, list
                 if hasattr(space, name):
                     stack.enter_context(patch.object(space, name, watched(getattr(space, name), name)))
         pre = all_modules.register_module_forward_pre_hook(before)
-        post = all_modules.register_module_forward_hook(after, always_call=False)
+        post = all_modules.register_module_forward_hook(after, with_kwargs=True)
         stack.callback(pre.remove)
         stack.callback(post.remove)
         yield found
