@@ -3,14 +3,16 @@
 
 PYTHON ?= python3
 VENV := .venv
+LIBRARIES := .venv-libraries
 RUN := $(VENV)/bin/python -m
 INSTALL := $(RUN) pip install -qq --disable-pip-version-check --editable
 
-.PHONY: help demo test docs clean
+.PHONY: help demo test test-libraries docs clean
 
 help:
 	@echo "make demo    set up .venv and run the quickstart (about two minutes after the set-up)"
 	@echo "make test    set up .venv, then check style and types and run the tests"
+	@echo "make test-libraries  set up .venv-libraries, then run the tests over networks of other libraries (Python 3.11)"
 	@echo "make docs    set up .venv and build the documentation in site/"
 	@echo "make clean   remove .venv, caches and the output of the examples"
 
@@ -22,6 +24,10 @@ test: $(VENV)/.has-dev
 	$(RUN) ruff format --check
 	$(RUN) mypy
 	$(RUN) pytest --numprocesses auto --dist loadgroup $(PYTEST_ARGS)
+
+# The libraries have an environment of their own: some hold others' versions back.
+test-libraries: $(LIBRARIES)/.has-libraries
+	HF_HUB_OFFLINE=1 $(LIBRARIES)/bin/python -m pytest tests/libraries -m libraries $(PYTEST_ARGS)
 
 docs: $(VENV)/.has-dev
 	$(RUN) mkdocs build --strict
@@ -41,5 +47,12 @@ $(VENV)/.has-dev: pyproject.toml | $(VENV)/.created
 	@$(INSTALL) '.[dev]'
 	@touch $@ $(VENV)/.has-examples
 
+$(LIBRARIES)/.has-libraries: pyproject.toml
+	$(PYTHON) -m venv $(LIBRARIES)
+	@echo "Installing into $(LIBRARIES): about eight gigabytes"
+	@$(LIBRARIES)/bin/python -m pip install -qq --disable-pip-version-check --editable '.[libraries]'
+	@$(LIBRARIES)/bin/python -m pip install -qq --disable-pip-version-check --no-deps litgpt==0.5.13
+	@touch $@
+
 clean:
-	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache examples/output
+	rm -rf $(VENV) $(LIBRARIES) site .mypy_cache .pytest_cache .ruff_cache examples/output

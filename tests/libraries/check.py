@@ -33,6 +33,7 @@ class Case:
     activations: Sequence[Any] = ()
     says: str = ""  # a warning or an error with this text is what the documentation promises
     unseen: Sequence[str] = ()  # layers that may be missing where that is said
+    must_say: bool = False  # whether a callback that says nothing is wrong though its layers are right
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Found:
     says: str = ""
     unseen: Sequence[str] = ()
     tolerance: float = TOLERANCE
+    must_say: bool = False
 
     def settle(self, found: Sequence[str]) -> dict[str, str]:
         """Takes the layers found, a surplus one for a nameless one, and gives row's name by found name."""
@@ -107,6 +109,8 @@ class Found:
             wrong.append(f"gradient off by {self.error:.1e}")
         if self.values_off:
             wrong.append(f"values off: {self.values_off}")
+        if self.must_say and not told:
+            wrong.append(f"does not say {self.says!r}")
         unseen = [text for text in self.said if UNSEEN.search(text)]
         if unseen and not told:
             wrong.append(f"says {unseen}")
@@ -213,6 +217,7 @@ def _called_back(case: Case) -> Found:
     state.restore()
     found = Found("PSPCallback", names, says=case.says, unseen=[f"network.{name}" for name in case.unseen])
     found.nameless = [one.name for one in layers if not one.named]
+    found.must_say = case.must_say
     for _ in range(2):
         callback = PSPCallback(lam=expected.balanced_lam(), entropy=(), activations=case.activations)
         trainer = Trainer(

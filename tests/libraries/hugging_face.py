@@ -59,6 +59,7 @@ def model(
     inside: bool = True,
     says: str = "",
     unseen: Iterable[str] = (),
+    must_say: bool = False,
     double: bool = True,
     made_late: Callable[[], dict[str, Any]] = dict,
     **settings: Any,
@@ -74,6 +75,7 @@ def model(
         inside: whether there is a row with labels for `forward`.
         says: see `Case`.
         unseen: see `Case`.
+        must_say: see `Case`.
         double: see `Row`.
         made_late: makes settings for which the library must be imported.
         settings: of the configuration.
@@ -85,7 +87,14 @@ def model(
             network, config = build(class_name, {**settings, **made_late()}, torch.float64 if double else torch.float32)
             given, labels = inputs(config)
             made_layers = [one for entry in layers for one in (outs(entry) if isinstance(entry, str) else [entry])]
-            return Case(network, lambda net: step(net, given, labels), made_layers, says=says, unseen=tuple(unseen))
+            return Case(
+                network,
+                lambda net: step(net, given, labels),
+                made_layers,
+                says=says,
+                unseen=tuple(unseen),
+                must_say=must_say,
+            )
 
         return made
 

@@ -225,6 +225,20 @@ ROWS: list[Row] = [
             double=WAYS[way] != "grouped_mm",
         )
     ],
+    # A sigmoid decides between the experts, which are stacked; the first layer has none.
+    *model(
+        "deepseek_v3",
+        "DeepseekV3ForCausalLM",
+        [
+            "model.layers.0.mlp.gate_proj",
+            call("model.layers.1.mlp.gate", "sigmoid", name="model.layers.1.mlp.gate"),
+            *experts("model.layers.1.mlp.experts"),
+            "model.layers.1.mlp.shared_experts.gate_proj",
+            "lm_head",
+        ],
+        **DEEPSEEK,
+        experts_implementation="eager",
+    ),
     # The state space's own `exp` belongs to no layer, and is said.
     *model(
         "mamba",
@@ -232,6 +246,7 @@ ROWS: list[Row] = [
         [*[one for path in expand("backbone.layers.{2}.mixer") for one in mamba(path)], "lm_head"],
         **MAMBA,
         says="exp",
+        must_say=True,
     ),
     # The attention's own `exp` belongs to no layer, and is said.
     *model(
@@ -245,5 +260,6 @@ ROWS: list[Row] = [
         ],
         **RWKV,
         says="exp",
+        must_say=True,
     ),
 ]

@@ -201,4 +201,18 @@ ROWS: list[Row] = [
         **TOWERS,
         says="exp",
     ),
+    *model(
+        "blip",
+        "BlipModel",
+        [
+            "text_model.encoder.layer.{2}.intermediate.dense",
+            "text_model.pooler.dense",
+            "vision_model.encoder.layers.{2}.mlp.fc1",
+            similarity(),
+        ],
+        pairs,
+        contrastive,
+        **TOWERS,
+        says="exp",
+    ),
 ]
