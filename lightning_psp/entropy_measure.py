@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from torch import Tensor
 
 from lightning_psp.arguments import check_choice
-from lightning_psp.capture.provenance import Potential
+from lightning_psp.capture.origin import Potential
 from lightning_psp.functional.estimate import EntropyEstimate
 from lightning_psp.functional.validation import MAX_ORDER, UNITS, Unit
 from lightning_psp.layer_entropies import LayerEntropies

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_psp.capture.mode import Capture
 from lightning_psp.capture.nonlinearities import find_nonlinearities
-from lightning_psp.capture.provenance import Potential
+from lightning_psp.capture.origin import Potential
 from lightning_psp.gradient.graph import reach
 from lightning_psp.messages import unseen_message
 from lightning_psp.selection import LayerSelection

@@ -28,14 +28,6 @@ def report_epoch(say: OnceAFit, watch: Watch, layer_factor: Callable[[str], floa
             "Complex, sparse and nested tensors are not penalised. Such tensors enter the nonlinearities of"
             f" {', '.join(watch.left_out)}. Name them in `exclude` to leave them out without this warning.",
         )
-    if watch.in_losses:
-        say(
-            "losses",
-            f"In the training step, outside of every module, {', '.join(watch.in_losses)} is taken for a part of the"
-            " loss and has no layer, for no module is called with its result. If it belongs to the network, call it in"
-            " the `forward` of a module.",
-            is_warning=False,
-        )
     if watch.adds_gradients and not (watch.penalised_layers or watch.entropy_layers):
         say(
             "nothing",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_psp.capture.mode import Capture
 from lightning_psp.capture.nonlinearities import Nonlinearities
-from lightning_psp.capture.provenance import Potential
+from lightning_psp.capture.origin import Potential
 from lightning_psp.entropy_measure import EntropyMeasure
 from lightning_psp.gradient.compiled_tap import CompiledTap
 from lightning_psp.gradient.entropy_term import BatchClasses, ClassStates, EntropySettings, EntropyTerm
@@ -70,7 +70,6 @@ class Watch:
         self.layers: dict[str, None] = {}  # every layer seen, chosen or not, in order of call
         self.fused: dict[str, None] = {}  # modules left out whose potentials could not be seen
         self.left_out: dict[str, None] = {}  # layers whose potentials are complex, sparse or nested
-        self.in_losses: dict[str, None] = {}  # nonlinearities in the step that were taken for parts of the loss
         self.chosen_layers: dict[str, None] = {}  # those of them that are to be penalised
         self.unseen: dict[str, str] = {}  # what no potential accounts for, and what to name for it
         self.sees_output_alone = False  # whether a network of several layers showed none but its output
@@ -282,7 +281,6 @@ class Watch:
         for potential in self._capture.potentials:
             self.layers[potential.layer] = None
         self.fused.update(self._capture.fused_calls.left_out)
-        self.in_losses.update(self._capture.outputs.in_losses)
         for layer in self._capture.left_out:
             if self._selection.selects(layer):
                 self.left_out[layer] = None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_psp import psp_penalty, record_potentials, torch_private
-from lightning_psp.capture.provenance import swap
+from lightning_psp.capture.swapping import swap
 from lightning_psp.gradient.kernels import can_be_overwritten
 
 NAMES = ["_use_count", "_swap_tensor_impl", "_storage_use_count"]

@@ -12,7 +12,7 @@ from torch.nn.modules import activation as activation_modules
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
 
-from lightning_psp.capture.provenance import Origin, Potential, Source, is_within
+from lightning_psp.capture.origin import Origin, Potential, Source, is_within
 
 _ACTIVATION_MODULES: tuple[type[nn.Module], ...] = tuple(
     getattr(activation_modules, name) for name in activation_modules.__all__ if name != "MultiheadAttention"
@@ -166,7 +166,10 @@ class Frames:
         self._known = {module: self._describe(module, _cleaned(path)) for path, module in self._root.named_modules()}
 
     def _describe(self, module: nn.Module, path: str | None) -> Known:
-        has_weights = next(module.parameters(), None) is not None
+        # Layers that are frozen for good, such as batch norms in detectors, have their weights in buffers.
+        has_weights = next(module.parameters(), None) is not None or any(
+            name.rpartition(".")[2] == "weight" for name, _ in module.named_buffers()
+        )
         kind = None
         if isinstance(module, self._named):
             kind = Kind.NAMED

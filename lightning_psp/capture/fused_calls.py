@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from lightning_psp.capture.functions import TorchFunction
 from lightning_psp.capture.nonlinearities import Nonlinearities
-from lightning_psp.capture.provenance import Handler, Kept, Potential, tensors_in
+from lightning_psp.capture.origin import Kept, Potential, tensors_in
+from lightning_psp.capture.provenance import Handler
 from lightning_psp.capture.recurrent import RECURRENT_MODULES, attach, parse_call
 
 if TYPE_CHECKING:
@@ -55,8 +56,8 @@ class FusedCalls(Generic[Kept]):
         if capture.penalises:
             result = attach(result, [z for z in potentials if z is not None])
         for tensor in tensors_in(result):
-            capture.provenance.renew(tensor).unit_dim = -1
-            capture.provenance.of(tensor).is_made = True
+            capture.origins.renew(tensor).unit_dim = -1
+            capture.origins.of(tensor).is_made = True
             for potential in added:
                 potential.results.append(capture.edge(tensor))
         capture.potentials.extend(added)

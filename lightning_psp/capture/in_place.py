@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lightning_psp.capture.functions import TorchFunction
-from lightning_psp.capture.provenance import swap
+from lightning_psp.capture.swapping import swap
 
 if TYPE_CHECKING:
     from lightning_psp.capture.mode import Capture
@@ -26,12 +26,12 @@ def replace_memory(capture: Capture[Any], func: TorchFunction, args: tuple[Any, 
     z: Tensor = args[0]
     activation = capture.nonlinearities.hidden[func]
     held = z.new_empty(0)
-    capture.provenance.exchange(z, held)  # before the graph holds the potential: what it holds cannot change places
+    capture.origins.exchange(z, held)  # before the graph holds the potential: what it holds cannot change places
     result = activation.out_of_place(func, (held, *args[1:]), kwargs)
     swap(z, result)
     potential = capture.add(held, activation.label, False, is_output=False)
     potential.results.append(capture.edge(z))
-    capture.provenance.record_result(z, capture.provenance.of(held), potential)
+    capture.origins.record_result(z, capture.origins.of(held), potential)
     return z
 
 
@@ -50,10 +50,10 @@ def overwrite_view(
         kwargs: the others.
     """
     copied = z.clone()
-    capture.provenance.copy(z, copied)
+    capture.origins.copy(z, copied)
     potential = capture.add(copied, capture.nonlinearities.hidden[func].label, True, is_output=False)
     result = func(copied, *args[1:], **{key: value for key, value in kwargs.items() if key != "input"})
     potential.results.append(capture.edge(result))
     z.copy_(result)
-    capture.provenance.record_result(z, capture.provenance.of(copied), potential)
+    capture.origins.record_result(z, capture.origins.of(copied), potential)
     return z

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_psp.capture.functions import TorchFunction
+from lightning_psp.capture.functions import TorchFunction, all_forms_of
 from lightning_psp.capture.nonlinearities import Nonlinearities
-from lightning_psp.capture.provenance import Handler, Kept, Origin, Potential
+from lightning_psp.capture.origin import Kept, Origin, Potential
+from lightning_psp.capture.provenance import Handler
 
 if TYPE_CHECKING:
     from lightning_psp.capture.mode import Capture
@@ -45,7 +46,7 @@ class LossCalls(Generic[Kept]):
         handlers: dict[TorchFunction, Handler] = dict.fromkeys(_SOFTMAX, self._softmax)
         handlers.update(dict.fromkeys(_LOG_SOFTMAX, self._log_softmax))
         handlers.update(dict.fromkeys(known.output, self._loss))
-        handlers.update(dict.fromkeys(known.output_of_loss, self._loss_outside))
+        handlers.update(dict.fromkeys(all_forms_of("logsumexp"), self._normalise))
         handlers.update(dict.fromkeys(known.direct_losses, self._direct_loss))
         handlers.update(dict.fromkeys(known.probability_losses, self._probability_loss))
         return handlers
@@ -53,14 +54,12 @@ class LossCalls(Generic[Kept]):
     def _loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._run_loss(func, args, kwargs, self._capture.nonlinearities.output.get(func, "log_softmax"))
 
-    def _loss_outside(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        capture = self._capture
-        if not capture.in_call:
-            return self._run_loss(func, args, kwargs, capture.nonlinearities.output_of_loss[func])
+    def _normalise(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = self._run_other(func, args, kwargs)
         z = args[0] if args else kwargs.get("input")
         if isinstance(z, Tensor) and self._is_of_network(z):
-            capture.provenance.of(result).normalises = capture.provenance.of(z).values
+            origins = self._capture.origins
+            origins.of(result).normalises = origins.of(z).values
         return result
 
     def _run_loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any], label: str) -> Any:
@@ -83,18 +82,26 @@ class LossCalls(Generic[Kept]):
             return []
         if not capture.in_call and not self._is_of_network(z):
             return []
-        whole = capture.provenance.whole_of(z)
+        before = capture.origins.of(z).potential
+        if before is not None:  # logits that a nonlinearity bounds
+            return [self._take(before)]
+        whole = capture.origins.whole_of(z)
         if not capture.is_potential(whole):
             whole = z
-        values = capture.provenance.of(whole).values
+        values = capture.origins.of(whole).values
         if not values.potentials:
             capture.add(whole, label, in_place=False, is_output=True)
         for potential in values.potentials:
             potential.is_output = potential.enters_loss = True
         return values.potentials
 
+    def _take(self, potential: Potential[Kept]) -> Potential[Kept]:
+        whole = self._capture.whole_potential(potential)
+        whole.is_output = whole.enters_loss = True
+        return whole
+
     def _is_of_network(self, z: Tensor) -> bool:
-        origin = self._capture.provenance.find(z)
+        origin = self._capture.origins.find(z)
         return origin is not None and origin.is_made
 
     def _direct_loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -113,13 +120,12 @@ class LossCalls(Generic[Kept]):
         return handler(func, args, kwargs)
 
     def _probability_loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        origin = self._capture.provenance.find(args[0] if args else kwargs.get("input"))
+        origin = self._capture.origins.find(args[0] if args else kwargs.get("input"))
         result = self._run_other(func, args, kwargs)
         if origin is None:
             return result
         if origin.potential is not None:
-            potential = self._capture.whole_potential(origin.potential)
-            potential.is_output = potential.enters_loss = True
+            self._take(origin.potential)
         elif origin.entering is not None:
             for potential in self._enter_loss(origin.entering, "log_softmax"):
                 potential.results.append(self._capture.edge(result))
@@ -131,7 +137,7 @@ class LossCalls(Generic[Kept]):
         if isinstance(z, Tensor) and self._capture.is_potential(z):
             # Whether these are probabilities of the output or weights of attention shows later. Of a softmax only the
             # last can be the network's output: the tensors of all others are let go.
-            origin = self._capture.provenance.of(result)
+            origin = self._capture.origins.of(result)
             origin.entering = z
             if func in _SOFTMAX:
                 if self._last_softmax is not None:

@@ -21,20 +21,11 @@ from lightning_psp.capture.kinds import is_of_another_kind, is_transformed
 from lightning_psp.capture.losses import LossCalls
 from lightning_psp.capture.module_calls import has_one_listener, told_of_module_calls
 from lightning_psp.capture.nonlinearities import Nonlinearities
+from lightning_psp.capture.origin import GATED, LINEAR, Kept, Origin, Potential, Source, arrange, tensors_in
+from lightning_psp.capture.origins import Origins
 from lightning_psp.capture.outputs import Call, OutputFinder, Target
-from lightning_psp.capture.provenance import (
-    GATED,
-    LINEAR,
-    Handler,
-    Join,
-    Kept,
-    Origin,
-    Potential,
-    Provenance,
-    Source,
-    arrange,
-    tensors_in,
-)
+from lightning_psp.capture.pointwise import Join, Pointwise
+from lightning_psp.capture.provenance import Handler, Provenance
 from lightning_psp.capture.recurrent import RECURRENT_MODULES
 from lightning_psp.capture.shadow import ShadowNode, edge_of, note_call, start_call
 from lightning_psp.capture.witness import OF_NORMS, SUSPICIOUS, Suspect, Witness
@@ -92,7 +83,9 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.fused_calls = FusedCalls(self)
         self.left_out: dict[str, None] = {}  # where complex, sparse and nested tensors enter nonlinearities
         self.frames = Frames(root, nonlinearities.module_classes)
-        self.provenance = Provenance(tracks_units, self.frames.name_of_parameter)
+        self.origins = Origins(self.frames.name_of_parameter)
+        self.provenance = Provenance(self.origins, tracks_units)
+        self.pointwise = Pointwise(self.origins, tracks_units)
         self._scope = ExitStack()
         self.skips_without_grad = False  # whether calls without gradient are none of the watch's
         self.suppressed = 0
@@ -121,7 +114,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def _start(self) -> None:
         self.potentials = []
-        self.provenance.clear()
+        self.origins.clear()
         self.frames.start()
         self.suppressed = 0
         self.saw_empty_batch = False
@@ -161,7 +154,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             self.settle(self.outputs.losses())
             self.on_outputs()
             self.found_unseen, self.found_output_alone = self.unseen(), self.sees_output_alone
-        self.provenance.clear()
+        self.origins.clear()
         self.outputs.start()
         self._outside = []
         self._settled = []
@@ -177,7 +170,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         kwargs = kwargs or {}
         has_shadow = not self.skips_without_grad and not torch.is_grad_enabled()
         if has_shadow:
-            self._node = start_call(self.provenance, getattr(func, "__name__", ""), (args, kwargs))
+            self._node = start_call(self.origins, getattr(func, "__name__", ""), (args, kwargs))
         handler = self._handlers.get(func)
         if handler is None:
             result = func(*args, **kwargs)
@@ -188,7 +181,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         else:
             result = handler(func, args, kwargs)
         if has_shadow:
-            note_call(self.provenance, self._node, result)
+            note_call(self.origins, self._node, result)
             self._node = None
         if not self.in_call and isinstance(result, Tensor) and result.ndim == 0 and self.counts():
             edge = self.edge(result)
@@ -198,7 +191,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def edge(self, tensor: Tensor) -> Edge:
         """The edge that leads to a tensor in the graph, whether gradient is enabled or not."""
-        found = edge_of(self.provenance, tensor)
+        found = edge_of(self.origins, tensor)
         return found if found[0] is not None or tensor.grad_fn is not None else (self._node, 0)
 
     # --- modules -----------------------------------------------------------------------------------------------
@@ -223,7 +216,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         elif known.kind is Kind.CANDIDATE and not self.suppressed:
             given = [value for value in inputs if isinstance(value, Tensor)]
             if len(given) == 1 and given[0].ndim > 0 and self.is_potential(given[0]):
-                frame.given, frame.first = self.provenance.of(given[0]), len(self.potentials)
+                frame.given, frame.first = self.origins.of(given[0]), len(self.potentials)
         self.frames.running.append(frame)
 
     @staticmethod
@@ -255,7 +248,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if frame.potential is not None and isinstance(output, Tensor):
             frame.potential.results.append(self.edge(output))
             assert frame.potential.origin is not None
-            self.provenance.record_result(output, frame.potential.origin, frame.potential)
+            self.origins.record_result(output, frame.potential.origin, frame.potential)
         self.witness.note_module(output, frame.path)
         is_activation = kind is Kind.NAMED or kind is Kind.ACTIVATION
         if frame.given is not None:
@@ -266,7 +259,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             self._end_call(frame, output)
         elif frame.known.has_weights and not is_activation:
             tensors = (output,) if isinstance(output, Tensor) else tensors_in(output)
-            self.provenance.record_module(frame.path, frame, tensors)
+            self.origins.record_module(frame.path, frame, tensors)
 
     def _end_call(self, frame: Frame, output: Any) -> None:
         self.in_call = False
@@ -279,7 +272,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             self.outputs.calls.append(Call(targets, edges, is_trained))
         self.losses.end_call()
         if frame.known.has_weights:
-            self.provenance.record_module(frame.path, frame, tensors)
+            self.origins.record_module(frame.path, frame, tensors)
         for tensor in tensors:
             if tensor.ndim == 0 and self.edge(tensor)[0] is not None and self.counts():
                 self.outputs.note_scalar(tensor, self.edge(tensor))
@@ -292,12 +285,12 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         edge = self.edge(tensor)
         if tensor.ndim == 0 or edge[0] is None:
             return None
-        origin = self.provenance.of(tensor)
+        origin = self.origins.of(tensor)
         is_term = origin.path is None or origin.is_bent
         if origin.potential is not None:
             return Target([edge], None, [origin.potential], path)
         entering = tensor if origin.entering is None else origin.entering
-        return Target([edge], self.provenance.whole_of(entering), [], path, is_term and origin.entering is None)
+        return Target([edge], self.origins.whole_of(entering), [], path, is_term and origin.entering is None)
 
     # --- compiled functions ----------------------------------------------------------------------------------------
 
@@ -330,10 +323,10 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     def _pointwise(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         role = self._roles[func]
         assert role is not None
-        join, note = self.provenance.compute(func, role, args, kwargs)
+        join, note = self.pointwise.compute(func, role, args, kwargs)
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
-            argument = self.provenance.argument(args)
+            argument = self.origins.argument(args)
             note(result)
             if argument is not None and self.in_call and (func in SUSPICIOUS or func in OF_NORMS):
                 self._suspect(func, argument, result)
@@ -344,9 +337,9 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         return result
 
     def _overwrite(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        join, note = self.provenance.overwrite(self._roles[func], func, args, kwargs)
+        join, note = self.pointwise.overwrite(self._roles[func], func, args, kwargs)
         label = getattr(func, "__name__", "").strip("_")
-        overwritten = self.provenance.find(args[0]) if args else None
+        overwritten = self.origins.find(args[0]) if args else None
         if overwritten is not None and self._is_of_activation(overwritten, join):
             self._meet(args[0], label, in_place=True)
         result = func(*args, **kwargs)
@@ -361,7 +354,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         name = {"rpow": "pow"}.get(name, name)
         if result.grad_fn is not None:
             is_of_norms, edge = func in OF_NORMS, self.edge(result)
-            place, origin = self.frames.host(name), self.provenance.of(result)
+            place, origin = self.frames.host(name), self.origins.of(result)
             self.witness.note_suspect(Suspect(name, place, argument, origin, is_of_norms, edge))
 
     def unseen(self) -> dict[str, str]:
@@ -385,8 +378,10 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def _weigh(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = self.provenance.handlers[Role.WEIGHING](func, args, kwargs)
-        origin = self.provenance.find(result) if isinstance(result, Tensor) else None
-        if origin is not None and origin.path is not None and self.counts():
+        origin = self.origins.find(result) if isinstance(result, Tensor) else None
+        weights = [self.origins.find(value) for value in args if isinstance(value, Tensor)]
+        has_weights = any(weight is not None and weight.weight is not None for weight in weights)
+        if has_weights and origin is not None and origin.path is not None and self.counts():
             self.witness.weights.add(origin.path)
             if not self.in_call:
                 # A weight that is used outside of every module is a call of the network.
@@ -401,35 +396,35 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if self.suppressed or not isinstance(z, Tensor) or not self.is_potential(z) or self._is_of_no_network(z):
             if isinstance(z, Tensor) and is_of_another_kind(z) and not self.suppressed and self.counts():
                 self.left_out[self.frames.host(activation.label)] = None
-            origin = self.provenance.find(z)
+            origin = self.origins.find(z)
             result = func(*args, **kwargs)
             if origin is None or not isinstance(result, Tensor):
                 self.provenance.note_other((z,), result)
             else:
-                self.provenance.record_result(result, origin, None)
+                self.origins.record_result(result, origin, None)
             return result
-        origin = self.provenance.of(z)
+        origin = self.origins.of(z)
         if origin.is_weight:
             result = func(*args, **kwargs)
-            self.provenance.note_weight(result)
+            self.origins.note_weight(result)
             return result
         in_place = activation.overwrites(args, kwargs)
         if origin.made_of == GATED:  # a state made by gates, such as an LSTM cell's
             result = func(*args, **kwargs)
-            self.provenance.record_result(result, origin, None)
+            self.origins.record_result(result, origin, None)
             return result
         if in_place and z.requires_grad and not origin.values.potentials:
             if z._is_view():
                 return overwrite_view(self, func, z, args, kwargs)
             # Another capture keeps references to the tensors that would change places.
             is_held = not self.checkpoints.regions and has_one_listener()
-            if is_held and args and self.provenance.can_be_replaced(z):
+            if is_held and args and self.origins.can_be_replaced(z):
                 return replace_memory(self, func, args, kwargs)
         potential = self._meet(z, activation.label, in_place)
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
             potential.results.append(self.edge(result))
-            self.provenance.record_result(result, origin, potential)
+            self.origins.record_result(result, origin, potential)
         return result
 
     def _backward(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -467,7 +462,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         assert given is not None
         if not isinstance(output, Tensor):
             return False
-        origin = self.provenance.find(output)
+        origin = self.origins.find(output)
         way = LINEAR
         while origin is not None and origin is not given:
             way = max(way, origin.step)
@@ -481,7 +476,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         inner = [p for p in self.potentials[frame.first :] if p.origin is not None and p.origin is not given]
         label = frame.path or type(frame.module).__name__.lower()
         potential = self._replace(inner, given, z, output, label.rpartition(".")[2], frame)
-        self.provenance.record_result(output, given, potential)
+        self.origins.record_result(output, given, potential)
         return True
 
     def _replace(
@@ -551,7 +546,6 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         for potential in [*behind, *self._inside_losses(between, found)]:
             if not potential.is_output:
                 self._drop(potential)
-                self.outputs.in_losses[potential.label] = None
         arrange(self.potentials)
 
     def _inside_losses(self, between: set[Any], found: Sequence[Target[Kept]]) -> list[Potential[Kept]]:
@@ -574,7 +568,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     def _mark(self, target: Target[Kept]) -> None:
         potentials = [self.whole_potential(potential) for potential in target.potentials]
         if target.tensor is not None:
-            origin = self.provenance.of(target.tensor)
+            origin = self.origins.of(target.tensor)
             if origin.path is not None and isinstance(self.frames.module_at(origin.path), RECURRENT_MODULES):
                 return
             potentials = origin.values.potentials
@@ -596,11 +590,10 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     def whole_potential(self, potential: Potential[Kept]) -> Potential[Kept]:
         """The potential of which this one, which turned out to be an output, is a part or a multiple."""
         assert potential.origin is not None
-        z = potential.origin.reference()
-        if z is None:
+        whole = self.origins.whole(potential.origin)
+        if whole is None:
             return potential
-        whole = self.provenance.whole_of(z)
-        values = self.provenance.of(whole).values
+        values = self.origins.of(whole).values
         if potential in values.potentials or not self.is_potential(whole):
             return potential
         if not values.potentials:
@@ -640,12 +633,12 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         """Whether a tensor outside of every call of the network has nothing to do with its weights."""
         if self.in_call:
             return False
-        origin = self.provenance.find(z)
+        origin = self.origins.find(z)
         return origin is None or not origin.is_made
 
     def _meet(self, z: Tensor, label: str, in_place: bool, activation: Frame | None = None) -> Potential[Kept]:
         """The potential that a tensor is where a nonlinearity reads it: a new one, unless another one has read it."""
-        known: list[Potential[Kept]] = self.provenance.of(z).values.potentials
+        known: list[Potential[Kept]] = self.origins.of(z).values.potentials
         if not known:
             return self.add(z, label, in_place, is_output=False, activation=activation)
         if in_place and known[0].kept is not None:
@@ -656,7 +649,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self, z: Tensor, label: str, in_place: bool, is_output: bool, activation: Frame | None = None
     ) -> Potential[Kept]:
         """Takes a tensor for a potential; `label` and `activation` name its layer where no weights do."""
-        origin = self.provenance.of(z)
+        origin = self.origins.of(z)
         if origin.source is None:
             origin.source = Source(None)
         if origin.source.name is None:

@@ -31,9 +31,6 @@ _HIDDEN = (
 # Functions through which logits enter a loss, or leave the network for one.
 _OUTPUT = "cross_entropy binary_cross_entropy_with_logits multilabel_soft_margin_loss soft_margin_loss"
 
-# The same outside the network only: inside it, they may be anything.
-_OUTPUT_OF_LOSS = "logsumexp"
-
 # Losses of the network's output as it is, which may be their first or their second argument.
 _DIRECT_LOSS = (
     "cosine_embedding_loss cosine_similarity gaussian_nll_loss hinge_embedding_loss huber_loss l1_loss"
@@ -94,7 +91,6 @@ class Nonlinearities:
 
     hidden: dict[TorchFunction, Activation]
     output: dict[TorchFunction, str]
-    output_of_loss: dict[TorchFunction, str]
     direct_losses: frozenset[TorchFunction]
     probability_losses: frozenset[TorchFunction]
     recurrent: dict[TorchFunction, str]
@@ -141,7 +137,6 @@ def _torchs_own() -> Nonlinearities:
     return Nonlinearities(
         hidden={function: activation for name in _HIDDEN.split() for function, activation in _variants(name)},
         output=_labelled(_OUTPUT),
-        output_of_loss=_labelled(_OUTPUT_OF_LOSS),
         direct_losses=all_forms_of(_DIRECT_LOSS),
         probability_losses=all_forms_of(_PROBABILITY_LOSS),
         recurrent=_labelled(_RECURRENT),

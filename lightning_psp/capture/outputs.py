@@ -9,7 +9,7 @@ from typing import Any, Generic, NamedTuple
 
 from torch import Tensor
 
-from lightning_psp.capture.provenance import Kept, Potential
+from lightning_psp.capture.origin import Kept, Potential
 from lightning_psp.gradient.graph import Edge, edges_below, takes_weights
 
 # Nodes of a graph that add up, average, scale and arrange: what a loss does with its terms.
@@ -56,7 +56,6 @@ class OutputFinder(Generic[Kept]):
     """Collects what a watch sees of outputs and losses, and finds the output layer in it."""
 
     def __init__(self) -> None:
-        self.in_losses: dict[str, None] = {}  # nonlinearities outside the network that were taken for parts of a loss
         self.start()
 
     def start(self) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_psp.capture.provenance import Provenance, tensors_in
+from lightning_psp.capture.origin import tensors_in
+from lightning_psp.capture.origins import Origins
 from lightning_psp.gradient.graph import Edge
 
 
@@ -31,11 +32,11 @@ class ShadowNode:
         return self._function
 
 
-def start_call(provenance: Provenance, function: str, values: Any) -> ShadowNode:
+def start_call(origins: Origins, function: str, values: Any) -> ShadowNode:
     """A node for a call of a function with the tensors in these arguments."""
     parents, takes_weights = [], False
     for tensor in tensors_in(values):
-        origin = provenance.known(tensor)
+        origin = origins.known(tensor)
         if origin is not None:
             takes_weights = takes_weights or origin.is_weight
             if origin.node is not None:
@@ -43,23 +44,23 @@ def start_call(provenance: Provenance, function: str, values: Any) -> ShadowNode
     return ShadowNode(function, parents, takes_weights)
 
 
-def note_call(provenance: Provenance, node: ShadowNode | None, result: Any) -> None:
+def note_call(origins: Origins, node: ShadowNode | None, result: Any) -> None:
     """Notes what a function gave, where weights had a part in it.
 
     Args:
-        provenance: keeps the nodes.
+        origins: keeps the nodes.
         node: the call.
         result: what it returned.
     """
     for tensor in (result,) if isinstance(result, Tensor) else tensors_in(result):
-        origin = provenance.find(tensor)
+        origin = origins.find(tensor)
         if origin is not None and origin.is_made and tensor.dtype.is_floating_point:
             origin.node = node
 
 
-def edge_of(provenance: Provenance, tensor: Tensor) -> Edge:
+def edge_of(origins: Origins, tensor: Tensor) -> Edge:
     """The edge that leads to a tensor, in autograd's graph or else in this one."""
     if tensor.grad_fn is not None:
         return tensor.grad_fn, tensor.output_nr
-    origin = provenance.find(tensor)
+    origin = origins.find(tensor)
     return (None if origin is None else origin.node), 0

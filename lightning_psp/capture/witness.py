@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 from lightning_psp.capture.functions import with_overwriting
-from lightning_psp.capture.provenance import Origin, Potential
+from lightning_psp.capture.origin import Origin, Potential
 from lightning_psp.gradient.graph import Edge, edges_below
 
 # Of which activations are made.
@@ -76,7 +76,7 @@ class Witness:
             for suspect in self._suspects
             if suspect.edge in below
             and not _has_potential(suspect.argument)
-            and not (suspect.may_be_norm and suspect.result.is_pooled)
+            and not (suspect.may_be_norm and (suspect.result.is_pooled or suspect.argument.is_pooled))
         }
         nodes = {node for node, _ in below if isinstance(node, BackwardCFunction) and _is_foreign(node)}
         if nodes:

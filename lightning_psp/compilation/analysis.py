@@ -16,8 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_psp.capture.functions import overwriting
 from lightning_psp.capture.nonlinearities import Activation
+from lightning_psp.capture.origin import Origin, Potential, Source, tensors_in
 from lightning_psp.capture.outputs import Target
-from lightning_psp.capture.provenance import Origin, Potential, Source, tensors_in
 from lightning_psp.compilation.rewriting import Place, Point, Rewriting
 from lightning_psp.gradient.graph import Edge, edges_below, reach_from
 
@@ -168,12 +168,12 @@ class _Analysis(fx.Interpreter):
         before = [tensor._version if isinstance(tensor, Tensor) else 0 for tensor in inputs]
         for index, (tensor, example) in enumerate(zip(inputs, examples, strict=True)):
             if isinstance(tensor, nn.Parameter):
-                origin = self._static.provenance.of(tensor)
+                origin = self._static.origins.of(tensor)
                 origin.weight = capture.frames.name_of_parameter(example)
                 origin.is_weight = origin.weight is not None
             elif isinstance(tensor, Tensor):
                 self._edges_of_inputs[index] = (tensor.grad_fn, tensor.output_nr)
-                self._static.provenance.of(tensor).is_made = tensor.requires_grad
+                self._static.origins.of(tensor).is_made = tensor.requires_grad
         outputs = self.run(*inputs)
         self._enter_modules([])
         losses = []
@@ -182,7 +182,6 @@ class _Analysis(fx.Interpreter):
             losses = [edge for tensor in numbers if (edge := self._static.edge(tensor))[0] is not None]
             if losses:
                 self._static.settle(losses)
-        capture.outputs.in_losses.update(self._static.outputs.in_losses)
         self._has_loss = bool(losses)
         overwritten = [
             (Place(True, index), tensor)
@@ -293,7 +292,7 @@ class _Analysis(fx.Interpreter):
             return Mention([numbers[id(other)] for other in origin.values.potentials if id(other) in numbers])
 
         def mention(tensor: Tensor) -> Mention:
-            origin = static.provenance.of(tensor)
+            origin = static.origins.of(tensor)
             found = known(origin)
             if found.points:
                 return found
@@ -340,7 +339,7 @@ class _Analysis(fx.Interpreter):
                 inputs=seen.inputs,
                 label=potential.label,
             )
-            point.whole = self._input_of(static.provenance.whole_of(seen.z))
+            point.whole = self._input_of(static.origins.whole_of(seen.z))
             self._include(point, seen, potential.layer)
             region.points.append(point)
         given = {edge for _, edge in edges}
@@ -357,7 +356,7 @@ class _Analysis(fx.Interpreter):
                 returned(target) for target in static.outputs.inputs_of_losses if _is_there(target, numbers)
             ]
         for place, tensor in results:
-            origin = static.provenance.find(tensor)
+            origin = static.origins.find(tensor)
             if origin is not None:
                 entering = None if origin.entering is None else mention(origin.entering)
                 source = None if place.is_input and origin.source is None else source_of(origin.source)

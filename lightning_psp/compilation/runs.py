@@ -21,8 +21,8 @@ from torch import Tensor, fx
 from torch._dynamo.comptime import comptime
 from torch._inductor import config as inductor_config
 
+from lightning_psp.capture.origin import Measured, Potential, Source, is_within
 from lightning_psp.capture.outputs import Call, Target
-from lightning_psp.capture.provenance import Measured, Potential, Source, is_within
 from lightning_psp.capture.shadow import start_call
 from lightning_psp.compilation.analysis import Mention, Region, Returned, find_potentials
 from lightning_psp.compilation.rewriting import Place, Point, copy_graph
@@ -154,15 +154,15 @@ class _Run:
         """Tells the capture what the graph has made."""
         capture, region = self._capture, self._region
         if not capture.skips_without_grad and not torch.is_grad_enabled():
-            node = start_call(capture.provenance, "compiled", list(self._inputs))
+            node = start_call(capture.origins, "compiled", list(self._inputs))
         else:
             node = None
         for found in region.origins:
-            capture.provenance.renew(self._tensor(found.place)).node = node if found.is_made else None
+            capture.origins.renew(self._tensor(found.place)).node = node if found.is_made else None
         for point in region.points:
             self._tell_point(point)
         for found in region.origins:
-            origin = capture.provenance.of(self._tensor(found.place))
+            origin = capture.origins.of(self._tensor(found.place))
             origin.source = None if found.source is None else self._source(found.source)
             origin.unit_dim, origin.is_made, origin.made_of = found.unit_dim, found.is_made, found.made_of
             self._mark(self._tensor(found.place), found.mention)
@@ -206,7 +206,7 @@ class _Run:
     def _tell_point(self, point: Point) -> None:
         capture = self._capture
         z = self._tensor(point.outputs[0]) if capture.reduction is None else torch.empty(1)
-        origin = capture.provenance.of(z)
+        origin = capture.origins.of(z)
         origin.measured = self._measured(point)
         origin.unit_dim, origin.is_made = point.unit_dim, True
         origin.source = self._source(point.source)
@@ -215,9 +215,9 @@ class _Run:
             self._potentials.append(None)
             return
         if point.whole is not None and point.whole != point.input:
-            origin.whole = capture.provenance.of(self._tensor(point.whole))
+            origin.whole = capture.origins.of(self._tensor(point.whole))
         if point.input is not None:
-            given = capture.provenance.of(self._tensor(point.input))
+            given = capture.origins.of(self._tensor(point.input))
             if given.source is not None and given.source.name is not None:
                 origin.source, origin.unit_dim = given.source, given.unit_dim
             origin.values = given.values
@@ -256,7 +256,7 @@ class _Run:
             assert candidate is not None
             return candidate
         stand_in = torch.empty(1)
-        self._capture.provenance.renew(stand_in)
+        self._capture.origins.renew(stand_in)
         self._mark(stand_in, mention)
         return stand_in
 
@@ -264,7 +264,7 @@ class _Run:
         return [self._capture.edge(self._tensor(place)) for place in places]
 
     def _mark(self, tensor: Tensor, mention: Mention) -> None:
-        origin = self._capture.provenance.of(tensor)
+        origin = self._capture.origins.of(tensor)
         potentials = [other for other in (self._potentials[number] for number in mention.points) if other is not None]
         if mention.is_result:
             origin.potential = potentials[0] if potentials else None

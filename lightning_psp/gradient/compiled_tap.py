@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_psp.capture.provenance import Measured, Potential
+from lightning_psp.capture.origin import Measured, Potential
 from lightning_psp.gradient.graph import ReachedGraph
 
 if TYPE_CHECKING:

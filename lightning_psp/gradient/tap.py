@@ -12,7 +12,7 @@ from torch.utils.checkpoint import CheckpointError
 from torch.utils.hooks import RemovableHandle
 
 from lightning_psp.capture.checkpoints import restore
-from lightning_psp.capture.provenance import Potential
+from lightning_psp.capture.origin import Potential
 from lightning_psp.gradient.arriving import Arriving
 from lightning_psp.gradient.entropy_term import ClassStates
 from lightning_psp.gradient.graph import ReachedGraph

@@ -1,0 +1,213 @@
+"""What is known of the tensors of a forward pass, and what becomes of it: potentials and the neurons they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from lightning_psp.gradient.graph import Edge
+
+
+class Keepable(Protocol):
+    """What is kept of a potential."""
+
+    def preserve(self) -> None:
+        """The potential is about to be overwritten."""
+
+    def release(self) -> None:
+        """The potential is none after all, or no longer needed."""
+
+
+Kept = TypeVar("Kept", bound=Keepable)
+# How a tensor follows from another one, value by value.
+LINEAR, POLYNOMIAL, ACTIVATING_STEP = 0, 1, 2
+
+# What a tensor is made of since the last weights: these, nonlinearities' results, or products of such results.
+WEIGHED, ACTIVATED, GATED = 0, 1, 2
+
+
+@dataclass
+class Measured:
+    """What a compiled function tells of a potential inside it, in place of which another tensor stands.
+
+    Args:
+        tensors: the sum of its squares and, if asked for, its sum over the batch.
+        coefficient: the factor on the potential in what its gradient gets added; None where no gradient passes it.
+        sizes: its number of values, its number of units and the size of its batch.
+        results: to what depends on its nonlinearity.
+        sources: to what it is made of outside the function; None where a trained parameter inside is part of that.
+    """
+
+    tensors: list[Tensor]
+    coefficient: Tensor | None
+    sizes: list[int]
+    results: list[Edge]
+    sources: list[Edge] | None
+
+
+class Source:
+    """The neurons of which tensors hold potentials, in one evaluation of them.
+
+    Args:
+        path: the module or parameter that they are known by; None where the place in the code has to tell.
+        evaluation: the same object for all that one call of a module returned.
+    """
+
+    __slots__ = ("evaluation", "path", "place", "turn")
+
+    def __init__(self, path: str | None, evaluation: object | None = None) -> None:
+        self.path = path
+        self.place: str | None = None
+        self.turn: tuple[dict[str, int], str, int] | None = None  # who counts the names of places, and which it is
+        self.evaluation = self if evaluation is None else evaluation
+
+    @property
+    def name(self) -> str | None:
+        """The layer's name, where it is known yet."""
+        return self.place if self.path is None else self.path
+
+
+class Potential(Generic[Kept]):
+    """One passage of a layer's potentials, or of a part of them, through a nonlinearity.
+
+    Args:
+        layer: name of the layer.
+        evaluation: the same object for all parts of one passage.
+        unit_dim: the dimension of the neurons.
+        is_output: whether it is the output layer's.
+    """
+
+    __slots__ = (
+        "enters_loss",
+        "evaluation",
+        "is_differentiated",
+        "is_output",
+        "kept",
+        "label",
+        "layer",
+        "measured",
+        "number_of_calls",
+        "origin",
+        "part",
+        "results",
+        "unit_dim",
+        "units",
+    )
+
+    kept: Kept | None
+
+    def __init__(self, layer: str, evaluation: object, unit_dim: int, is_output: bool) -> None:
+        self.layer = layer
+        self.evaluation = evaluation
+        self.part = 0  # which of the parts of its passage it is; known when outputs are
+        self.unit_dim = unit_dim
+        self.units = 0
+        self.is_output = is_output
+        self.enters_loss = False  # whether a loss's own softmax or sigmoid takes it
+        self.kept = None
+        self.results: list[Edge] = []  # to what the nonlinearity gave
+        self.measured: Measured | None = None
+        self.is_differentiated = False  # whether a gradient that passed it may be part of a loss
+        self.label = ""  # of a nonlinearity outside the network
+        self.number_of_calls = 0  # of the network before that
+        self.origin: Origin | None = None  # of the tensor
+
+
+def arrange(potentials: list[Potential[Any]]) -> None:
+    """Brings the passes of each layer into the order in which they were computed, and numbers their parts."""
+    places: dict[str, list[int]] = {}
+    for place, potential in enumerate(potentials):
+        places.setdefault(potential.layer, []).append(place)
+    for own in places.values():
+        if len(own) > 1:
+            passes = [potentials[place] for place in own]
+            passes.sort(key=lambda potential: 0 if potential.origin is None else potential.origin.serial)
+            for place, potential in zip(own, passes, strict=True):
+                potentials[place] = potential
+    parts: dict[tuple[int, str], int] = {}
+    for potential in potentials:
+        key = id(potential.evaluation), potential.layer
+        potential.part = parts.get(key, 0)
+        parts[key] = potential.part + 1
+
+
+class Values:
+    """Identity of the values of a tensor, kept by views and casts of it."""
+
+    __slots__ = ("potentials",)
+
+    def __init__(self) -> None:
+        self.potentials: list[Potential[Any]] = []
+
+
+class Origin:
+    """What is known of one tensor; most of it is unknown of most tensors.
+
+    Args:
+        reference: holds the tensor weakly.
+    """
+
+    serial = 0  # counts the tensors of a step
+    source: Source | None = None
+    unit_dim = 1
+    _values: Values | None = None
+    is_made = False  # whether weights had a part in it
+    is_weight = False  # whether it is a weight, or computed from one alone
+    weight: str | None = None  # the parameter of which it is a view
+    is_pooled = False  # whether it was summed, averaged or pooled
+    is_bent = False  # whether it is no linear function of what the source's weights gave
+    made_of = WEIGHED
+    parent: Origin | None = None  # of which it is a function value by value
+    depth = 0
+    step = LINEAR  # that leads from the parent to it
+    whole: Origin | None = None  # of which it is a view, a part or a multiple
+    potential: Potential[Any] | None = None  # whose nonlinearity gave this tensor
+    entering: Tensor | None = None  # of which this tensor is the softmax or its logarithm
+    normalises: Values | None = None  # of which it is the logarithm of the sum of exponentials
+    measured: Measured | None = None  # where it stands for a tensor inside a compiled function
+    node: Any = None  # in the graph of what is computed without gradient
+
+    def __init__(self, reference: Callable[[], Tensor | None]) -> None:
+        self.reference = reference
+
+    @property
+    def values(self) -> Values:
+        """The identity of the tensor's values."""
+        if self._values is None:
+            self._values = Values()
+        return self._values
+
+    @values.setter
+    def values(self, values: Values) -> None:
+        self._values = values
+
+    @property
+    def path(self) -> str | None:
+        """The module or parameter that the neurons are known by."""
+        return None if self.source is None else self.source.path
+
+
+def is_within(path: str, ancestor: str) -> bool:
+    """Whether the module or parameter at `path` lies inside the module at `ancestor`."""
+    return ancestor == "" or path.startswith(f"{ancestor}.")
+
+
+def tensors_in(output: Any) -> Iterator[Tensor]:
+    """All tensors in nested tuples, lists, dicts, dataclasses and distributions."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, (tuple, list)):
+        for item in output:
+            yield from tensors_in(item)
+    elif isinstance(output, dict):
+        for item in output.values():
+            yield from tensors_in(item)
+    elif is_dataclass(output) and not isinstance(output, type):
+        for entry in fields(output):
+            yield from tensors_in(getattr(output, entry.name, None))
+    elif isinstance(output, torch.distributions.Distribution):
+        yield from tensors_in(list(vars(output).values()))

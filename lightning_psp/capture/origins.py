@@ -1,0 +1,193 @@
+"""Keeping what is known of the tensors of one forward pass."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_psp.capture.origin import ACTIVATED, ACTIVATING_STEP, Origin, Potential, Source, is_within
+from lightning_psp.capture.swapping import swap
+from lightning_psp.gradient.kernels import owns_storage
+from lightning_psp.torch_private import is_held_elsewhere
+
+
+class Origins:
+    """What is known of each tensor of a forward pass, as long as it is there.
+
+    Args:
+        name_of_parameter: gives the name of a parameter of the network, or None.
+    """
+
+    def __init__(self, name_of_parameter: Callable[[Tensor], str | None]) -> None:
+        self._name_of_parameter = name_of_parameter
+        self._origins: dict[int, Origin] = {}
+        self._serial = 0
+        self._bases: dict[int, Tensor] = {}  # what a tensor that is still there is a view of
+        self._held: deque[Tensor] = deque(maxlen=4)  # of which the last copies and multiples were taken
+
+        def forget(reference: weakref.ref[Tensor]) -> None:
+            key = reference.key  # type: ignore[attr-defined]
+            known = origins.get(key)
+            if known is not None and known.reference is reference:
+                del origins[key]
+                bases.pop(key, None)
+
+        origins, bases = self._origins, self._bases
+        self._forget = forget
+
+    def find(self, tensor: Any) -> Origin | None:
+        """The origin of this tensor, if anything is known of it."""
+        origin = self._origins.get(id(tensor))
+        # An id is used again once its tensor is gone.
+        return origin if origin is not None and origin.reference() is tensor else None
+
+    def of(self, tensor: Tensor) -> Origin:
+        """The origin of this tensor, a new one if nothing is known of it."""
+        origin = self._origins.get(id(tensor))
+        return origin if origin is not None and origin.reference() is tensor else self.renew(tensor)
+
+    def renew(self, tensor: Tensor) -> Origin:
+        """A new origin for a tensor that holds new values."""
+        before = self._origins.get(id(tensor))
+        if before is not None and before.reference() is tensor:
+            before.reference = _gone
+            self._bases.pop(id(tensor), None)
+        origin = self._origins[id(tensor)] = Origin(weakref.KeyedRef(tensor, self._forget, id(tensor)))
+        self._serial += 1
+        origin.serial = self._serial
+        if isinstance(tensor, nn.Parameter):
+            origin.weight = self._name_of_parameter(tensor)
+            origin.is_weight = origin.weight is not None
+        return origin
+
+    def known(self, tensor: Any) -> Origin | None:
+        """The origin of a tensor of which anything is known, or that is a weight; None for anything else."""
+        origin = self._origins.get(id(tensor))
+        if origin is not None and origin.reference() is tensor:
+            return origin
+        return self.renew(tensor) if isinstance(tensor, nn.Parameter) else None
+
+    def record_result(self, result: Tensor, z: Origin, potential: Potential[Any] | None) -> None:
+        """Notes that `result` is what a nonlinearity made of the tensor `z`, which is a potential or none."""
+        origin = self.renew(result)
+        origin.potential = potential
+        origin.is_made, origin.made_of = True, ACTIVATED
+        if shape_of(z) in (None, result.shape):
+            self.follow(origin, z, ACTIVATING_STEP)
+        if z.unit_dim < result.ndim:
+            origin.unit_dim = z.unit_dim
+
+    def can_be_replaced(self, tensor: Tensor) -> bool:
+        """Whether :meth:`exchange` leaves no other holder of the tensor with other values than it had."""
+        known = self.find(tensor)
+        own = 0 if known is None else 1
+        return (
+            type(tensor) is Tensor
+            and not tensor.is_leaf
+            and not tensor.__dict__  # a user's attributes would stay with the other tensor
+            and (known is None or not known.values.potentials)
+            and weakref.getweakrefcount(tensor) <= own
+            and not is_held_elsewhere(tensor)
+            and owns_storage(tensor)
+        )
+
+    def exchange(self, tensor: Tensor, other: Tensor) -> None:
+        """Makes two tensors change places; what is known of `tensor` is known of `other` then."""
+        origin = self.of(tensor)
+        del self._origins[id(tensor)]
+        del origin.reference  # tensors with weak references cannot change places
+        swap(tensor, other)
+        origin.reference = weakref.KeyedRef(other, self._forget, id(other))
+        self._origins[id(other)] = origin
+
+    def copy(self, tensor: Tensor, other: Tensor) -> None:
+        """Notes that `other` is a copy of a tensor, which takes its place."""
+        origin = self.of(tensor)
+        copied = self.renew(other)
+        self.share(copied, origin)
+        copied.unit_dim, copied.whole = origin.unit_dim, origin.whole
+        copied.parent, copied.step, copied.depth = origin.parent, origin.step, origin.depth
+
+    def record_module(self, path: str, call: object, tensors: Iterable[Tensor]) -> None:
+        """Notes that the module at `path`, which has weights, returned tensors in one call."""
+        for tensor in tensors:
+            origin = self.of(tensor)
+            source = origin.source
+            # Else a module or a parameter inside this one made it.
+            if source is None or source.path is None or not is_within(source.path, path):
+                origin.source = Source(path, call if source is None or source.path != path else source.evaluation)
+                if source is not None and source.path is None:
+                    origin.source.place = source.place
+            origin.is_made = True
+
+    def clear(self) -> None:
+        """Forgets every tensor."""
+        self._origins.clear()
+        self._bases.clear()
+        self._held.clear()
+
+    # --- the whole of which a tensor is a part ---------------------------------------------------------------------
+
+    def whole_of(self, tensor: Tensor) -> Tensor:
+        """The tensor of which this one is a view, a part or a multiple, as far as it is still there."""
+        origin = self.find(tensor)
+        whole = None if origin is None else self.whole(origin)
+        return tensor if whole is None else whole
+
+    @staticmethod
+    def whole(origin: Origin) -> Tensor | None:
+        """The same of a tensor that may be gone itself."""
+        found = origin.reference()
+        while origin.whole is not None:
+            origin = origin.whole
+            found = origin.reference() if origin.reference() is not None else found
+        return found
+
+    def argument(self, args: tuple[Any, ...]) -> Origin | None:
+        """What is known of the first tensor among arguments, where weights had a part in it."""
+        for value in args:
+            if isinstance(value, Tensor):
+                origin = self.find(value)
+                return origin if origin is not None and origin.is_made else None
+        return None
+
+    def note_weight(self, result: Tensor) -> None:
+        """Notes that a tensor was computed of weights alone."""
+        self.renew(result).is_weight = True
+
+    @staticmethod
+    def share(derived: Origin, origin: Origin) -> None:
+        """Notes that a tensor holds potentials of the same neurons as another one."""
+        if origin.source is None and not origin.is_weight:
+            origin.source = Source(None)
+        derived.source = origin.source
+        derived.is_made, derived.made_of, derived.is_bent = origin.is_made, origin.made_of, origin.is_bent
+        derived.is_weight, derived.weight = origin.is_weight, origin.weight
+
+    @staticmethod
+    def follow(origin: Origin, parent: Origin, step: int) -> None:
+        """Notes that a tensor is a function of another one, value by value."""
+        origin.parent, origin.step, origin.depth = parent, step, parent.depth + 1
+
+    def hold_base(self, view: Tensor, base: Tensor) -> None:
+        """Keeps a tensor as long as a view or a part of it is there."""
+        self._bases[id(view)] = base
+
+    def hold(self, tensor: Tensor, origin: Origin) -> None:
+        """Keeps a tensor for a while that may turn out to be the output layer's, of which a copy goes on."""
+        if origin.is_made and origin.path is not None:
+            self._held.append(tensor)
+
+
+def _gone() -> None:
+    """In place of a reference to a tensor that was overwritten."""
+
+
+def shape_of(origin: Origin) -> tuple[int, ...] | None:
+    """The shape of a tensor, if it is still there."""
+    tensor = origin.reference()
+    return None if tensor is None else tensor.shape

@@ -1,0 +1,180 @@
+"""Functions value by value: sums, products and others, of which activations are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from lightning_psp.capture.functions import ACTIVATING, SUMS, Role, TorchFunction
+from lightning_psp.capture.origin import (
+    ACTIVATED,
+    ACTIVATING_STEP,
+    GATED,
+    LINEAR,
+    POLYNOMIAL,
+    WEIGHED,
+    Origin,
+)
+from lightning_psp.capture.origins import Origins
+
+Note = Callable[[Tensor], None]
+
+
+class Join(NamedTuple):
+    """A tensor at which the ways of several others part that come together again in an activation.
+
+    Args:
+        origin: the tensor.
+        between: what was computed of it on the way.
+    """
+
+    origin: Origin
+    between: list[Origin]
+
+
+class Pointwise:
+    """Follows functions value by value.
+
+    Args:
+        origins: keeps what is known of tensors.
+        tracks_units: whether the dimension of the neurons is followed through sums and products.
+    """
+
+    def __init__(self, origins: Origins, tracks_units: bool) -> None:
+        self._origins = origins
+        self._tracks_units = tracks_units
+
+    def compute(
+        self, func: TorchFunction, role: Role, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Join | None, Note]:
+        """What a function value by value makes of what is known of its arguments.
+
+        Returns:
+            The tensor at which the arguments' ways part, if the result closes an activation that is written out; and a
+            function that notes what follows for the result.
+        """
+        made, number_of_data, has_weights = self._sort(args if not kwargs else (*args, *kwargs.values()))
+        if not made:
+            # A function of weights alone is a weight, too.
+            return None, (self._origins.note_weight if has_weights and not number_of_data else _note_nothing)
+        is_arithmetic = role is Role.ARITHMETIC
+        is_sum = func in SUMS
+        step = ACTIVATING_STEP if func in ACTIVATING else LINEAR if is_arithmetic else POLYNOMIAL
+        if len(made) == 1 and not (is_sum and number_of_data):
+            origin = made[0]
+            if is_arithmetic and _is_quotient(func) and not _is_first(origin, args):
+                step = POLYNOMIAL
+            is_multiple = step == LINEAR and not has_weights
+            return None, lambda result: self._note_function(result, origin, step, is_multiple)
+        meeting, way, between = (None, LINEAR, []) if is_sum and number_of_data else _meet(made)
+        way = max(way, step, LINEAR if is_sum else POLYNOMIAL)
+        made_of = _made_of(made, is_sum)
+        source = None if meeting is None else meeting.source
+        is_bent = not is_sum or any(origin.is_bent for origin in made)
+        unit_dim = next((origin.unit_dim for origin in made if origin.unit_dim != 1), 1)
+
+        def note(result: Tensor) -> None:
+            origin = self._origins.renew(result)
+            origin.is_made, origin.made_of, origin.is_bent = True, made_of, is_bent
+            if self._tracks_units and unit_dim != 1 and result.ndim >= 3:
+                origin.unit_dim = -1
+            if meeting is not None:
+                self._origins.follow(origin, meeting, way)
+            if way < ACTIVATING_STEP:
+                origin.source = source
+            if is_sum and len(made) == 2 and made[1].normalises is made[0].values:
+                origin.entering = made[0].reference()  # a softmax that is written out
+
+        is_join = meeting is not None and way == ACTIVATING_STEP
+        return (Join(meeting, between) if is_join else None), note  # type: ignore[arg-type]
+
+    def _sort(self, values: Iterable[Any]) -> tuple[list[Origin], int, bool]:
+        """The tensors that weights made, the number of those that are data, and whether weights are among them."""
+        made, number_of_data, has_weights = [], 0, False
+        for value in values:
+            if isinstance(value, Tensor):
+                origin = self._origins.known(value)
+                if origin is not None and (origin.is_weight or (origin.is_made and value.ndim == 0)):
+                    has_weights = True
+                elif value.ndim > 0:
+                    if origin is not None and origin.is_made:
+                        made.append(origin)
+                    else:
+                        number_of_data += 1
+        return made, number_of_data, has_weights
+
+    def _note_function(self, result: Tensor, origin: Origin, step: int, is_multiple: bool) -> None:
+        tensor = origin.reference()
+        derived = self._origins.renew(result)
+        self._origins.share(derived, origin)
+        derived.is_bent = origin.is_bent or step != LINEAR
+        if step == LINEAR:
+            derived.potential = origin.potential
+        if origin.unit_dim < result.ndim:
+            derived.unit_dim = origin.unit_dim
+        if tensor is None or tensor.shape == result.shape:
+            self._origins.follow(derived, origin, step)
+        if is_multiple:
+            derived.whole = origin
+            if tensor is not None:
+                self._origins.hold(tensor, origin)
+
+    def overwrite(
+        self, role: Role | None, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Join | None, Note]:
+        """As :meth:`compute`, for a function that overwrites its first argument."""
+        if role in (Role.ARITHMETIC, Role.POINTWISE):
+            return self.compute(func, role, args, kwargs)
+        tensor = args[0] if args else kwargs.get("input")
+        origin = self._origins.known(tensor)
+        if origin is None:
+            return None, _note_nothing
+
+        def note(result: Tensor) -> None:
+            derived = self._origins.renew(result)
+            if role is Role.HANDING:
+                self._origins.share(derived, origin)
+            derived.is_made, derived.unit_dim = origin.is_made, origin.unit_dim
+
+        return None, note
+
+
+def _note_nothing(result: Tensor) -> None:
+    """Nothing is known."""
+
+
+def _is_first(origin: Origin, args: tuple[Any, ...]) -> bool:
+    return bool(args) and origin.reference() is args[0]
+
+
+def _is_quotient(func: TorchFunction) -> bool:
+    return "div" in getattr(func, "__name__", "")
+
+
+def _meet(origins: list[Origin]) -> tuple[Origin | None, int, list[Origin]]:
+    """The tensor of which all of these are functions value by value, the kind of the ways from there, and the ways."""
+    meeting, way, between = origins[0], LINEAR, []
+    for origin in origins[1:]:
+        first, second = meeting, origin
+        while first is not second:
+            if first.depth < second.depth:
+                first, second = second, first
+            way = max(way, first.step)
+            between.append(first)
+            if first.parent is None:
+                return None, LINEAR, []
+            first = first.parent
+        meeting = first
+    return meeting, way, between
+
+
+def _made_of(known: list[Origin], is_sum: bool) -> int:
+    kinds = [origin.made_of for origin in known if origin.is_made]
+    if not kinds or WEIGHED in kinds:
+        return WEIGHED
+    if is_sum:
+        # A sum of activations is a potential like any other; one with a gate's product is a state.
+        return GATED if GATED in kinds else ACTIVATED if len(kinds) == 1 else WEIGHED
+    return GATED if len(kinds) > 1 else kinds[0]
