@@ -118,7 +118,7 @@ class Found:
 
 
 # What only networks that are not seen whole may be told.
-UNSEEN = re.compile(r"activations=|not seen|no layer|only the output", re.IGNORECASE)
+UNSEEN = re.compile(r"activations=|not seen|only the output", re.IGNORECASE)
 
 
 @contextlib.contextmanager

@@ -15,18 +15,19 @@ from pathlib import Path
 
 import torch
 
-from tests.libraries.catalogue import IMPORTS, rows
+from tests.libraries.catalogue import rows
 from tests.libraries.check import Found, Row, check
 
 HEADER = """\
-<!-- Written by `python -m tests.libraries.report --output {path}`. -->
+<!-- Written by `python -m tests.libraries.report --output docs/libraries.md`. -->
 # Networks of other libraries
 
 Each network is built small, with random weights, and trained for a step with a loss that its library has or means for
-it. *Exact* means that the layers are those that the definition gives to the library's code, by name and number, and
-that the gradient is that of the loss plus λR to 1e-8 relative in float64 against plain hooks on these layers, by
-`record_potentials` and by `PSPCallback`. *Said* means that a warning or an error names what could not be seen and the
-remedy. PyTorch {torch}, Lightning {lightning}.
+it, within the network where it takes labels, and in the step. *Exact* means that the layers are those that the
+definition gives to the library's code, by name and number, and that the gradient is that of the loss plus λR to 1e-8
+relative in float64 against plain hooks on these layers, by `record_potentials` and by `PSPCallback`, or by `PSPCallback`
+in the library's own Trainer. *Said* means that a warning or an error names what could not be seen and the remedy.
+PyTorch {torch}, Lightning {lightning}.
 
 | library | version | model | layers | verdict |
 |---|---|---|---:|---|
@@ -40,14 +41,23 @@ def version(library: str) -> str:
         return ""
 
 
+STEP = ", loss in the step"
+
+
 def line(row: Row, results: list[Found]) -> str:
-    verdicts = {found.way: found.verdict for found in results}
-    if len(set(verdicts.values())) == 1:
-        verdict = next(iter(verdicts.values()))
+    """Of one network, with all that was tried of it."""
+    verdicts: dict[str, list[str]] = {}
+    for found in results:
+        verdicts.setdefault(found.verdict, []).append(found.way)
+    if len(verdicts) == 1:
+        verdict = next(iter(verdicts))
     else:
-        verdict = ", ".join(f"{way}: {text}" for way, text in verdicts.items())
+        verdict = ", ".join(f"{' and '.join(dict.fromkeys(ways))}: {text}" for text, ways in verdicts.items())
     verdict = verdict.replace("|", "\\|").replace("\n", " ")
-    return f"| {row.library} | {version(row.library)} | {row.name} | {len(results[0].expected)} | {verdict} |\n"
+    if len(verdict) > 200:
+        verdict = verdict[:200] + " …"
+    name = row.name.removesuffix(STEP)
+    return f"| {row.library} | {version(row.library)} | {name} | {len(results[0].expected)} | {verdict} |\n"
 
 
 def shown(verdict: str, whole: bool) -> str:
@@ -63,7 +73,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in ("lightning.pytorch", "pytorch_lightning"):
         logging.getLogger(name).handlers.clear()  # what is said is in the verdict
-    lines = []
+    tried: dict[str, tuple[Row, list[Found]]] = {}
     right = total = 0
     for row in rows():
         if not any(fnmatch.fnmatch(str(row), pattern) for pattern in arguments.patterns):
@@ -84,12 +94,15 @@ def main() -> None:
             if arguments.layers:
                 print(f"    expected {found.expected}\n    found    {found.layers}\n    said     {found.said}")
         print(f"    {time.perf_counter() - start:.1f} s", flush=True)
-        lines.append(line(row, results))
+        tried.setdefault(str(row).removesuffix(STEP), (row, []))[1].extend(results)
     print(f"{right} of {total} right")
     if arguments.output:
-        header = HEADER.format(path=arguments.output, torch=torch.__version__, lightning=version("lightning"))
+        header = HEADER.format(torch=torch.__version__, lightning=version("lightning"))
+        lines = [line(row, results) for row, results in tried.values()]
         arguments.output.write_text(header + "".join(lines))
-        print(f"{len({name.split('|')[1] for name in lines})} of {len(IMPORTS)} libraries: {arguments.output}")
+        print(
+            f"{len(lines)} networks of {len({row.library for row, _ in tried.values()})} libraries: {arguments.output}"
+        )
 
 
 if __name__ == "__main__":

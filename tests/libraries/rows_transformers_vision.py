@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -171,14 +172,22 @@ DETR_HEADS = ["class_labels_classifier", *expand("bbox_predictor.layers.{3}")]
 
 
 def detr() -> list[str | Layer]:
-    """The whole backbone is frozen, for its stages have other names than the model expects: constants."""
+    """The whole backbone is frozen, for its stages have other names than the model expects: constants.
+
+    Its batch norms have buffers for weights: their results are named after them or after the activation.
+    """
     backbone = "model.backbone.model"
-    return [
+    blocks = [f"{backbone}.encoder.stages.{stage}.layers.0" for stage in range(2)]
+    frozen = [
         out(f"{backbone}.embedder.embedder.normalization", live=False),
-        out(f"{backbone}.encoder.stages.0.layers.0.layer.0.normalization", live=False),
-        into(f"{backbone}.encoder.stages.0.layers.0.activation", live=False),
-        out(f"{backbone}.encoder.stages.1.layers.0.layer.0.normalization", live=False),
-        into(f"{backbone}.encoder.stages.1.layers.0.activation", live=False),
+        *(
+            one
+            for block in blocks
+            for one in (out(f"{block}.layer.0.normalization", live=False), into(f"{block}.activation", live=False))
+        ),
+    ]
+    return [
+        *(replace(one, named=one.name.endswith("activation")) for one in frozen),
         *outs("model.encoder.layers.{2}.mlp.fc1", "model.decoder.layers.{2}.mlp.fc1"),
         *DETR_HEADS,
     ]

@@ -14,7 +14,8 @@ def unroll(
 ) -> tuple[Any, list[tuple[Tensor, Tensor]]]:
     """What the layer gives, and the gates' pre-activations of each level and direction.
 
-    These are those of the first step, on which all others depend, and those of all steps, ``[batch, time, gates]``.
+    These are a tensor of the first step, on which all that follows depends, and those of all steps,
+    ``[batch, time, gates]``.
     The lengths of sequences are an argument that some libraries add; they must be those of the input.
     """
     inputs, state = input, hx
@@ -62,7 +63,7 @@ def _one_way(
     hidden = start or ((zeros, zeros) if isinstance(layer, nn.LSTM) else (zeros,))
     steps = range(inputs.shape[1])
     first = steps[-1] if backwards else 0
-    outputs, gates = {}, {}
+    outputs, gates, entering = {}, {}, {}
     for step in reversed(steps) if backwards else steps:
         of_input = nn.functional.linear(inputs[:, step], weights["weight_ih"], weights["bias_ih"])
         of_state = nn.functional.linear(hidden[0], weights["weight_hh"], weights["bias_hh"])
@@ -75,11 +76,13 @@ def _one_way(
             reset, update = (of_input + of_state)[:, : 2 * layer.hidden_size].chunk(2, -1)
             candidate = of_input.chunk(3, -1)[2] + torch.sigmoid(reset) * of_state.chunk(3, -1)[2]
             z = torch.cat([reset, update, candidate], -1)
+            entering[step] = candidate
             keep = torch.sigmoid(update)
             hidden = ((1 - keep) * torch.tanh(candidate) + keep * hidden[0],)
         else:
             z = of_input + of_state
             hidden = (getattr(torch, layer.nonlinearity)(z),)
         gates[step], outputs[step] = z, hidden[0]
+        entering.setdefault(step, z)
     whole = torch.stack([gates[k] for k in steps], 1)
-    return torch.stack([outputs[k] for k in steps], 1), hidden, (gates[first], whole)
+    return torch.stack([outputs[k] for k in steps], 1), hidden, (entering[first], whole)
