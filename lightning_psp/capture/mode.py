@@ -286,11 +286,20 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if tensor.ndim == 0 or edge[0] is None:
             return None
         origin = self.origins.of(tensor)
+        if origin.is_weight:
+            return None
         is_term = origin.path is None or origin.is_bent
         if origin.potential is not None:
             return Target([edge], None, [origin.potential], path)
-        entering = tensor if origin.entering is None else origin.entering
-        return Target([edge], self.origins.whole_of(entering), [], path, is_term and origin.entering is None)
+        if origin.entering is not None:
+            return Target([edge], self.origins.whole_of(origin.entering), [], path)
+        root = origin
+        while root.is_bent and root.parent is not None and not root.values.potentials:
+            root = root.parent
+        if root is not origin and root.values.potentials:
+            return Target([edge], None, root.values.potentials[:1], path, is_term)
+        whole = None if root.is_bent else self.origins.whole(root)
+        return Target([edge], self.origins.whole_of(tensor) if whole is None else whole, [], path, is_term)
 
     # --- compiled functions ----------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from lightning_psp.capture.functions import ACTIVATING, SUMS, Role, TorchFunction
+from lightning_psp.capture.functions import ACTIVATING, BOUNDS, SUMS, Role, TorchFunction
 from lightning_psp.capture.origin import (
     ACTIVATED,
     ACTIVATING_STEP,
@@ -67,7 +67,8 @@ class Pointwise:
             if is_arithmetic and _is_quotient(func) and not _is_first(origin, args):
                 step = POLYNOMIAL
             is_multiple = step == LINEAR and not has_weights
-            return None, lambda result: self._note_function(result, origin, step, is_multiple)
+            keeps_potential = step == LINEAR or func in BOUNDS
+            return None, lambda result: self._note_function(result, origin, step, is_multiple, keeps_potential)
         meeting, way, between = (None, LINEAR, []) if is_sum and number_of_data else _meet(made)
         way = max(way, step, LINEAR if is_sum else POLYNOMIAL)
         made_of = _made_of(made, is_sum)
@@ -105,13 +106,19 @@ class Pointwise:
                         number_of_data += 1
         return made, number_of_data, has_weights
 
-    def _note_function(self, result: Tensor, origin: Origin, step: int, is_multiple: bool) -> None:
+    def _note_function(
+        self, result: Tensor, origin: Origin, step: int, is_multiple: bool, keeps_potential: bool
+    ) -> None:
         tensor = origin.reference()
         derived = self._origins.renew(result)
         self._origins.share(derived, origin)
         derived.is_bent = origin.is_bent or step != LINEAR
-        if step == LINEAR:
+        if keeps_potential:
             derived.potential = origin.potential
+        if is_multiple:
+            derived.entering = origin.entering
+        if derived.is_bent:
+            self._origins.hold_root(result, origin)
         if origin.unit_dim < result.ndim:
             derived.unit_dim = origin.unit_dim
         if tensor is None or tensor.shape == result.shape:
