@@ -555,7 +555,19 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         for potential in [*behind, *self._inside_losses(between, found)]:
             if not potential.is_output:
                 self._drop(potential)
+        self._drop_parts_of_outputs()
         arrange(self.potentials)
+
+    def _drop_parts_of_outputs(self) -> None:
+        """A part of the output that a function turns into a parameter, such as a scale, is no layer of its own."""
+        outputs = {id(potential.origin): potential for potential in self.potentials if potential.is_output}
+        for potential in [*self.potentials]:
+            origin = None if potential.origin is None else potential.origin.whole
+            while origin is not None and id(origin) not in outputs:
+                origin = origin.whole
+            if origin is not None and outputs[id(origin)] is not potential:
+                outputs[id(origin)].results.extend(potential.results)
+                self._drop(potential)
 
     def _inside_losses(self, between: set[Any], found: Sequence[Target[Kept]]) -> list[Potential[Kept]]:
         """The nonlinearities of a loss that the network computes itself."""
