@@ -374,8 +374,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     @property
     def sees_output_alone(self) -> bool:
         """Whether a network of several layers shows none but its output."""
-        has_hidden = any(not potential.is_output for potential in self.potentials)
-        return bool(self.potentials) and not has_hidden and len(self.witness.weights) > 1
+        has_more = any(potential.enters_nonlinearity for potential in self.potentials)
+        return bool(self.potentials) and not has_more and len(self.witness.weights) > 1
 
     def _is_of_activation(self, origin: Origin, join: Join | None) -> bool:
         """Whether overwriting a tensor overwrites the potential of an activation that is written out."""
@@ -662,6 +662,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         known: list[Potential[Kept]] = self.origins.of(z).values.potentials
         if not known:
             return self.add(z, label, in_place, is_output=False, activation=activation)
+        known[0].enters_nonlinearity = True
         if in_place and known[0].kept is not None:
             known[0].kept.preserve()
         return known[0]

@@ -83,6 +83,7 @@ class Potential(Generic[Kept]):
 
     __slots__ = (
         "enters_loss",
+        "enters_nonlinearity",
         "evaluation",
         "is_differentiated",
         "is_output",
@@ -107,6 +108,7 @@ class Potential(Generic[Kept]):
         self.unit_dim = unit_dim
         self.units = 0
         self.is_output = is_output
+        self.enters_nonlinearity = not is_output  # whether a nonlinearity of the network reads it
         self.enters_loss = False  # whether a loss's own softmax or sigmoid takes it
         self.kept = None
         self.results: list[Edge] = []  # to what the nonlinearity gave
