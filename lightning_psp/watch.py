@@ -255,9 +255,9 @@ class Watch:
                 self._is_running = True
                 output = step(*args, **kwargs)
                 loss = _loss_in(output)
-                edge = None if loss is None else self._capture.edge(loss)
-                is_loss = edge is not None and edge[0] is not None
-                self._capture.settle([edge] if is_loss else self._capture.outputs.losses())
+                edges = [] if loss is None else [self._capture.edge(loss)]
+                is_loss = any(node is not None for node, _ in edges)
+                self._capture.settle(edges if is_loss else self._capture.outputs.losses())
                 if is_training:
                     self._bear_witness()
         except BaseException:

@@ -21,7 +21,7 @@ from lightning_psp.capture.kinds import is_of_another_kind, is_transformed
 from lightning_psp.capture.losses import LossCalls
 from lightning_psp.capture.module_calls import has_one_listener, told_of_module_calls
 from lightning_psp.capture.nonlinearities import Nonlinearities
-from lightning_psp.capture.origin import GATED, LINEAR, Kept, Origin, Potential, Source, arrange, tensors_in
+from lightning_psp.capture.origin import GATED, LINEAR, Keepable, Kept, Origin, Potential, Source, arrange, tensors_in
 from lightning_psp.capture.origins import Origins
 from lightning_psp.capture.outputs import Call, OutputFinder, Target
 from lightning_psp.capture.pointwise import Join, Pointwise
@@ -34,7 +34,7 @@ from lightning_psp.gradient.graph import Edge, edges_below
 from lightning_psp.penalty import Reduction
 from lightning_psp.selection import LayerSelection
 
-Other = TypeVar("Other")
+Other = TypeVar("Other", bound=Keepable)
 
 _is_traced = torch.compiler.is_dynamo_compiling
 

@@ -94,8 +94,9 @@ def _with_potentials(compile_graph: Callable[..., Any]) -> Callable[..., Any]:
             if capture is None:
                 return compiled(*values, *coefficients)[: region.number_of_results]
             if capture.checkpoints.regions and coefficients:
+                layer = region.sources[region.points[0].source].name
                 raise NotImplementedError(
-                    f"The potentials of layer {region.points[0].name!r} lie inside a function made by `torch.compile`"
+                    f"The potentials of layer {layer!r} lie inside a function made by `torch.compile`"
                     " that an activation checkpoint runs, and would be missing when the checkpoint runs it again."
                     " Compile this part of the network or checkpoint it, not both."
                 )
