@@ -89,7 +89,7 @@ def record_potentials(
         return _Recorded(z.clone() if in_place else z)
 
     nonlinearities = find_nonlinearities(activations)
-    capture = Capture(module, nonlinearities, selection, keep, tracks_units=True, reduction=None)
+    capture = Capture(module, nonlinearities, selection, keep, tracks_units=True, takes_foreign=False, reduction=None)
     capture.on_outputs = lambda: _collect(capture, selection, recorded)
     try:
         with capture:

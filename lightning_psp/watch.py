@@ -98,6 +98,7 @@ class Watch:
             selection,
             self._keep,
             tracks_units=reduction == "sum" or measure.unit == "channel",
+            takes_foreign=True,
             reduction=reduction,
         )
         self._capture.on_backward = self._check_backward

@@ -20,9 +20,11 @@ class Origins:
 
     Args:
         name_of_parameter: gives the name of a parameter of the network, or None.
+        takes_foreign: whether parameters that are none of the network's count as weights, too.
     """
 
-    def __init__(self, name_of_parameter: Callable[[Tensor], str | None]) -> None:
+    def __init__(self, name_of_parameter: Callable[[Tensor], str | None], takes_foreign: bool) -> None:
+        self._takes_foreign = takes_foreign
         self._name_of_parameter = name_of_parameter
         self._origins: dict[int, Origin] = {}
         self._serial = 0
@@ -61,7 +63,7 @@ class Origins:
         origin.serial = self._serial
         if isinstance(tensor, nn.Parameter):
             origin.weight = self._name_of_parameter(tensor)
-            origin.is_weight = origin.weight is not None
+            origin.is_weight = origin.weight is not None or self._takes_foreign
         return origin
 
     def known(self, tensor: Any) -> Origin | None:

@@ -57,8 +57,10 @@ class Pointwise:
         """
         made, number_of_data, has_weights = self._sort(args if not kwargs else (*args, *kwargs.values()))
         if not made:
+            if not has_weights:
+                return None, _note_nothing
             # A function of weights alone is a weight, too.
-            return None, (self._origins.note_weight if has_weights and not number_of_data else _note_nothing)
+            return None, (self._note_made if number_of_data else self._origins.note_weight)
         is_arithmetic = role is Role.ARITHMETIC
         is_sum = func in SUMS
         step = ACTIVATING_STEP if func in ACTIVATING else LINEAR if is_arithmetic else POLYNOMIAL
@@ -91,6 +93,9 @@ class Pointwise:
         is_join = meeting is not None and way == ACTIVATING_STEP
         return (Join(meeting, between) if is_join else None), note  # type: ignore[arg-type]
 
+    def _note_made(self, result: Tensor) -> None:
+        self._origins.renew(result).is_made = True
+
     def _sort(self, values: Iterable[Any]) -> tuple[list[Origin], int, bool]:
         """The tensors that weights made, the number of those that are data, and whether weights are among them."""
         made, number_of_data, has_weights = [], 0, False
@@ -113,6 +118,8 @@ class Pointwise:
         derived = self._origins.renew(result)
         self._origins.share(derived, origin)
         derived.is_bent = origin.is_bent or step != LINEAR
+        if origin.made_of != WEIGHED:
+            derived.source = None  # a multiple of what nonlinearities gave is no output of a module
         if keeps_potential:
             derived.potential = origin.potential
         if is_multiple:

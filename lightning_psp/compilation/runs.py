@@ -186,8 +186,9 @@ class _Run:
         path = self._rebased(returned.path)
         if mention.points and self._potentials[mention.points[0]] is not None:
             potentials = [found for number in mention.points if (found := self._potentials[number]) is not None]
-            return Target(edges, None, potentials, path, returned.may_be_term)
-        return Target(edges, self._tensor_of(mention), [], path, returned.may_be_term)
+            return Target(edges, None, None, potentials, path, returned.may_be_term)
+        tensor = self._tensor_of(mention)
+        return Target(edges, tensor, self._capture.origins.of(tensor), [], path, returned.may_be_term)
 
     def _source(self, number: int) -> Source:
         found = self._neurons.get(number)
