@@ -11,12 +11,9 @@ PYTHON ?= python3
 # requirements-oldest.txt has files for Python 3.10 to 3.12.
 OLDEST_PYTHON ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 VENV := .venv
-<<<<<<< HEAD
 OLDEST := .venv-oldest
 NEWEST := .venv-newest
-=======
 LIBRARIES := .venv-libraries
->>>>>>> libs
 RUN := $(VENV)/bin/python -m
 INSTALL := -m pip install -qq --disable-pip-version-check
 PINNED := --constraint requirements-dev.txt
@@ -24,27 +21,17 @@ PINNED := --constraint requirements-dev.txt
 BUILD := hatchling editables
 PROJECT := --no-build-isolation --editable
 
-<<<<<<< HEAD
-.PHONY: help demo test test-oldest test-newest pin docs clean
+.PHONY: help demo test test-oldest test-newest test-libraries pin docs clean
 
 help:
 	@echo "make demo         set up .venv and run the quickstart (about two minutes after the set-up)"
 	@echo "make test         set up .venv, then check style and types and run the tests"
 	@echo "make test-oldest  check types and run the tests with the lowest versions that are promised, in $(OLDEST)"
 	@echo "make test-newest  the same with the newest that the package index serves, in $(NEWEST)"
+	@echo "make test-libraries  set up .venv-libraries, then run the tests over networks of other libraries (Python 3.11)"
 	@echo "make pin          have the other commands install what make test-newest last installed: requirements-dev.txt"
 	@echo "make docs         set up .venv and build the documentation in site/"
 	@echo "make clean        remove the environments, caches and the output of the examples"
-=======
-.PHONY: help demo test test-libraries docs clean
-
-help:
-	@echo "make demo    set up .venv and run the quickstart (about two minutes after the set-up)"
-	@echo "make test    set up .venv, then check style and types and run the tests"
-	@echo "make test-libraries  set up .venv-libraries, then run the tests over networks of other libraries (Python 3.11)"
-	@echo "make docs    set up .venv and build the documentation in site/"
-	@echo "make clean   remove .venv, caches and the output of the examples"
->>>>>>> libs
 
 demo: $(VENV)/.has-examples
 	$(VENV)/bin/python examples/quickstart.py
@@ -55,7 +42,6 @@ test: $(VENV)/.has-dev
 	$(RUN) mypy
 	$(RUN) pytest --numprocesses auto --dist loadgroup $(PYTEST_ARGS)
 
-<<<<<<< HEAD
 test-oldest: $(OLDEST)/.has-dev
 	$(OLDEST)/bin/python -m mypy --cache-dir $(OLDEST)/.mypy_cache
 	$(OLDEST)/bin/python -m pytest --numprocesses auto --dist loadgroup $(PYTEST_ARGS)
@@ -72,11 +58,10 @@ pin:
 	@test -e $(NEWEST)/.created || { echo "Run make test-newest first."; exit 1; }
 	$(NEWEST)/bin/python .ci/pin.py > $(NEWEST)/requirements-dev.txt
 	mv $(NEWEST)/requirements-dev.txt requirements-dev.txt
-=======
+
 # The libraries have an environment of their own: some hold others' versions back.
 test-libraries: $(LIBRARIES)/.has-libraries
 	HF_HUB_OFFLINE=1 $(LIBRARIES)/bin/python -m pytest tests/libraries -m libraries $(PYTEST_ARGS)
->>>>>>> libs
 
 docs: $(VENV)/.has-dev
 	$(RUN) mkdocs build --strict
@@ -102,7 +87,6 @@ $(VENV)/.has-dev: pyproject.toml requirements-dev.txt | $(VENV)/.created
 	@$(VENV)/bin/python $(INSTALL) $(PINNED) $(PROJECT) '.[dev]'
 	@touch $@ $(VENV)/.has-examples
 
-<<<<<<< HEAD
 $(OLDEST)/.has-dev: pyproject.toml requirements-dev.txt requirements-oldest.txt | $(OLDEST)/.created
 	@echo "Installing into $(OLDEST): a few minutes the first time, for PyTorch is large"
 	@$(OLDEST)/bin/python $(INSTALL) $(PINNED) $(BUILD)
@@ -111,7 +95,7 @@ $(OLDEST)/.has-dev: pyproject.toml requirements-dev.txt requirements-oldest.txt 
 
 clean:
 	rm -rf $(VENV) $(OLDEST) $(NEWEST) site .mypy_cache .pytest_cache .ruff_cache examples/output
-=======
+
 $(LIBRARIES)/.has-libraries: pyproject.toml
 	$(PYTHON) -m venv $(LIBRARIES)
 	@echo "Installing into $(LIBRARIES): about eight gigabytes"
@@ -121,4 +105,3 @@ $(LIBRARIES)/.has-libraries: pyproject.toml
 
 clean:
 	rm -rf $(VENV) $(LIBRARIES) site .mypy_cache .pytest_cache .ruff_cache examples/output
->>>>>>> libs

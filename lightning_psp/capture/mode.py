@@ -562,8 +562,10 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         logits = [potential for potential in self.potentials if potential.enters_loss]
         outside = [potential for potential in self._outside if not self.outputs.is_hidden(potential)]
         behind = [potential for potential in outside if self.outputs.is_behind_network(potential)]
-        own = [potential for potential in behind if potential.label in _SIGMOIDS and self._is_computed(potential)]
-        found, between = self.outputs.find(losses, [*logits, *own])
+        entering = [potential for potential in behind if potential.label in _SIGMOIDS]
+        own = [potential for potential in entering if self._is_computed(potential)]
+        wholes = [origin for potential in entering for origin in _and_wholes(potential.origin)]
+        found, between = self.outputs.find(losses, [*logits, *own], wholes)
         marked = [potential for target in found for potential in self._mark(target)]
         for potential in [*behind, *self._inside_losses(between, found)]:
             if not potential.is_output:
@@ -721,3 +723,9 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             potential.number_of_calls = len(self.outputs.calls)
             self._outside.append(potential)
         return potential
+
+
+def _and_wholes(origin: Origin | None) -> Iterator[Origin]:
+    while origin is not None:
+        yield origin
+        origin = origin.whole

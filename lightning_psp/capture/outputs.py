@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Generic, NamedTuple
 
 from torch import Tensor
@@ -89,16 +89,27 @@ class OutputFinder(Generic[Kept]):
                 below |= edges_below(edge)
         return found
 
-    def find(self, losses: Sequence[Edge], logits: Iterable[Potential[Kept]]) -> tuple[list[Target[Kept]], set[Any]]:
+    def find(
+        self, losses: Sequence[Edge], logits: Iterable[Potential[Kept]], wholes: Collection[Origin | None] = ()
+    ) -> tuple[list[Target[Kept]], set[Any]]:
         """The output layers, and the nodes of the graph that lie between them and the losses.
 
         Args:
             losses: to the losses; none where none was seen.
             logits: the potentials that enter a loss's own softmax or sigmoid.
+            wholes: the tensors of which those that enter a loss's own sigmoid are parts or multiples.
         """
         entering = [Target(potential.results, None, None, [potential], "") for potential in logits]
         calls = [call for call in self.calls if call.is_trained] or self.calls
-        returned = [target for call in calls for target in call.targets]
+        # What a frozen network returns is none of the output, unless it is a critic's.
+        returned = [
+            target
+            for call in self.calls
+            for target in call.targets
+            if call.is_trained
+            or len(calls) == len(self.calls)
+            or any(target.origin is whole for whole in wholes if whole is not None)
+        ]
         if not losses:
             own = [edge for call in calls for edge in call.edges]
             return (entering or _independent(returned, own)), set()

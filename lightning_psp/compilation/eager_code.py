@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from types import CodeType, FunctionType
 from typing import Any, TypeVar
-from weakref import WeakSet
+from weakref import KeyedRef, WeakKeyDictionary, WeakSet
 
 import torch
 from torch._dynamo import eval_frame
@@ -36,8 +36,9 @@ def keep_from_compiler(package: str) -> None:
     Args:
         package: the package whose functions these are; of its modules, those that are imported already.
     """
-    for function in vars(WeakSet).values():  # which hooks of this package use
-        _keep_from_compiler(function)
+    for kind in (WeakSet, WeakKeyDictionary, KeyedRef):  # which hooks of this package use
+        for function in vars(kind).values():
+            _keep_from_compiler(function)
     modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == package]
     for module in modules:
         for value in vars(module).values():

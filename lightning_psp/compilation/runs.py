@@ -147,6 +147,9 @@ class _Run:
         self._coefficients = coefficients
         self._prefix = capture.frames.innermost_path()
         self._neurons: dict[int, Source] = {}
+        # Before an input that the graph has overwritten is known as something else.
+        places = {place for point in region.points for place in (point.input, point.whole) if place is not None}
+        self._given = {place: capture.origins.of(inputs[place.number]) for place in places}
         self._evaluations: dict[int, object] = {}
         self._potentials: list[Potential[Any] | None] = []
         self._stand_ins: list[Tensor | None] = []
@@ -217,11 +220,12 @@ class _Run:
             self._potentials.append(None)
             return
         if point.whole is not None and point.whole != point.input:
-            origin.whole = capture.origins.of(self._tensor(point.whole))
+            origin.whole = self._given[point.whole]
         if point.input is not None:
-            given = capture.origins.of(self._tensor(point.input))
+            given = self._given[point.input]
+            origin.unit_dim = given.unit_dim
             if given.source is not None and given.source.name is not None:
-                origin.source, origin.unit_dim = given.source, given.unit_dim
+                origin.source = given.source
             origin.values = given.values
             if origin.values.potentials:  # another nonlinearity has read it
                 known: Potential[Any] = origin.values.potentials[0]
