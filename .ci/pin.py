@@ -30,7 +30,8 @@ def tools(pyproject: dict) -> list[str]:
     """The requirements of building, checking, testing and documenting the package."""
     extras = pyproject["project"]["optional-dependencies"]
     found = [*pyproject["build-system"]["requires"], *extras["docs"], *extras["dev"], FOR_EDITABLE_INSTALLS]
-    return [requirement for requirement in found if Requirement(requirement).name != pyproject["project"]["name"]]
+    name = pyproject["project"]["name"]
+    return [line for line in found if Requirement(line).name != name and Requirement(line).marker is None]
 
 
 def newest(requirements: list[str], python: str) -> dict[str, str]:

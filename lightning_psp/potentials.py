@@ -95,7 +95,7 @@ def record_potentials(
         return _Recorded(z.clone() if in_place else z)
 
     nonlinearities = find_nonlinearities(activations)
-    capture = Capture(module, nonlinearities, selection, keep, tracks_units=True, reduction=None)
+    capture = Capture(module, nonlinearities, selection, keep, tracks_units=True, takes_foreign=False, reduction=None)
     capture.on_outputs = lambda: _collect(capture, selection, recorded)
     try:
         with capture:
@@ -180,11 +180,11 @@ def _collect(capture: Capture[_Recorded], selection: LayerSelection, recorded: P
 
 def _concatenated(passes: list[tuple[Tensor, int]]) -> list[tuple[Tensor, int]]:
     """The passes of one part of a layer, those that fit as one tensor."""
-    fitting: dict[tuple[object, ...], list[Tensor]] = {}
+    fitting: dict[tuple[torch.Size, torch.dtype, torch.device, int], list[Tensor]] = {}
     for tensor, unit_dim in passes:
         shape = tensor.shape[1:], tensor.dtype, tensor.device, unit_dim
         fitting.setdefault(shape, []).append(tensor)
     return [
         (torch.cat(tensors) if len(tensors) > 1 else tensors[0], unit_dim)
         for (_, _, _, unit_dim), tensors in fitting.items()
-    ]  # type: ignore[misc]
+    ]

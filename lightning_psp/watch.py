@@ -98,6 +98,7 @@ class Watch:
             selection,
             self._keep,
             tracks_units=reduction == "sum" or measure.unit == "channel",
+            takes_foreign=True,
             reduction=reduction,
         )
         self._capture.on_backward = self._check_backward
@@ -255,9 +256,9 @@ class Watch:
                 self._is_running = True
                 output = step(*args, **kwargs)
                 loss = _loss_in(output)
-                edge = None if loss is None else self._capture.edge(loss)
-                is_loss = edge is not None and edge[0] is not None
-                self._capture.settle([edge] if is_loss else self._capture.outputs.losses())
+                edges = [] if loss is None else [self._capture.edge(loss)]
+                is_loss = any(node is not None for node, _ in edges)
+                self._capture.settle(edges if is_loss else self._capture.outputs.losses())
                 if is_training:
                     self._bear_witness()
         except BaseException:

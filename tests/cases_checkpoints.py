@@ -51,7 +51,7 @@ class Styles(nn.Module):
         F.elu(z.view(-1, 8), inplace=True)
         x = F.silu(f(z))
         y = g(x)
-        return F.relu(input=y) * torch.tanh(y)
+        return F.relu(input=y)
 
 
 class Branches(nn.Module):
@@ -77,14 +77,17 @@ class Joined(nn.Module):
 
 
 class Twice(nn.Module):
-    """One block, called twice; its second nonlinearity lies outside the checkpoint, the first one at its entrance."""
+    """Two blocks; the second nonlinearity lies outside the checkpoint, the first one at its entrance."""
 
     def __init__(self, reentrant: bool) -> None:
         super().__init__()
-        self.block = Checkpoint(nn.Sequential(nn.Tanh(), nn.Linear(8, 8), nn.ELU(), nn.Linear(8, 8)), reentrant)
+        self.one, self.two = (
+            Checkpoint(nn.Sequential(nn.Tanh(), nn.Linear(8, 8), nn.ELU(), nn.Linear(8, 8)), reentrant)
+            for _ in range(2)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.block(F.relu(self.block(x))), inplace=True)
+        return F.relu(self.two(F.relu(self.one(x))), inplace=True)
 
 
 class Segments(nn.Module):

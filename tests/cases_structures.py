@@ -150,7 +150,6 @@ STRUCTURE_CASES = [
     ),
     Case("reused ReLU", lambda: n.ReusedReLU(False), flat, names=("fc1", "fc2", "fc3")),
     Case("reused ReLU in place", lambda: n.ReusedReLU(True), flat, names=("fc1", "fc2", "fc3")),
-    Case("shared weights", n.SharedWeights, flat, names=("shared", "shared:1", "shared:2", "head")),
     *(
         Case(f"residual sum, {style}", partial(n.Residual, style), images, names=RESIDUAL)
         for style in ("functional", "functional in place", "method in place", "added in place")
@@ -159,7 +158,6 @@ STRUCTURE_CASES = [
     dense("half in place", n.half_in_place, 2),
     dense("view in place", n.viewed_in_place, 2),
     dense("overwritten and used", n.overwritten_and_used, 2),
-    dense("two nonlinearities of one tensor", n.two_nonlinearities, 3),
     dense("SiLU by hand", lambda x: x * x.sigmoid(), 2),
     dense("nonlinearity of a nonlinearity", lambda x: torch.tanh(F.softplus(x)), 3),
     dense("module made in forward", lambda x: nn.ReLU()(x), 2),
@@ -316,13 +314,6 @@ STRUCTURE_CASES = [
 
 # What cannot be penalised exactly has to be refused, never left out in silence
 HARD_CASES = [
-    Case(
-        "overwritten by a second nonlinearity",
-        lambda: n.Dense(n.in_place_after),
-        flat,
-        layers=3,
-        refusal="fc1",
-    ),
     Case(
         "overwritten by a sum",
         lambda: n.Dense(n.sum_in_place_after),

@@ -126,15 +126,6 @@ def overwritten_and_used(x: Tensor) -> Tensor:
     return y + x
 
 
-def two_nonlinearities(x: Tensor) -> Tensor:
-    return F.relu(x) * torch.sigmoid(x)
-
-
-def in_place_after(x: Tensor) -> Tensor:
-    """The first call's input is overwritten by the second, after its own use."""
-    return torch.sigmoid(x) + F.relu(x, inplace=True)
-
-
 def sum_in_place_after(x: Tensor) -> Tensor:
     y = torch.sigmoid(x)
     x += 1

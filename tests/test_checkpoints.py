@@ -153,6 +153,7 @@ def test_selective(policy, reduction):
     assert_equal_gradients(module.gradients[0], step.gradients(lam), 1e-8)
 
 
+@pytest.mark.filterwarnings("ignore:Please specify CheckpointImpl.NO_REENTRANT:FutureWarning")  # by older versions
 @KINDS
 def test_checkpoint_imported_by_name(reentrant):
     kind = CheckpointImpl.REENTRANT if reentrant else CheckpointImpl.NO_REENTRANT
@@ -390,3 +391,23 @@ def test_keyword_arguments_of_a_reentrant_checkpoint():
 
     with pytest.raises(ValueError, match="Unexpected keyword arguments: input"):
         fit(nn.Linear(6, 3), loss, [classification_batch(5, 6)], PSPCallback())
+
+
+@KINDS
+def test_a_block_that_is_checkpointed_twice_is_one_layer(reentrant):
+    block = Checkpoint(nn.Sequential(nn.Linear(8, 8), nn.Tanh()), reentrant)
+    network = nn.Sequential(nn.Linear(6, 8), nn.Sigmoid(), block, block, nn.Linear(8, 3)).double()
+    batch = classification_batch(5, 6)
+    batch = batch[0].double(), batch[1]
+    first = network[0](batch[0])
+    second = block.part[0](torch.sigmoid(first))
+    third = block.part[0](torch.tanh(second))
+    logits = network[4](torch.tanh(third))
+    passes = torch.cat([second, third])
+    penalty = sum(z.square().mean() for z in (first, passes, logits)) / 3
+    expected = torch.autograd.grad(F.cross_entropy(logits, batch[1]) + 0.5 * penalty, list(network.parameters()))
+
+    module, _ = fit(network, cross_entropy, [batch], PSPCallback(lam=0.5))
+
+    for found, wanted in zip(module.gradients[0].values(), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)

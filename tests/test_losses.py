@@ -313,7 +313,10 @@ def test_a_nonlinearity_that_training_hides_is_said():
         def on_after_backward(self):
             pass
 
-    with pytest.warns(UserWarning, match="in no training step.*first"):
+    with (
+        pytest.warns(UserWarning, match="No layer was found for .*Hidden"),
+        pytest.warns(UserWarning, match="in no training step.*first"),
+    ):
         quiet_trainer(PSPCallback(lam=LAM)).fit(Uses(), loader(1), loader(1))
 
 

@@ -20,7 +20,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 def requirements(lines):
     found = [Requirement(line) for line in lines]
-    return {canonicalize_name(r.name): r for r in found if r.name != "lightning_psp"}
+    return {canonicalize_name(r.name): r for r in found if r.name != "lightning_psp" and r.marker is None}
 
 
 def constraints(name):

@@ -32,6 +32,7 @@ class Role(Enum):
     - ARITHMETIC: a sum, difference, product or quotient of two.
     - POINTWISE: a function of each value by itself, or of the values at the same place in several tensors.
     - ATTENTION: sums of some values that are weighed by others, with features in the last dimension.
+    - JOINING: several tensors as one.
     - BROADCAST: each of several tensors, repeated.
     - CONSTANT: nothing that depends on the values that it is given.
     """
@@ -44,6 +45,7 @@ class Role(Enum):
     ARITHMETIC = auto()
     POINTWISE = auto()
     ATTENTION = auto()
+    JOINING = auto()
     BROADCAST = auto()
     CONSTANT = auto()
 
@@ -81,6 +83,7 @@ _NAMES: dict[Role, str] = {
         " square tan where"
     ),
     Role.ATTENTION: "multi_head_attention_forward scaled_dot_product_attention",
+    Role.JOINING: "cat concat concatenate stack hstack vstack",
     Role.BROADCAST: "broadcast_tensors",
     Role.CONSTANT: (
         "bernoulli empty_like full_like new_empty new_full new_ones new_tensor new_zeros ones_like rand_like"
@@ -165,6 +168,7 @@ def with_overwriting(names: str) -> frozenset[TorchFunction]:
 
 
 ACTIVATING = with_overwriting(_ACTIVATING)
+BOUNDS = with_overwriting("clamp clamp_max clamp_min clip")
 SUMS = with_overwriting(_SUMS)
 FEATURES_LAST = all_forms_of(_FEATURES_LAST)
 CHANNELS = all_forms_of(_CHANNELS)

@@ -21,7 +21,7 @@ from lightning_psp.capture.kinds import is_of_another_kind, is_transformed
 from lightning_psp.capture.losses import LossCalls
 from lightning_psp.capture.module_calls import has_one_listener, told_of_module_calls
 from lightning_psp.capture.nonlinearities import Nonlinearities
-from lightning_psp.capture.origin import GATED, LINEAR, Kept, Origin, Potential, Source, arrange, tensors_in
+from lightning_psp.capture.origin import GATED, LINEAR, Keepable, Kept, Origin, Potential, Source, arrange, tensors_in
 from lightning_psp.capture.origins import Origins
 from lightning_psp.capture.outputs import Call, OutputFinder, Target
 from lightning_psp.capture.pointwise import Join, Pointwise
@@ -34,7 +34,7 @@ from lightning_psp.gradient.graph import Edge, edges_below
 from lightning_psp.penalty import Reduction
 from lightning_psp.selection import LayerSelection
 
-Other = TypeVar("Other")
+Other = TypeVar("Other", bound=Keepable)
 
 _is_traced = torch.compiler.is_dynamo_compiling
 
@@ -52,6 +52,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         keep: called with each potential, before its nonlinearity runs, as `keep(z, potential, in_place)`;
             what it returns is stored in the potential.
         tracks_units: whether `unit_dim` of the potentials is needed.
+        takes_foreign: whether parameters that are none of the network's make layers, too.
         reduction: reduction of a penalty whose gradient compiled functions are to add; None if they are to give the
             potentials themselves.
     """
@@ -63,6 +64,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         selection: LayerSelection,
         keep: Callable[[Tensor, Potential[Kept], bool], Kept],
         tracks_units: bool,
+        takes_foreign: bool,
         reduction: Reduction | None,
     ) -> None:
         super().__init__()
@@ -79,11 +81,11 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.set_reduction(reduction)
         self.selection = selection
         self.keep = keep
-        self._tracks_units = tracks_units
+        self._takes_foreign = takes_foreign
         self.fused_calls = FusedCalls(self)
         self.left_out: dict[str, None] = {}  # where complex, sparse and nested tensors enter nonlinearities
         self.frames = Frames(root, nonlinearities.module_classes)
-        self.origins = Origins(self.frames.name_of_parameter)
+        self.origins = Origins(self.frames.name_of_parameter, takes_foreign)
         self.provenance = Provenance(self.origins, tracks_units)
         self.pointwise = Pointwise(self.origins, tracks_units)
         self._scope = ExitStack()
@@ -122,6 +124,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.in_call = False  # whether the network is running
         self.number_of_calls = 0
         self._node: ShadowNode | None = None  # of the function that is running, where there is no gradient
+        self._overwritten: list[Potential[Kept]] = []  # returned by a network and then overwritten
         self._outside: list[Potential[Kept]] = []  # of which only the losses tell whether they belong to these
         self._settled: list[tuple[Potential[Kept], bool]] = []  # taken for output layers, and whether for this alone
         self.outputs.start()
@@ -286,11 +289,25 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if tensor.ndim == 0 or edge[0] is None:
             return None
         origin = self.origins.of(tensor)
+        if origin.is_weight:
+            return None
         is_term = origin.path is None or origin.is_bent
         if origin.potential is not None:
-            return Target([edge], None, [origin.potential], path)
-        entering = tensor if origin.entering is None else origin.entering
-        return Target([edge], self.origins.whole_of(entering), [], path, is_term and origin.entering is None)
+            return Target([edge], None, None, [origin.potential], path)
+        if origin.entering is not None:
+            return self._target(edge, self.origins.whole_of(origin.entering), path, False)
+        root = origin
+        while root.is_bent and root.parent is not None and not root.values.potentials:
+            root = root.parent
+        if root is not origin and root.values.potentials:
+            return Target([edge], None, None, root.values.potentials[:1], path, is_term)
+        whole = None if root.is_bent else self.origins.whole(root)
+        return self._target(edge, self.origins.whole_of(tensor) if whole is None else whole, path, is_term)
+
+    def _target(self, edge: Edge, tensor: Tensor, path: str, may_be_term: bool) -> Target[Kept]:
+        origin = self.origins.of(tensor)
+        origin.is_returned = True
+        return Target([edge], tensor, origin, [], path, may_be_term)
 
     # --- compiled functions ----------------------------------------------------------------------------------------
 
@@ -311,7 +328,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def duplicate(self, keep: Callable[[Tensor, Potential[Other], bool], Other]) -> Capture[Other]:
         """A capture with the same rules that chooses every layer."""
-        return Capture(self.root, self.nonlinearities, LayerSelection(), keep, True, None)
+        return Capture(self.root, self.nonlinearities, LayerSelection(), keep, True, self._takes_foreign, None)
 
     def resume_in(self, other: Capture[Any]) -> None:
         """Takes up the place in the network where another capture is."""
@@ -342,12 +359,18 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         overwritten = self.origins.find(args[0]) if args else None
         if overwritten is not None and self._is_of_activation(overwritten, join):
             self._meet(args[0], label, in_place=True)
+        elif overwritten is not None and self._is_lost_output(overwritten, args[0]):
+            self._overwritten.append(self.add(args[0], "output", True, is_output=True))
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
             note(result)
             if join is not None:
                 self._close(join, result, label)
         return result
+
+    def _is_lost_output(self, origin: Origin, tensor: Tensor) -> bool:
+        """Whether overwriting a tensor overwrites what a network returned."""
+        return origin.is_returned and not origin.values.potentials and self.is_potential(tensor)
 
     def _suspect(self, func: TorchFunction, argument: Origin, result: Tensor) -> None:
         name = getattr(func, "__name__", "").strip("_")
@@ -365,8 +388,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     @property
     def sees_output_alone(self) -> bool:
         """Whether a network of several layers shows none but its output."""
-        has_hidden = any(not potential.is_output for potential in self.potentials)
-        return bool(self.potentials) and not has_hidden and len(self.witness.weights) > 1
+        has_more = any(potential.enters_nonlinearity for potential in self.potentials)
+        return bool(self.potentials) and not has_more and len(self.witness.weights) > 1
 
     def _is_of_activation(self, origin: Origin, join: Join | None) -> bool:
         """Whether overwriting a tensor overwrites the potential of an activation that is written out."""
@@ -387,7 +410,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
                 # A weight that is used outside of every module is a call of the network.
                 self.number_of_calls += 1
                 edge = self.edge(result)
-                self.outputs.calls.append(Call([Target([edge], result, [], origin.path)], [edge], True))
+                self.outputs.calls.append(Call([self._target(edge, result, origin.path, False)], [edge], True))
         return result
 
     def _activation(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -541,12 +564,27 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         behind = [potential for potential in outside if self.outputs.is_behind_network(potential)]
         own = [potential for potential in behind if potential.label in _SIGMOIDS and self._is_computed(potential)]
         found, between = self.outputs.find(losses, [*logits, *own])
-        for target in found:
-            self._mark(target)
+        marked = [potential for target in found for potential in self._mark(target)]
         for potential in [*behind, *self._inside_losses(between, found)]:
             if not potential.is_output:
                 self._drop(potential)
+        for potential in self._overwritten:
+            if potential not in marked:
+                self._drop(potential)
+        self._overwritten = [potential for potential in self._overwritten if potential in marked]
+        self._drop_parts_of_outputs()
         arrange(self.potentials)
+
+    def _drop_parts_of_outputs(self) -> None:
+        """A part of the output that a function turns into a parameter, such as a scale, is no layer of its own."""
+        outputs = {id(potential.origin): potential for potential in self.potentials if potential.is_output}
+        for potential in [*self.potentials]:
+            origin = None if potential.origin is None else potential.origin.whole
+            while origin is not None and id(origin) not in outputs:
+                origin = origin.whole
+            if origin is not None and outputs[id(origin)] is not potential:
+                outputs[id(origin)].results.extend(potential.results)
+                self._drop(potential)
 
     def _inside_losses(self, between: set[Any], found: Sequence[Target[Kept]]) -> list[Potential[Kept]]:
         """The nonlinearities of a loss that the network computes itself."""
@@ -557,35 +595,43 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         ]
         if not inside or not found:
             return []
-        below = set().union(*(edges_below(edge) for target in found for edge in target.edges))
-        return [potential for potential in inside if below.isdisjoint(potential.results)]
+        outputs = {edge for target in found for edge in target.edges}
+        below = set().union(*map(edges_below, outputs))
+        return [
+            potential
+            for potential in inside
+            if below.isdisjoint(potential.results)
+            and any(not edges_below(edge).isdisjoint(outputs) for edge in potential.results)
+        ]
 
     def _is_computed(self, potential: Potential[Kept]) -> bool:
         """Whether what enters a loss's sigmoid is more than a part or a multiple of what a network returned."""
         assert potential.origin is not None
         return potential.origin.whole is None
 
-    def _mark(self, target: Target[Kept]) -> None:
+    def _mark(self, target: Target[Kept]) -> list[Potential[Kept]]:
+        """Takes a tensor for the output layer."""
         potentials = [self.whole_potential(potential) for potential in target.potentials]
-        if target.tensor is not None:
-            origin = self.origins.of(target.tensor)
+        if target.tensor is not None and target.origin is not None:
+            origin = target.origin
             if origin.path is not None and isinstance(self.frames.module_at(origin.path), RECURRENT_MODULES):
-                return
+                return []
             potentials = origin.values.potentials
             if not potentials:
-                if not self.is_potential(target.tensor):
-                    return
+                if origin.reference() is not target.tensor or not self.is_potential(target.tensor):
+                    return []
                 if origin.path is None and (origin.source is None or origin.source.place is None):
                     origin.source = Source(target.path)
                 potential = self.add(target.tensor, "output", False, is_output=True)
                 self._settled.append((potential, True))
-                potential.results.append(self.edge(target.tensor))
-                potential.results.extend(target.edges)
-                return
+                potential.results.extend([self.edge(target.tensor), *target.edges])
+                return [potential]
         for potential in potentials:
+            potential.results.extend(edge for edge in target.edges if potential in self._overwritten)
             if not potential.is_output:
                 potential.is_output = True
                 self._settled.append((potential, False))
+        return potentials
 
     def whole_potential(self, potential: Potential[Kept]) -> Potential[Kept]:
         """The potential of which this one, which turned out to be an output, is a part or a multiple."""
@@ -641,6 +687,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         known: list[Potential[Kept]] = self.origins.of(z).values.potentials
         if not known:
             return self.add(z, label, in_place, is_output=False, activation=activation)
+        known[0].enters_nonlinearity = True
         if in_place and known[0].kept is not None:
             known[0].kept.preserve()
         return known[0]

@@ -83,6 +83,7 @@ class Potential(Generic[Kept]):
 
     __slots__ = (
         "enters_loss",
+        "enters_nonlinearity",
         "evaluation",
         "is_differentiated",
         "is_output",
@@ -107,6 +108,7 @@ class Potential(Generic[Kept]):
         self.unit_dim = unit_dim
         self.units = 0
         self.is_output = is_output
+        self.enters_nonlinearity = not is_output  # whether a nonlinearity of the network reads it
         self.enters_loss = False  # whether a loss's own softmax or sigmoid takes it
         self.kept = None
         self.results: list[Edge] = []  # to what the nonlinearity gave
@@ -158,6 +160,7 @@ class Origin:
     is_made = False  # whether weights had a part in it
     is_weight = False  # whether it is a weight, or computed from one alone
     weight: str | None = None  # the parameter of which it is a view
+    is_returned = False  # whether a network returned it, or a part or multiple of it
     is_pooled = False  # whether it was summed, averaged or pooled
     is_bent = False  # whether it is no linear function of what the source's weights gave
     made_of = WEIGHED

@@ -20,9 +20,11 @@ class Origins:
 
     Args:
         name_of_parameter: gives the name of a parameter of the network, or None.
+        takes_foreign: whether parameters that are none of the network's count as weights, too.
     """
 
-    def __init__(self, name_of_parameter: Callable[[Tensor], str | None]) -> None:
+    def __init__(self, name_of_parameter: Callable[[Tensor], str | None], takes_foreign: bool) -> None:
+        self._takes_foreign = takes_foreign
         self._name_of_parameter = name_of_parameter
         self._origins: dict[int, Origin] = {}
         self._serial = 0
@@ -61,7 +63,7 @@ class Origins:
         origin.serial = self._serial
         if isinstance(tensor, nn.Parameter):
             origin.weight = self._name_of_parameter(tensor)
-            origin.is_weight = origin.weight is not None
+            origin.is_weight = origin.weight is not None or self._takes_foreign
         return origin
 
     def known(self, tensor: Any) -> Origin | None:
@@ -139,6 +141,16 @@ class Origins:
         return tensor if whole is None else whole
 
     @staticmethod
+    def stands_for(origin: Origin) -> Origin:
+        """The tensor of which this one is a view, a part, a multiple or a nonlinear function, value by value."""
+        while True:
+            before = origin.potential.origin if origin.potential is not None else None
+            before = before or origin.whole or (origin.parent if origin.is_bent else None)
+            if before is None or before is origin:
+                return origin
+            origin = before
+
+    @staticmethod
     def whole(origin: Origin) -> Tensor | None:
         """The same of a tensor that may be gone itself."""
         found = origin.reference()
@@ -176,6 +188,12 @@ class Origins:
     def hold_base(self, view: Tensor, base: Tensor) -> None:
         """Keeps a tensor as long as a view or a part of it is there."""
         self._bases[id(view)] = base
+
+    def hold_root(self, result: Tensor, origin: Origin) -> None:
+        """Keeps what a tensor is a nonlinear function of, which may be the output layer's, as long as that is there."""
+        tensor = origin.reference()
+        if tensor is not None and origin.is_made:
+            self._bases[id(result)] = self._bases.get(id(tensor), tensor) if origin.is_bent else tensor
 
     def hold(self, tensor: Tensor, origin: Origin) -> None:
         """Keeps a tensor for a while that may turn out to be the output layer's, of which a copy goes on."""

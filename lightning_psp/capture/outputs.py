@@ -9,7 +9,7 @@ from typing import Any, Generic, NamedTuple
 
 from torch import Tensor
 
-from lightning_psp.capture.origin import Kept, Potential
+from lightning_psp.capture.origin import Kept, Origin, Potential
 from lightning_psp.gradient.graph import Edge, edges_below, takes_weights
 
 # Nodes of a graph that add up, average, scale and arrange: what a loss does with its terms.
@@ -26,6 +26,7 @@ class Target(NamedTuple, Generic[Kept]):  # type: ignore[misc]
     Args:
         edges: to what a loss has to reach.
         tensor: the tensor, whole and as it was computed; None where its potentials are known.
+        origin: what was known of it when it was returned.
         potentials: its potentials, where it has some.
         path: of the module that returned it.
         may_be_term: whether no module with weights gave it, so that it may be a term of the loss.
@@ -33,6 +34,7 @@ class Target(NamedTuple, Generic[Kept]):  # type: ignore[misc]
 
     edges: Sequence[Edge]
     tensor: Tensor | None
+    origin: Origin | None
     potentials: list[Potential[Kept]]
     path: str
     may_be_term: bool = False
@@ -94,7 +96,7 @@ class OutputFinder(Generic[Kept]):
             losses: to the losses; none where none was seen.
             logits: the potentials that enter a loss's own softmax or sigmoid.
         """
-        entering = [Target(potential.results, None, [potential], "") for potential in logits]
+        entering = [Target(potential.results, None, None, [potential], "") for potential in logits]
         calls = [call for call in self.calls if call.is_trained] or self.calls
         returned = [target for call in calls for target in call.targets]
         if not losses:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from lightning_psp.capture.functions import ACTIVATING, SUMS, Role, TorchFunction
+from lightning_psp.capture.functions import ACTIVATING, BOUNDS, SUMS, Role, TorchFunction
 from lightning_psp.capture.origin import (
     ACTIVATED,
     ACTIVATING_STEP,
@@ -57,8 +57,10 @@ class Pointwise:
         """
         made, number_of_data, has_weights = self._sort(args if not kwargs else (*args, *kwargs.values()))
         if not made:
+            if not has_weights:
+                return None, _note_nothing
             # A function of weights alone is a weight, too.
-            return None, (self._origins.note_weight if has_weights and not number_of_data else _note_nothing)
+            return None, (self._note_made if number_of_data else self._origins.note_weight)
         is_arithmetic = role is Role.ARITHMETIC
         is_sum = func in SUMS
         step = ACTIVATING_STEP if func in ACTIVATING else LINEAR if is_arithmetic else POLYNOMIAL
@@ -67,7 +69,8 @@ class Pointwise:
             if is_arithmetic and _is_quotient(func) and not _is_first(origin, args):
                 step = POLYNOMIAL
             is_multiple = step == LINEAR and not has_weights
-            return None, lambda result: self._note_function(result, origin, step, is_multiple)
+            keeps_potential = step == LINEAR or func in BOUNDS
+            return None, lambda result: self._note_function(result, origin, step, is_multiple, keeps_potential)
         meeting, way, between = (None, LINEAR, []) if is_sum and number_of_data else _meet(made)
         way = max(way, step, LINEAR if is_sum else POLYNOMIAL)
         made_of = _made_of(made, is_sum)
@@ -90,6 +93,9 @@ class Pointwise:
         is_join = meeting is not None and way == ACTIVATING_STEP
         return (Join(meeting, between) if is_join else None), note  # type: ignore[arg-type]
 
+    def _note_made(self, result: Tensor) -> None:
+        self._origins.renew(result).is_made = True
+
     def _sort(self, values: Iterable[Any]) -> tuple[list[Origin], int, bool]:
         """The tensors that weights made, the number of those that are data, and whether weights are among them."""
         made, number_of_data, has_weights = [], 0, False
@@ -105,13 +111,21 @@ class Pointwise:
                         number_of_data += 1
         return made, number_of_data, has_weights
 
-    def _note_function(self, result: Tensor, origin: Origin, step: int, is_multiple: bool) -> None:
+    def _note_function(
+        self, result: Tensor, origin: Origin, step: int, is_multiple: bool, keeps_potential: bool
+    ) -> None:
         tensor = origin.reference()
         derived = self._origins.renew(result)
         self._origins.share(derived, origin)
         derived.is_bent = origin.is_bent or step != LINEAR
-        if step == LINEAR:
+        if origin.made_of != WEIGHED:
+            derived.source = None  # a multiple of what nonlinearities gave is no output of a module
+        if keeps_potential:
             derived.potential = origin.potential
+        if is_multiple:
+            derived.entering = origin.entering
+        if derived.is_bent:
+            self._origins.hold_root(result, origin)
         if origin.unit_dim < result.ndim:
             derived.unit_dim = origin.unit_dim
         if tensor is None or tensor.shape == result.shape:

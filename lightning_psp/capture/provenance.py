@@ -40,6 +40,7 @@ class Provenance:
             Role.HANDING: self._hand_on,
             Role.WEIGHING: self._weigh,
             Role.ATTENTION: self._attend,
+            Role.JOINING: self._join,
             Role.BROADCAST: self._broadcast,
             Role.CONSTANT: self._ignore,
         }
@@ -148,6 +149,16 @@ class Provenance:
         self.note_other((args, kwargs), result, names_weights=False)
         for tensor in tensors_in(result):
             self._origins.of(tensor).unit_dim = -1
+        return result
+
+    def _join(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
+        self.note_other((args, kwargs), result, names_weights=False)
+        made = [origin for tensor in tensors_in((args, kwargs)) if (origin := self._origins.find(tensor)) is not None]
+        wholes = [self._origins.stands_for(origin) for origin in made if origin.is_made]
+        # Parts of one tensor, and what nonlinearities made of them, stand for it together.
+        if wholes and wholes[0].is_made and all(whole is wholes[0] for whole in wholes):
+            self._origins.of(result).whole = wholes[0]
         return result
 
     def _broadcast(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -58,8 +58,9 @@ class Witness:
 
     def note_module(self, output: Any, path: str | None) -> None:
         """Notes what the module at a path returned."""
-        if path and isinstance(output, Tensor) and isinstance(output.grad_fn, BackwardCFunction):
-            self._places.setdefault(output.grad_fn, path)
+        node: Any = output.grad_fn if isinstance(output, Tensor) else None
+        if path and isinstance(node, BackwardCFunction):
+            self._places.setdefault(node, path)
 
     def unseen(self, potentials: Sequence[Potential[Any]], outputs: Iterable[Edge]) -> dict[str, str]:
         """What no potential accounts for: where it is called, and what may be named as an activation.
@@ -68,7 +69,7 @@ class Witness:
             potentials: all potentials.
             outputs: to the output layers.
         """
-        below: set[Edge] = set()
+        below: set[Any] = set()
         for edge in outputs:
             below |= edges_below(edge)
         found = {
@@ -102,8 +103,9 @@ def _accounted_for(potentials: Iterable[Potential[Any]]) -> set[Any]:
     for potential in potentials:
         origin = potential.origin
         z = None if origin is None else origin.reference()
-        end = None if z is None else z.grad_fn
-        pending = [node for node, _ in potential.results if isinstance(node, BackwardCFunction)]
+        end: Any = None if z is None else z.grad_fn
+        results: list[Any] = [node for node, _ in potential.results]
+        pending = [node for node in results if isinstance(node, BackwardCFunction)]
         for node in pending:
             if node is not None and node is not end and node not in found:
                 found.add(node)

@@ -60,6 +60,11 @@ class Neurons:
     is_counted: bool
     evaluation: int
 
+    @property
+    def name(self) -> str:
+        """The layer's name, as far as it is known."""
+        return (self.place if self.path is None else self.path) or "output"
+
 
 @dataclass(frozen=True)
 class ResultOrigin:

@@ -94,8 +94,9 @@ def _with_potentials(compile_graph: Callable[..., Any]) -> Callable[..., Any]:
             if capture is None:
                 return compiled(*values, *coefficients)[: region.number_of_results]
             if capture.checkpoints.regions and coefficients:
+                layer = region.sources[region.points[0].source].name
                 raise NotImplementedError(
-                    f"The potentials of layer {region.points[0].name!r} lie inside a function made by `torch.compile`"
+                    f"The potentials of layer {layer!r} lie inside a function made by `torch.compile`"
                     " that an activation checkpoint runs, and would be missing when the checkpoint runs it again."
                     " Compile this part of the network or checkpoint it, not both."
                 )
@@ -185,8 +186,9 @@ class _Run:
         path = self._rebased(returned.path)
         if mention.points and self._potentials[mention.points[0]] is not None:
             potentials = [found for number in mention.points if (found := self._potentials[number]) is not None]
-            return Target(edges, None, potentials, path, returned.may_be_term)
-        return Target(edges, self._tensor_of(mention), [], path, returned.may_be_term)
+            return Target(edges, None, None, potentials, path, returned.may_be_term)
+        tensor = self._tensor_of(mention)
+        return Target(edges, tensor, self._capture.origins.of(tensor), [], path, returned.may_be_term)
 
     def _source(self, number: int) -> Source:
         found = self._neurons.get(number)

@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-Edge: TypeAlias = tuple[Node | None, int]
+# Without gradient, nodes of `capture.shadow` stand for those of autograd.
+Edge: TypeAlias = tuple[Any, int]
 
 
 @dataclass(frozen=True)

@@ -39,16 +39,15 @@ class LayerTerm:
         for tap in taps:
             by_part.setdefault(tap.potential.part, []).append(tap)
         self._weight = weight
+        means: list[Tensor | None] = [None] * len(by_part)
         if reduction == "squared_mean":
-            means = [_mean_over_batch(passes) for passes in by_part.values()]
-            units = sum(mean.numel() for mean in means)
+            found = [_mean_over_batch(passes) for passes in by_part.values()]
+            units, means = sum(mean.numel() for mean in found), [*found]
             counts = [units * sum(tap.batch_size for tap in passes) for passes in by_part.values()]
             self._units = units
         elif reduction == "mean":
-            means = [None] * len(by_part)
             counts = [sum(tap.elements for tap in taps)] * len(by_part)
         else:
-            means = [None] * len(by_part)
             counts = [2 * sum(tap.observations for tap in passes) for passes in by_part.values()]
         self._parts = list(zip(by_part.values(), counts, means, strict=True))
 

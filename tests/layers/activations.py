@@ -225,6 +225,10 @@ def written_out_tanh_gelu(x: Tensor) -> Tensor:
     return 0.5 * x * (1 + torch.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3)))
 
 
+def sigmoid_and_relu(_: Any, z: Tensor) -> Tensor:
+    return 1 / (1 + (-z).exp()) + z * (z > 0)
+
+
 FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Formula]] = {
     "GELU": (written_out_gelu, gelu),
     "GELU by tanh": (written_out_tanh_gelu, gelu_tanh),
@@ -232,4 +236,5 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Formula]] = {
     "x * sigmoid(x)": (lambda x: x * x.sigmoid(), swish),
     "x * tanh(softplus(x))": (lambda x: x * torch.tanh(F.softplus(x)), mish),
     "x * relu6(x + 3) / 6": (lambda x: x * F.relu6(x + 3) / 6, hard_swish),
+    "sigmoid(x) + relu_(x)": (lambda x: torch.sigmoid(x) + F.relu(x, inplace=True), sigmoid_and_relu),
 }

@@ -25,7 +25,7 @@ HEADER = """\
 Each network is built small, with random weights, and trained for a step with a loss that its library has or means for
 it, within the network where it takes labels, and in the step. *Exact* means that the layers are those that the
 definition gives to the library's code, by name and number, and that the gradient is that of the loss plus λR to 1e-8
-relative in float64 against plain hooks on these layers, by `record_potentials` and by `PSPCallback`, or by `PSPCallback`
+relative in float64 against plain hooks on these layers, by `record_potentials` and by `PSPCallback`, or by the latter
 in the library's own Trainer. *Said* means that a warning or an error names what could not be seen and the remedy.
 PyTorch {torch}, Lightning {lightning}.
 
