@@ -56,6 +56,13 @@ class PSPCallback(AnyCallback):
     covers the potentials that lie between trained parameters and the loss and were not penalised before. The user's
     loss, as logged and as returned, does not change.
 
+    A layer is a set of neurons, told apart by the weights that make their potentials: evaluated several times in a step
+    they are one layer, whose passes count as one batch. It is named after the module with weights whose output z is
+    (``model.conv1``), after the parameter, or after the place in the code (``model.block.relu``), relative to the
+    LightningModule. The output layer is what enters the loss's own softmax or sigmoid, and what the network returned
+    and the loss reaches. Warnings name, once, what could not be seen: functions and custom autograd functions that may
+    be nonlinearities, and a network of several layers of which only the output was found.
+
     Logged per step: ``psp/lam``, ``psp/penalty`` (λR), ``psp/z2`` and, where there is one, ``psp/entropy_term``. Per
     epoch: ``psp/z2_train``, ``psp/z2_val``, ``psp/z2_test`` (⟨z²⟩, the mean over layers), ``psp/entropy_val`` and
     ``psp/entropy_test`` (the PSP-entropy of Tartaglione et al., 2020, Eq. 3 to 5, the mean over hidden layers),
@@ -69,11 +76,13 @@ class PSPCallback(AnyCallback):
             ``"warmup"``, ``"linear"``, ``"cosine"``, ``"learning_rate"``.
         layer_lam: glob pattern on layer names to factor on λ for these layers; factors of several matching patterns
             multiply.
-        include: glob patterns on layer names: the layers to penalise and to watch.
+        include: glob patterns on layer names: the layers to penalise and to watch, with all their passes and parts.
         exclude: glob patterns on layer names: the layers to leave alone.
-        output: whether the output layer (the logits) is among the layers.
+        output: whether the output layers (the logits, or what the network returned for another loss) are among the
+            layers.
         reduction: ``"mean"``, ``"sum"`` or ``"squared_mean"``.
         activations: further module classes or torch functions whose input is a potential, or their dotted names.
+            Torch's own nonlinearities, and activations that modules and functions write out, are found without.
         entropy: orders of PSP-entropy to measure over validation and test runs, such as ``(1, 2)``; ``()`` for none.
             ``"auto"`` measures order 1 where class labels are found and the counts take no more than 512 MiB, and says
             once why not where it does not.

@@ -26,20 +26,22 @@ def psp_penalty(potentials: Mapping[str, Tensor], reduction: Reduction = "mean")
     - ``"squared_mean"``: :math:`\sum_l \langle (\langle z_{l,k} \rangle_\text{batch})^2 \rangle_k`, the square of the
       mean over the batch, averaged over units.
 
-    Potentials in half precision are accumulated in float32. Where some of the potentials carry a graph, those that do
-    not (the layers of a frozen backbone) are constants: they are left out of R and of L.
+    The passes of a layer count as one batch, its parts as further units. Potentials in half precision are accumulated
+    in float32. Where some of the potentials carry a graph, those that do not (the layers of a frozen backbone) are
+    constants: they are left out of R and of L.
 
     Args:
         potentials: layer name to potentials ``[batch, …]``, as :func:`~lightning_psp.record_potentials` gives them.
-            In a plain dict of tensors with three or more dimensions, ``"sum"`` takes dimension 1 as the units and the
-            dimensions behind it as positions.
+            In a plain dict each entry is a layer; of tensors with three or more dimensions in it, ``"sum"`` takes
+            dimension 1 as the units and the dimensions behind it as positions.
         reduction: ``"mean"``, ``"sum"`` or ``"squared_mean"``.
 
     Returns:
         A scalar with the graph of the potentials attached.
 
     Raises:
-        ValueError: if `reduction` is not one of the three, or there is no potential or an empty one.
+        ValueError: if `reduction` is not one of the three, there is no potential or an empty one, or passes of a layer
+            have different shapes, of which ``"squared_mean"`` has no mean.
         TypeError: if a potential is not a real floating point tensor.
 
     Example:

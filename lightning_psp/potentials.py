@@ -21,9 +21,10 @@ class Potentials(dict[str, Tensor]):
     """Layer name to potentials, in order of call.
 
     Passes of a layer whose shapes differ, and parts of a layer that enter several nonlinearities, are entries of their
-    own, ``name``, ``name:1``, ….
+    own, ``name``, ``name:1``, …. :func:`~lightning_psp.psp_penalty` counts them as the one layer that they are.
 
-    `unit_dims` holds the dimension of the neurons of each entry, `layers` its layer and which part of that it is.
+    `unit_dims` holds the dimension of the neurons of each entry, `layers` its layer and which part of that it is: a
+    pair such as ``("gates", 2)``.
     """
 
     def __init__(self) -> None:
@@ -44,11 +45,16 @@ def record_potentials(
 ) -> Iterator[Potentials]:
     """Records the potentials of a network while the block runs.
 
-    A potential is the tensor that enters a nonlinearity: a module, a function or a method, in place or not. The
-    output layer is what enters the softmax or sigmoid of a loss, and what the network returned and the loss reaches;
-    where the block sees no loss, what the network returned. Neurons that are evaluated again are the same layer: the
-    passes are concatenated along the batch. Calls under `torch.no_grad()` inside a block that was entered with gradient
-    are left out.
+    A potential is the tensor that enters a nonlinearity: a module, a function or a method, in place or not, torch's own
+    or written out. The output layer is what enters the softmax or sigmoid of a loss, and what the network returned and
+    the loss reaches; where the block sees no loss, what the network returned and on which nothing else that it returned
+    depends. Neurons that are evaluated again are the same layer: passes that fit are concatenated along the batch,
+    others are entries ``name:1``, … (:class:`~lightning_psp.Potentials`). Calls under `torch.no_grad()` inside a block
+    that was entered with gradient are left out.
+
+    A layer is named after the module with weights whose output its potential is, after the parameter that made it, or
+    after the place in the code. A warning at the end of the block names functions that may be nonlinearities and have
+    no layer, and says where only the output of a network of several layers was found.
 
     In recurrent layers the gates' pre-activations are the potentials, ``[batch, time, gates · hidden]``, or the rows
     ``[sum of lengths, gates · hidden]`` of packed sequences. Each direction of each level is a layer: ``rnn``, or
@@ -59,7 +65,7 @@ def record_potentials(
         module: the network. Layers are named relative to it.
         include: glob patterns on layer names.
         exclude: glob patterns on layer names.
-        output: whether the output layer is recorded.
+        output: whether output layers are recorded.
         activations: further module classes or torch functions whose input is a potential, or their dotted names.
 
     Yields:
