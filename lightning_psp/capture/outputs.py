@@ -90,7 +90,7 @@ class OutputFinder(Generic[Kept]):
         return found
 
     def find(
-        self, losses: Sequence[Edge], logits: Iterable[Potential[Kept]], wholes: Collection[Origin | None] = ()
+        self, losses: Sequence[Edge], logits: Iterable[Potential[Kept]], wholes: Collection[Origin] = ()
     ) -> tuple[list[Target[Kept]], set[Any]]:
         """The output layers, and the nodes of the graph that lie between them and the losses.
 
@@ -100,19 +100,19 @@ class OutputFinder(Generic[Kept]):
             wholes: the tensors of which those that enter a loss's own sigmoid are parts or multiples.
         """
         entering = [Target(potential.results, None, None, [potential], "") for potential in logits]
-        calls = [call for call in self.calls if call.is_trained] or self.calls
+        any_trained = any(call.is_trained for call in self.calls)
+        calls = [call for call in self.calls if call.is_trained or not any_trained]
+        if not losses:
+            own = [edge for call in calls for edge in call.edges]
+            targets = [target for call in calls for target in call.targets]
+            return (entering or _independent(targets, own)), set()
         # What a frozen network returns is none of the output, unless it is a critic's.
         returned = [
             target
             for call in self.calls
             for target in call.targets
-            if call.is_trained
-            or len(calls) == len(self.calls)
-            or any(target.origin is whole for whole in wholes if whole is not None)
+            if call.is_trained or not any_trained or any(target.origin is whole for whole in wholes)
         ]
-        if not losses:
-            own = [edge for call in calls for edge in call.edges]
-            return (entering or _independent(returned, own)), set()
         found, between = _walk(losses, [*entering, *returned])
         if not found:
             found, between = _walk(losses, self.inputs_of_losses)

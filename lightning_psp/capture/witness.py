@@ -91,7 +91,7 @@ class Witness:
 
 def _has_potential(origin: Origin | None) -> bool:
     while origin is not None:
-        if origin.values.potentials:
+        if origin.values.potentials or origin.is_returned:
             return True
         origin = origin.whole if origin.parent is None else origin.parent
     return False
