@@ -135,7 +135,7 @@ class _Recorded:
         self.value = value
         self._version = None if value.is_inference() else value._version
 
-    def preserve(self) -> None:
+    def preserve(self, z: Tensor) -> None:
         """Copies the potential, which is about to be overwritten."""
         if self.is_unchanged:
             self.__init__(self.value.clone())  # type: ignore[misc]

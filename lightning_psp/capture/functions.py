@@ -62,7 +62,7 @@ _NAMES: dict[Role, str] = {
         "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d"
         " adaptive_max_pool3d alpha_dropout amax amin avg_pool1d avg_pool2d avg_pool3d channel_shuffle"
         " constant_pad_nd dropout dropout1d dropout2d dropout3d expand expand_as feature_alpha_dropout feature_dropout"
-        " flip fractional_max_pool2d fractional_max_pool3d interpolate lp_pool1d lp_pool2d lp_pool3d masked_fill"
+        " flip fractional_max_pool2d fractional_max_pool3d interpolate lp_pool1d lp_pool2d lp_pool3d"
         " max_pool1d max_pool2d max_pool3d mean nan_to_num native_dropout pad pixel_shuffle pixel_unshuffle repeat"
         " repeat_interleave roll sum tile upsample adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices"
         " adaptive_max_pool3d_with_indices max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices"
@@ -80,7 +80,7 @@ _NAMES: dict[Role, str] = {
         "abs absolute __abs__ arctan arctan2 arcsinh asinh atan atan2 clamp clamp_max clamp_min clip cos cosh erf erfc"
         " exp exp2 expm1 ge __ge__ gt __gt__ heaviside hypot le __le__ log log10 log1p log2 logaddexp logaddexp2 lt"
         " __lt__ max maximum min minimum pow __pow__ __rpow__ float_power reciprocal rsqrt sign sgn sin sinc sinh sqrt"
-        " square tan where"
+        " square tan masked_fill where"
     ),
     Role.ATTENTION: "multi_head_attention_forward scaled_dot_product_attention",
     Role.JOINING: "cat concat concatenate stack hstack vstack",
@@ -103,10 +103,6 @@ _SUMS = "add __add__ __radd__ sub subtract __sub__ __rsub__ rsub"
 
 # Functions whose result has its features in the last dimension, whatever its number of dimensions.
 _FEATURES_LAST = "__matmul__ __rmatmul__ bilinear embedding layer_norm linear matmul rms_norm"
-# Functions whose result has its channels in dimension 1.
-_CHANNELS = (
-    "batch_norm conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d group_norm instance_norm"
-)
 
 # Methods that end in an underscore and leave the values as they are.
 _NOT_OVERWRITING = (
@@ -171,7 +167,8 @@ ACTIVATING = with_overwriting(_ACTIVATING)
 BOUNDS = with_overwriting("clamp clamp_max clamp_min clip")
 SUMS = with_overwriting(_SUMS)
 FEATURES_LAST = all_forms_of(_FEATURES_LAST)
-CHANNELS = all_forms_of(_CHANNELS)
+SUMMING = all_forms_of("sum")
+MASKING = with_overwriting("masked_fill")
 
 
 def _overwrites(method: str) -> bool:

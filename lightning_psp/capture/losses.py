@@ -82,15 +82,16 @@ class LossCalls(Generic[Kept]):
             return []
         if not capture.in_call and not self._is_of_network(z):
             return []
-        before = capture.origins.of(z).potential
-        if before is not None:  # logits that a nonlinearity bounds
-            return [self._take(before)]
-        whole = capture.origins.whole_of(z)
-        if not capture.is_potential(whole):
-            whole = z
-        values = capture.origins.of(whole).values
+        origin = capture.origins.of(z)
+        if origin.potential is not None:  # logits that a nonlinearity bounds
+            return [self._take(origin.potential)]
+        top = capture.origins.top(origin)
+        values, whole = top.values, top.reference()
         if not values.potentials:
-            capture.add(whole, label, in_place=False, is_output=True)
+            if whole is None or not capture.is_potential(whole):
+                values, whole = origin.values, z
+            if not values.potentials:
+                capture.add(whole, label, in_place=False, is_output=True)
         for potential in values.potentials:
             potential.is_output = potential.enters_loss = True
         return values.potentials

@@ -14,7 +14,7 @@ from torchmetrics import Metric, MetricCollection
 
 from lightning_psp.capture.checkpoints import Checkpoints, in_backward
 from lightning_psp.capture.frames import Frame, Frames, Kind, Known, take_back
-from lightning_psp.capture.functions import Role, TorchFunction, overwriting, roles
+from lightning_psp.capture.functions import MASKING, Role, TorchFunction, overwriting, roles
 from lightning_psp.capture.fused_calls import FusedCalls
 from lightning_psp.capture.in_place import overwrite_view, replace_memory
 from lightning_psp.capture.kinds import is_of_another_kind, is_transformed
@@ -121,7 +121,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.suppressed = 0
         self.saw_empty_batch = False
         self.has_skipped = False  # whether something was not counted because it came without gradient
-        self.in_call = False  # whether the network is running
+        self.in_call = self.origins.in_call = False  # whether the network is running
         self.number_of_calls = 0
         self._node: ShadowNode | None = None  # of the function that is running, where there is no gradient
         self._overwritten: list[Potential[Kept]] = []  # returned by a network and then overwritten
@@ -209,7 +209,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             self.redirected = False
             frame.known = known._replace(path=None)
         elif not self.in_call and self._is_network(module, known):
-            self.in_call = frame.starts_call = True
+            self.in_call = self.origins.in_call = frame.starts_call = True
             self.number_of_calls += 1
         if known.kind is Kind.PARAMETRIZATION:
             self.suppressed += 1
@@ -260,12 +260,16 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             return
         if frame.starts_call:
             self._end_call(frame, output)
-        elif frame.known.has_weights and not is_activation:
+        elif frame.known.has_weights and not is_activation and not self._is_wrapped(frame):
             tensors = (output,) if isinstance(output, Tensor) else tensors_in(output)
             self.origins.record_module(frame.path, frame, tensors)
 
+    def _is_wrapped(self, frame: Frame) -> bool:
+        """Whether the module around it stands for the same one, such as that of `torch.compile`."""
+        return bool(self.frames.running) and self.frames.running[-1].path == frame.path
+
     def _end_call(self, frame: Frame, output: Any) -> None:
-        self.in_call = False
+        self.in_call = self.origins.in_call = False
         assert frame.path is not None
         tensors = [tensor for tensor in tensors_in(output) if tensor.dtype.is_floating_point]
         if self.counts():  # else a teacher
@@ -359,7 +363,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         overwritten = self.origins.find(args[0]) if args else None
         if overwritten is not None and self._is_of_activation(overwritten, join):
             self._meet(args[0], label, in_place=True)
-        elif overwritten is not None and self._is_lost_output(overwritten, args[0]):
+        elif overwritten is not None and self._is_lost_output(overwritten, args[0], func in MASKING):
             self._overwritten.append(self.add(args[0], "output", True, is_output=True))
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
@@ -368,9 +372,10 @@ class Capture(TorchFunctionMode, Generic[Kept]):
                 self._close(join, result, label)
         return result
 
-    def _is_lost_output(self, origin: Origin, tensor: Tensor) -> bool:
-        """Whether overwriting a tensor overwrites what a network returned."""
-        return origin.is_returned and not origin.values.potentials and self.is_potential(tensor)
+    def _is_lost_output(self, origin: Origin, tensor: Tensor, is_mask: bool) -> bool:
+        """Whether overwriting a tensor overwrites what a network returned, or logits that a loss masks."""
+        may_be = origin.is_returned or (is_mask and not self.in_call and origin.is_made)
+        return may_be and not origin.values.potentials and self.is_potential(tensor)
 
     def _suspect(self, func: TorchFunction, argument: Origin, result: Tensor) -> None:
         name = getattr(func, "__name__", "").strip("_")
@@ -638,13 +643,13 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     def whole_potential(self, potential: Potential[Kept]) -> Potential[Kept]:
         """The potential of which this one, which turned out to be an output, is a part or a multiple."""
         assert potential.origin is not None
-        whole = self.origins.whole(potential.origin)
-        if whole is None:
-            return potential
-        values = self.origins.of(whole).values
-        if potential in values.potentials or not self.is_potential(whole):
+        top = self.origins.top(potential.origin)
+        values, whole = top.values, top.reference()
+        if potential in values.potentials:
             return potential
         if not values.potentials:
+            if whole is None or not self.is_potential(whole):
+                return potential
             self.add(whole, potential.label, False, is_output=True)
         found: Potential[Kept] = values.potentials[0]
         found.results.extend(potential.results)
@@ -691,7 +696,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             return self.add(z, label, in_place, is_output=False, activation=activation)
         known[0].enters_nonlinearity = True
         if in_place and known[0].kept is not None:
-            known[0].kept.preserve()
+            known[0].kept.preserve(z)
         return known[0]
 
     def add(

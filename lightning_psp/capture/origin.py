@@ -15,7 +15,7 @@ from lightning_psp.gradient.graph import Edge
 class Keepable(Protocol):
     """What is kept of a potential."""
 
-    def preserve(self) -> None:
+    def preserve(self, z: Tensor) -> None:
         """The potential is about to be overwritten."""
 
     def release(self) -> None:
@@ -170,6 +170,7 @@ class Origin:
     whole: Origin | None = None  # of which it is a view, a part or a multiple
     potential: Potential[Any] | None = None  # whose nonlinearity gave this tensor
     entering: Tensor | None = None  # of which this tensor is the softmax or its logarithm
+    sums: Values | None = None  # of which it is the sum
     normalises: Values | None = None  # of which it is the logarithm of the sum of exponentials
     measured: Measured | None = None  # where it stands for a tensor inside a compiled function
     node: Any = None  # in the graph of what is computed without gradient

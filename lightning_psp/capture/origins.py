@@ -25,6 +25,7 @@ class Origins:
 
     def __init__(self, name_of_parameter: Callable[[Tensor], str | None], takes_foreign: bool) -> None:
         self._takes_foreign = takes_foreign
+        self.in_call = False  # whether the network is running, whose tensors are many and large
         self._name_of_parameter = name_of_parameter
         self._origins: dict[int, Origin] = {}
         self._serial = 0
@@ -141,6 +142,16 @@ class Origins:
         return tensor if whole is None else whole
 
     @staticmethod
+    def top(origin: Origin) -> Origin:
+        """The tensor of which this one is a view, a part or a multiple, as far as it or its potentials are there."""
+        found = origin
+        while origin.whole is not None:
+            origin = origin.whole
+            if origin.reference() is not None or origin.values.potentials:
+                found = origin
+        return found
+
+    @staticmethod
     def stands_for(origin: Origin) -> Origin:
         """The tensor of which this one is a view, a part, a multiple or a nonlinear function, value by value."""
         while True:
@@ -197,7 +208,7 @@ class Origins:
 
     def hold(self, tensor: Tensor, origin: Origin) -> None:
         """Keeps a tensor for a while that may turn out to be the output layer's, of which a copy goes on."""
-        if origin.is_made and origin.path is not None:
+        if origin.is_made and (origin.path is not None or not self.in_call):
             self._held.append(tensor)
 
 

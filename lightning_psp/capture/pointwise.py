@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from lightning_psp.capture.functions import ACTIVATING, BOUNDS, SUMS, Role, TorchFunction
+from lightning_psp.capture.functions import ACTIVATING, BOUNDS, MASKING, SUMS, Role, TorchFunction
 from lightning_psp.capture.origin import (
     ACTIVATED,
     ACTIVATING_STEP,
@@ -63,12 +63,14 @@ class Pointwise:
             return None, (self._note_made if number_of_data else self._origins.note_weight)
         is_arithmetic = role is Role.ARITHMETIC
         is_sum = func in SUMS
-        step = ACTIVATING_STEP if func in ACTIVATING else LINEAR if is_arithmetic else POLYNOMIAL
+        step = ACTIVATING_STEP if func in ACTIVATING else POLYNOMIAL
+        if is_arithmetic or (func in MASKING and len(made) == 1):
+            step = LINEAR
         if len(made) == 1 and not (is_sum and number_of_data):
             origin = made[0]
             if is_arithmetic and _is_quotient(func) and not _is_first(origin, args):
                 step = POLYNOMIAL
-            is_multiple = step == LINEAR and not has_weights
+            is_multiple = (step == LINEAR and not has_weights) or func in MASKING
             keeps_potential = step == LINEAR or func in BOUNDS
             return None, lambda result: self._note_function(result, origin, step, is_multiple, keeps_potential)
         meeting, way, between = (None, LINEAR, []) if is_sum and number_of_data else _meet(made)
@@ -87,8 +89,11 @@ class Pointwise:
                 self._origins.follow(origin, meeting, way)
             if way < ACTIVATING_STEP:
                 origin.source = source
-            if is_sum and len(made) == 2 and made[1].normalises is made[0].values:
+            if len(made) == 2 and is_sum and made[1].normalises is made[0].values:
                 origin.entering = made[0].reference()  # a softmax that is written out
+            if len(made) == 2 and _is_quotient(func) and made[1].sums is made[0].values:
+                # Probabilities that are made to sum to 1 once more.
+                origin.entering, origin.potential, origin.whole = made[0].entering, made[0].potential, made[0]
 
         is_join = meeting is not None and way == ACTIVATING_STEP
         return (Join(meeting, between) if is_join else None), note  # type: ignore[arg-type]

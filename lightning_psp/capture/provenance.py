@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from lightning_psp.capture.functions import FEATURES_LAST, Role, TorchFunction
+from lightning_psp.capture.functions import FEATURES_LAST, SUMMING, Role, TorchFunction
 from lightning_psp.capture.origin import LINEAR, Origin, Source, tensors_in
 from lightning_psp.capture.origins import Origins, shape_of
 
@@ -107,6 +107,8 @@ class Provenance:
                     derived.potential = origin.potential if tensor.shape == shape else None
                     if origin.unit_dim != 1 and tensor.ndim >= 3:
                         derived.unit_dim = -1
+                    if func in SUMMING:
+                        derived.sums = origin.values
         return result
 
     def _weigh(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -157,8 +159,11 @@ class Provenance:
         made = [origin for tensor in tensors_in((args, kwargs)) if (origin := self._origins.find(tensor)) is not None]
         wholes = [self._origins.stands_for(origin) for origin in made if origin.is_made]
         # Parts of one tensor, and what nonlinearities made of them, stand for it together.
-        if wholes and wholes[0].is_made and all(whole is wholes[0] for whole in wholes):
+        if len(wholes) > 1 and all(whole is wholes[0] for whole in wholes):
             self._origins.of(result).whole = wholes[0]
+            whole = wholes[0].reference()
+            if whole is not None:
+                self._origins.hold_base(result, whole)
         return result
 
     def _broadcast(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

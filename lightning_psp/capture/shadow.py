@@ -27,6 +27,12 @@ class ShadowNode:
         self.takes_weights = takes_weights
         self.next_functions = tuple((parent, 0) for parent in parents)
 
+    def copy(self) -> ShadowNode:
+        """Another node for the same call, for another of its results."""
+        node = ShadowNode(self._function, [], self.takes_weights)
+        node.next_functions = self.next_functions
+        return node
+
     def name(self) -> str:
         """Name of the function."""
         return self._function

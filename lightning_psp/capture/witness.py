@@ -13,7 +13,9 @@ from lightning_psp.capture.origin import Origin, Potential
 from lightning_psp.gradient.graph import Edge, edges_below
 
 # Of which activations are made.
-SUSPICIOUS = with_overwriting("arctan asinh arcsinh atan cos cosh erf erfc exp exp2 expm1 sin sinc sinh tan __rpow__")
+SUSPICIOUS = with_overwriting(
+    "arctan asinh arcsinh atan cos cosh erf erfc exp exp2 expm1 logaddexp maximum minimum sin sinc sinh tan __rpow__"
+)
 # Of which norms and distances are made, too, by sums.
 OF_NORMS = with_overwriting("abs absolute __abs__ float_power pow __pow__ square")
 # The functions of these packages are no activations.

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_psp.capture.functions import overwriting
 from lightning_psp.capture.nonlinearities import Activation
-from lightning_psp.capture.origin import Origin, Potential, Source, tensors_in
+from lightning_psp.capture.origin import Origin, Potential, Source
 from lightning_psp.capture.outputs import Target
 from lightning_psp.compilation.rewriting import Place, Point, Rewriting
 from lightning_psp.gradient.graph import Edge, edges_below, reach_from
@@ -74,9 +74,11 @@ class ResultOrigin:
     source: int | None
     unit_dim: int
     is_made: bool
+    is_bent: bool
     made_of: int
     mention: Mention
     entering: Mention | None
+    whole: Mention | None
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class _Seen(NamedTuple):
     depends_on_parameter: bool
     inputs: list[int]  # of the graph on which it depends, other than parameters
 
-    def preserve(self) -> None:
+    def preserve(self, z: Tensor) -> None:
         """Needs nothing: that the potential is overwritten shows in its version."""
 
     def release(self) -> None:
@@ -204,8 +206,9 @@ class _Analysis(fx.Interpreter):
         if n.op.startswith("call"):
             self._enter_modules(_modules_around(n))
         result = super().run_node(n)
-        for tensor in tensors_in(result) if n.op != "output" else ():
-            self._givers.setdefault(id(tensor), []).append(n)
+        # Of several tensors, further nodes give each.
+        if isinstance(result, Tensor) and n.op != "output":
+            self._givers.setdefault(id(result), []).append(n)
         return result
 
     def _enter_modules(self, entries: list[_Entry]) -> None:
@@ -323,6 +326,13 @@ class _Analysis(fx.Interpreter):
             region.points.append(point)
             return Mention([len(region.points) - 1])
 
+        def whole_of(origin: Origin) -> Mention | None:
+            top = static.origins.stands_for(origin)
+            tensor = top.reference()
+            if top is origin or tensor is None or known(origin).points or id(tensor) not in self._givers:
+                return None
+            return mention(tensor)
+
         def returned(target: Target[_Seen]) -> Returned:
             known = target.potentials[0] if target.tensor is None else None
             found = mention(target.tensor) if target.tensor is not None else Mention([numbers[id(known)]])
@@ -360,6 +370,11 @@ class _Analysis(fx.Interpreter):
             region.inputs_of_losses = [
                 returned(target) for target in static.outputs.inputs_of_losses if _is_there(target, numbers)
             ]
+        for point, potential in zip(region.points, static.potentials, strict=False):
+            top = static.origins.stands_for(cast(Origin, potential.origin))
+            tensor = top.reference()
+            if top is not potential.origin and top.is_returned and tensor is not None:
+                point.returned = next(iter(mention(tensor).points), None)
         for place, tensor in results:
             origin = static.origins.find(tensor)
             if origin is not None:
@@ -367,7 +382,15 @@ class _Analysis(fx.Interpreter):
                 source = None if place.is_input and origin.source is None else source_of(origin.source)
                 region.origins.append(
                     ResultOrigin(
-                        place, source, origin.unit_dim, origin.is_made, origin.made_of, known(origin), entering
+                        place,
+                        source,
+                        origin.unit_dim,
+                        origin.is_made,
+                        origin.is_bent,
+                        origin.made_of,
+                        known(origin),
+                        entering,
+                        whole_of(origin),
                     )
                 )
 

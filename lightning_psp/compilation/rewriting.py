@@ -37,6 +37,7 @@ class Point:
         label: its nonlinearity's name.
         input: the input that it is.
         whole: the input of which it is a view, a part or a multiple.
+        returned: the number of the same where it is a point that a call in the graph returned.
         coefficient: the number of its coefficient; None where no gradient passes it.
         outputs: the outputs that tell of it: its values if these are asked for, else the sum of its squares and (for
             the reduction `"squared_mean"`) its sum over the batch.
@@ -55,6 +56,7 @@ class Point:
     label: str
     input: Place | None = None
     whole: Place | None = None
+    returned: int | None = None
     coefficient: int | None = None
     outputs: list[Place] = field(default_factory=list)
     sizes: list[int | Place] = field(default_factory=list)

@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from torch._dynamo.comptime import comptime
 from torch._inductor import config as inductor_config
 
-from lightning_psp.capture.origin import Measured, Potential, Source, is_within
+from lightning_psp.capture.origin import Measured, Origin, Potential, Source, is_within
 from lightning_psp.capture.outputs import Call, Target
 from lightning_psp.capture.shadow import start_call
 from lightning_psp.compilation.analysis import Mention, Region, Returned, find_potentials
@@ -157,21 +157,31 @@ class _Run:
     def tell(self) -> None:
         """Tells the capture what the graph has made."""
         capture, region = self._capture, self._region
-        if not capture.skips_without_grad and not torch.is_grad_enabled():
-            node = start_call(capture.origins, "compiled", list(self._inputs))
-        else:
-            node = None
+        has_shadow = not capture.skips_without_grad and not torch.is_grad_enabled()
+        node = start_call(capture.origins, "compiled", list(self._inputs)) if has_shadow else None
         for found in region.origins:
-            capture.origins.renew(self._tensor(found.place)).node = node if found.is_made else None
+            origin = capture.origins.renew(self._tensor(found.place))
+            if node is not None and found.is_made:
+                origin.node = node.copy()  # a returned tensor does not depend on another one
         for point in region.points:
             self._tell_point(point)
+        for point, stand_in in zip(region.points, self._stand_ins, strict=True):
+            if point.returned is not None and stand_in is not None:
+                whole = self._stand_ins[point.returned]
+                assert whole is not None
+                capture.origins.of(stand_in).whole = capture.origins.of(whole)
         for found in region.origins:
             origin = capture.origins.of(self._tensor(found.place))
             origin.source = None if found.source is None else self._source(found.source)
-            origin.unit_dim, origin.is_made, origin.made_of = found.unit_dim, found.is_made, found.made_of
+            origin.unit_dim, origin.made_of = found.unit_dim, found.made_of
+            origin.is_made, origin.is_bent = found.is_made, found.is_bent
             self._mark(self._tensor(found.place), found.mention)
             if found.entering is not None:
                 origin.entering = self._tensor_of(found.entering)
+            if found.whole is not None:
+                whole = self._tensor_of(found.whole)
+                origin.whole = capture.origins.of(whole)
+                capture.origins.hold_base(self._tensor(found.place), whole)
         for returned, places, is_trained in region.calls:
             capture.number_of_calls += 1
             targets = [self._target(found) for found in returned]
@@ -227,6 +237,9 @@ class _Run:
             if given.source is not None and given.source.name is not None:
                 origin.source = given.source
             origin.values = given.values
+            top = capture.origins.top(given)
+            if point.is_output and top is not given and self._is_told_whole(point, top, origin.measured.results):
+                return
             if origin.values.potentials:  # another nonlinearity has read it
                 known: Potential[Any] = origin.values.potentials[0]
                 known.is_output = known.enters_loss = known.is_output or point.is_output
@@ -240,6 +253,19 @@ class _Run:
             capture.in_call = in_call
         potential.enters_loss = point.is_output
         self._potentials.append(potential)
+
+    def _is_told_whole(self, point: Point, top: Origin, results: list[Edge]) -> bool:
+        """Tells of logits that are a part or a multiple of a tensor outside the graph, which stands for them."""
+        whole = top.reference()
+        if not top.values.potentials:
+            if whole is None or not self._capture.is_potential(whole):
+                return False
+            self._capture.add(whole, point.label, in_place=False, is_output=True)
+        for potential in top.values.potentials:
+            potential.is_output = potential.enters_loss = True
+            potential.results.extend(results)
+        self._potentials.append(top.values.potentials[0])
+        return True
 
     def _measured(self, point: Point) -> Measured:
         tensors = [self._tensor(place) for place in point.outputs]

@@ -56,7 +56,7 @@ class CompiledTap:
             else:
                 self._coefficient.data.fill_(arrived * self._factor)
 
-    def preserve(self) -> None:
+    def preserve(self, z: Tensor) -> None:
         """Needs nothing: the compiled function keeps what it needs."""
 
     def release(self) -> None:

@@ -102,12 +102,13 @@ class Tap:
             self.potential.is_differentiated or any(e[0] is not None and e in graph.edges for e in results)
         )
 
-    def preserve(self) -> None:
+    def preserve(self, z: Tensor) -> None:
         """Copies the potential, which is about to be overwritten."""
         if self._witness is not None:
             self.check_unchanged()
-            if self._value is not None:
-                self._value = self._value.clone()
+            # What a checkpoint would compute again is overwritten then, too.
+            if self._value is not None or self._placeholder is not None:
+                self._value, self._placeholder = z.detach().clone(), None
             self._witness = None
 
     def check_unchanged(self) -> None:
