@@ -69,6 +69,7 @@ class Checkpoints:
         self.thread = 0
         self._functions = functions
         self._can_save = False
+        self.argument: Any = None  # of the running function, or a copy that takes its place
 
     def install(self) -> None:
         """Starts to hear of checkpointed functions."""
@@ -97,25 +98,26 @@ class Checkpoints:
                 self.regions.remove(region)
 
     @contextmanager
-    def call(self, func: TorchFunction) -> Iterator[None]:
+    def call(self, func: TorchFunction, argument: Any) -> Iterator[None]:
         """A function is called, whose first argument :meth:`save` may save."""
         self._can_save = func in self._functions and bool(self.regions)
+        self.argument = argument
         if self._can_save:
             for region in self.regions:
                 region.calls += 1
         try:
             yield
         finally:
-            self._can_save = False
+            self._can_save, self.argument = False, None
 
     def save(self, z: Tensor) -> Tensor | None:
         """Has the first argument of the running call saved for the backward pass without being held.
 
         Returns:
             What :func:`restore` makes the tensor of in the backward pass; None outside a checkpointed function, or
-            where the recomputation would not come by the tensor again.
+            where the recomputation would not come by the tensor again at this call.
         """
-        if not self._can_save:
+        if not self._can_save or z is not self.argument:
             return None
         self._can_save = False
         region = self.regions[-1]

@@ -86,6 +86,7 @@ class Frames:
     def __init__(self, root: nn.Module, named: tuple[type[nn.Module], ...]) -> None:
         self._root = root
         self._named = named
+        self._no_activations: set[type[nn.Module]] = set()  # which nonlinearities are given what the module is given
         self._known: dict[nn.Module, Known] = {}
         self._foreign: weakref.WeakKeyDictionary[nn.Module, Known] = weakref.WeakKeyDictionary()
         self._parameters: dict[int, str] = {}
@@ -146,7 +147,10 @@ class Frames:
         """
         caller = self.outside
         for frame in reversed(self.running):
-            if frame.known.kind in (Kind.ACTIVATION, Kind.NAMED):
+            # A module that hands what it is given to a nonlinearity is taken for an activation until it returns.
+            may_be_whole = frame.given is not None and frame.given.source is source
+            may_be_whole = may_be_whole and type(frame.module) not in self._no_activations
+            if frame.known.kind in (Kind.ACTIVATION, Kind.NAMED) or may_be_whole:
                 activation = activation or frame
             elif frame.path is not None and frame is not activation:
                 caller = frame
@@ -160,6 +164,12 @@ class Frames:
     def count_place(self, source: Source, name: str) -> None:
         """Names neurons after a place in the innermost running module."""
         _count(next((frame for frame in reversed(self.running) if frame.path is not None), self.outside), source, name)
+
+    def rename_inside(self, frame: Frame, source: Source, label: str) -> None:
+        """Names neurons after a place inside a module that was taken for an activation and is none."""
+        self._no_activations.add(type(frame.module))
+        take_back(source)
+        _count(frame, source, f"{frame.path}.{label}" if frame.path else label)
 
     def _find_paths(self) -> None:
         self._parameters = {}

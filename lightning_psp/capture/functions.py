@@ -168,7 +168,7 @@ BOUNDS = with_overwriting("clamp clamp_max clamp_min clip")
 SUMS = with_overwriting(_SUMS)
 FEATURES_LAST = all_forms_of(_FEATURES_LAST)
 SUMMING = all_forms_of("sum")
-MASKING = with_overwriting("masked_fill")
+MASKING = with_overwriting("masked_fill where")
 
 
 def _overwrites(method: str) -> bool:

@@ -51,6 +51,7 @@ def overwrite_view(
     """
     copied = z.clone()
     capture.origins.copy(z, copied)
+    capture.checkpoints.argument = copied
     potential = capture.add(copied, capture.nonlinearities.hidden[func].label, True, is_output=False)
     result = func(copied, *args[1:], **{key: value for key, value in kwargs.items() if key != "input"})
     potential.results.append(capture.edge(result))

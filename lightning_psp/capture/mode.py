@@ -22,7 +22,7 @@ from lightning_psp.capture.losses import LossCalls
 from lightning_psp.capture.module_calls import has_one_listener, told_of_module_calls
 from lightning_psp.capture.nonlinearities import Nonlinearities
 from lightning_psp.capture.origin import GATED, LINEAR, Keepable, Kept, Origin, Potential, Source, arrange, tensors_in
-from lightning_psp.capture.origins import Origins
+from lightning_psp.capture.origins import Origins, shape_of
 from lightning_psp.capture.outputs import Call, OutputFinder, Target
 from lightning_psp.capture.pointwise import Join, Pointwise
 from lightning_psp.capture.provenance import Handler, Provenance
@@ -179,7 +179,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             result = func(*args, **kwargs)
             self.provenance.note_other(args, result)
         elif self.checkpoints.regions:
-            with self.checkpoints.call(func):
+            with self.checkpoints.call(func, args[0] if args else kwargs.get("input")):
                 result = handler(func, args, kwargs)
         else:
             result = handler(func, args, kwargs)
@@ -488,24 +488,28 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         """Takes a module for an activation if what it returned follows value by value from what it was given."""
         given = frame.given
         assert given is not None
-        if not isinstance(output, Tensor):
-            return False
-        origin = self.origins.find(output)
-        way = LINEAR
-        while origin is not None and origin is not given:
-            way = max(way, origin.step)
-            origin = origin.parent
         z = given.reference()
-        is_activation = origin is given and way != LINEAR
-        if not is_activation or (z is None and not given.values.potentials):
-            return False
-        if z is not None and z.shape != output.shape:
+        if not self._is_activation(given, output) or (z is None and not given.values.potentials):
+            read = next((p for p in self.potentials[frame.first :] if p.origin is given), None)
+            if read is not None and given.source is not None and given.source.path is None:
+                self.frames.rename_inside(frame, given.source, read.label)
+                read.layer = given.source.name or read.layer
             return False
         inner = [p for p in self.potentials[frame.first :] if p.origin is not None and p.origin is not given]
         label = frame.path or type(frame.module).__name__.lower()
         potential = self._replace(inner, given, z, output, label.rpartition(".")[2], frame)
         self.origins.record_result(output, given, potential)
         return True
+
+    def _is_activation(self, given: Origin, output: Any) -> bool:
+        """Whether a result follows from a tensor value by value, and not linearly."""
+        if not isinstance(output, Tensor) or (shape_of(given) or output.shape) != output.shape:
+            return False
+        origin, way = self.origins.find(output), LINEAR
+        while origin is not None and origin is not given:
+            way = max(way, origin.step)
+            origin = origin.parent
+        return origin is given and way != LINEAR
 
     def _replace(
         self,
@@ -594,7 +598,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
                 self._drop(potential)
 
     def _inside_losses(self, between: set[Any], found: Sequence[Target[Kept]]) -> list[Potential[Kept]]:
-        """The nonlinearities of a loss that the network computes itself."""
+        """The nonlinearities of a loss that the network computes itself: no weights come after the output."""
         inside = [
             potential
             for potential in self.potentials
@@ -604,10 +608,16 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             return []
         outputs = {edge for target in found for edge in target.edges}
         below = set().union(*map(edges_below, outputs))
+        depth = max(
+            (potential.origin.weighings for potential in self.potentials if potential.is_output and potential.origin),
+            default=0,
+        )
         return [
             potential
             for potential in inside
             if below.isdisjoint(potential.results)
+            and potential.origin is not None
+            and potential.origin.weighings <= depth
             and any(not edges_below(edge).isdisjoint(outputs) for edge in potential.results)
         ]
 

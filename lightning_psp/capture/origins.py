@@ -78,7 +78,7 @@ class Origins:
         """Notes that `result` is what a nonlinearity made of the tensor `z`, which is a potential or none."""
         origin = self.renew(result)
         origin.potential = potential
-        origin.is_made, origin.made_of = True, ACTIVATED
+        origin.is_made, origin.made_of, origin.weighings = True, ACTIVATED, z.weighings
         if shape_of(z) in (None, result.shape):
             self.follow(origin, z, ACTIVATING_STEP)
         if z.unit_dim < result.ndim:
@@ -190,6 +190,7 @@ class Origins:
         derived.source = origin.source
         derived.is_made, derived.made_of, derived.is_bent = origin.is_made, origin.made_of, origin.is_bent
         derived.is_weight, derived.weight = origin.is_weight, origin.weight
+        derived.weighings = origin.weighings
 
     @staticmethod
     def follow(origin: Origin, parent: Origin, step: int) -> None:

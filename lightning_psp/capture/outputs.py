@@ -10,7 +10,7 @@ from typing import Any, Generic, NamedTuple
 from torch import Tensor
 
 from lightning_psp.capture.origin import Kept, Origin, Potential
-from lightning_psp.gradient.graph import Edge, edges_below, takes_weights
+from lightning_psp.gradient.graph import Edge, edges_below
 
 # Nodes of a graph that add up, average, scale and arrange: what a loss does with its terms.
 _OF_TERMS = frozenset(
@@ -113,10 +113,7 @@ class OutputFinder(Generic[Kept]):
             for target in call.targets
             if call.is_trained or not any_trained or any(target.origin is whole for whole in wholes)
         ]
-        found, between = _walk(losses, [*entering, *returned])
-        if not found:
-            found, between = _walk(losses, self.inputs_of_losses)
-        return found, between
+        return _walk(losses, [*entering, *returned, *self.inputs_of_losses])
 
     def is_hidden(self, potential: Potential[Kept]) -> bool:
         """Whether a call of the network that came after a nonlinearity outside of it uses its result."""
@@ -130,32 +127,27 @@ class OutputFinder(Generic[Kept]):
 
 
 def _walk(losses: Sequence[Edge], targets: Sequence[Target[Kept]]) -> tuple[list[Target[Kept]], set[Any]]:
-    """The first targets that are met on the ways back from losses, and the nodes before them without weights."""
+    """The first targets that are met on the ways back from losses, and the nodes before them."""
     by_edge: dict[Edge, list[int]] = {}
     for number, target in enumerate(targets):
         for edge in target.edges:
             if edge[0] is not None:
                 by_edge.setdefault(edge, []).append(number)
     found: dict[int, None] = {}
-    seen: set[tuple[Any, bool, bool]] = set()
-    pending = [(edge, True, True) for edge in losses]
-    for edge, is_term, is_of_loss in pending:
+    seen: set[tuple[Any, bool]] = set()
+    pending = [(edge, True) for edge in losses]
+    for edge, is_term in pending:
         node = edge[0]
         if node is None:
             continue
         met = [number for number in by_edge.get(edge, ()) if not (is_term and targets[number].may_be_term)]
         if met:
             found.update(dict.fromkeys(met))
-            continue
-        state = node, is_term, is_of_loss
-        if state in seen:
-            continue
-        seen.add(state)
-        goes_on = is_term and _is_of_terms(node)
-        # Behind weights a network begins again, such as a head whose own loss is all that it returns.
-        is_of_loss = is_of_loss and not takes_weights(node)
-        pending.extend((following, goes_on, is_of_loss) for following in node.next_functions)
-    return [targets[number] for number in sorted(found)], {node for node, _, is_of_loss in seen if is_of_loss}
+        elif (node, is_term) not in seen:
+            seen.add((node, is_term))
+            goes_on = is_term and _is_of_terms(node)
+            pending.extend((following, goes_on) for following in node.next_functions)
+    return [targets[number] for number in sorted(found)], {node for node, _ in seen}
 
 
 def _is_of_terms(node: Any) -> bool:

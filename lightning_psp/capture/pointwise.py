@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from lightning_psp.capture.functions import ACTIVATING, BOUNDS, MASKING, SUMS, Role, TorchFunction
@@ -64,13 +65,14 @@ class Pointwise:
         is_arithmetic = role is Role.ARITHMETIC
         is_sum = func in SUMS
         step = ACTIVATING_STEP if func in ACTIVATING else POLYNOMIAL
-        if is_arithmetic or (func in MASKING and len(made) == 1):
+        is_mask = func in MASKING and len(made) == 1 and not _is_condition(made[0])
+        if is_arithmetic or is_mask:
             step = LINEAR
         if len(made) == 1 and not (is_sum and number_of_data):
             origin = made[0]
             if is_arithmetic and _is_quotient(func) and not _is_first(origin, args):
                 step = POLYNOMIAL
-            is_multiple = (step == LINEAR and not has_weights) or func in MASKING
+            is_multiple = is_mask or (step == LINEAR and not has_weights)
             keeps_potential = step == LINEAR or func in BOUNDS
             return None, lambda result: self._note_function(result, origin, step, is_multiple, keeps_potential)
         meeting, way, between = (None, LINEAR, []) if is_sum and number_of_data else _meet(made)
@@ -83,6 +85,7 @@ class Pointwise:
         def note(result: Tensor) -> None:
             origin = self._origins.renew(result)
             origin.is_made, origin.made_of, origin.is_bent = True, made_of, is_bent
+            origin.weighings = max(before.weighings for before in made)
             if self._tracks_units and unit_dim != 1 and result.ndim >= 3:
                 origin.unit_dim = -1
             if meeting is not None:
@@ -166,6 +169,11 @@ def _note_nothing(result: Tensor) -> None:
 
 def _is_first(origin: Origin, args: tuple[Any, ...]) -> bool:
     return bool(args) and origin.reference() is args[0]
+
+
+def _is_condition(origin: Origin) -> bool:
+    tensor = origin.reference()
+    return tensor is not None and tensor.dtype is torch.bool
 
 
 def _is_quotient(func: TorchFunction) -> bool:

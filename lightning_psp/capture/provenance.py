@@ -114,7 +114,7 @@ class Provenance:
     def _weigh(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
         weight: str | None = None
-        is_made, dims = False, 0
+        is_made, dims, weighings = False, 0, 0
         first: Origin | None = None
         for position, value in enumerate([*args, *kwargs.values()]):
             if not isinstance(value, Tensor):
@@ -129,7 +129,7 @@ class Provenance:
                 if origin.weight is not None and is_weight and value.ndim > dims:
                     weight, dims = origin.weight, value.ndim
             elif origin.is_made:
-                is_made = True
+                is_made, weighings = True, max(weighings, origin.weighings)
                 if position == 0:
                     first = origin
         if not is_made and func not in FEATURES_LAST:
@@ -137,7 +137,7 @@ class Provenance:
         for tensor in (result,) if isinstance(result, Tensor) else tensors_in(result):
             if tensor.dtype.is_floating_point:
                 origin = self._origins.renew(tensor)
-                origin.is_made = is_made
+                origin.is_made, origin.weighings = is_made, weighings + 1
                 if weight is not None:
                     origin.source = Source(_named_after(weight))
                 elif first is not None and _is_normalisation(func):
@@ -184,11 +184,12 @@ class Provenance:
             result: what it gave.
             names_weights: whether the result is known by a weight among the arguments.
         """
-        made, dims, weight = False, set(), None
+        made, dims, weight, weighings = False, set(), None, 0
         for tensor in tensors_in(args):
             origin = self._origins.known(tensor)
             if origin is not None:
                 made = made or origin.is_made or origin.is_weight
+                weighings = max(weighings, origin.weighings)
                 if origin.unit_dim != 1:
                     dims.add(tensor.ndim)
                 if origin.weight is not None and tensor.ndim > 1:
@@ -198,7 +199,7 @@ class Provenance:
         for tensor in (result,) if isinstance(result, Tensor) else tensors_in(result):
             if tensor.dtype.is_floating_point and not (args and tensor is args[0]):
                 origin = self._origins.renew(tensor)
-                origin.is_made = made
+                origin.is_made, origin.weighings = made, weighings + (weight is not None)
                 if weight is not None and names_weights:
                     origin.source = Source(_named_after(weight))
                 if self._tracks_units and tensor.ndim >= 3 and tensor.ndim in dims:

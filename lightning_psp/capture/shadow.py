@@ -17,19 +17,17 @@ class ShadowNode:
     Args:
         function: name of the function.
         parents: the calls that gave its arguments.
-        takes_weights: whether a weight is among these.
     """
 
-    __slots__ = ("_function", "next_functions", "takes_weights")
+    __slots__ = ("_function", "next_functions")
 
-    def __init__(self, function: str, parents: list[ShadowNode], takes_weights: bool) -> None:
+    def __init__(self, function: str, parents: list[ShadowNode]) -> None:
         self._function = function
-        self.takes_weights = takes_weights
         self.next_functions = tuple((parent, 0) for parent in parents)
 
     def copy(self) -> ShadowNode:
         """Another node for the same call, for another of its results."""
-        node = ShadowNode(self._function, [], self.takes_weights)
+        node = ShadowNode(self._function, [])
         node.next_functions = self.next_functions
         return node
 
@@ -40,14 +38,8 @@ class ShadowNode:
 
 def start_call(origins: Origins, function: str, values: Any) -> ShadowNode:
     """A node for a call of a function with the tensors in these arguments."""
-    parents, takes_weights = [], False
-    for tensor in tensors_in(values):
-        origin = origins.known(tensor)
-        if origin is not None:
-            takes_weights = takes_weights or origin.is_weight
-            if origin.node is not None:
-                parents.append(origin.node)
-    return ShadowNode(function, parents, takes_weights)
+    found = [origins.find(tensor) for tensor in tensors_in(values)]
+    return ShadowNode(function, [origin.node for origin in found if origin is not None and origin.node is not None])
 
 
 def note_call(origins: Origins, node: ShadowNode | None, result: Any) -> None:

@@ -79,6 +79,7 @@ class ResultOrigin:
     mention: Mention
     entering: Mention | None
     whole: Mention | None
+    weighings: int
 
 
 @dataclass(frozen=True)
@@ -321,6 +322,7 @@ class _Analysis(fx.Interpreter):
                 depends_on_parameter=depends_on_parameter,
                 inputs=inputs,
                 label="output",
+                weighings=origin.weighings,
             )
             self._rewriting.include(point, tensor, givers, None, tensor.requires_grad, False)
             region.points.append(point)
@@ -353,6 +355,7 @@ class _Analysis(fx.Interpreter):
                 depends_on_parameter=seen.depends_on_parameter,
                 inputs=seen.inputs,
                 label=potential.label,
+                weighings=potential.origin.weighings,
             )
             point.whole = self._input_of(static.origins.whole_of(seen.z))
             self._include(point, seen, potential.layer)
@@ -391,6 +394,7 @@ class _Analysis(fx.Interpreter):
                         known(origin),
                         entering,
                         whole_of(origin),
+                        origin.weighings,
                     )
                 )
 

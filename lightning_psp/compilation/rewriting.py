@@ -35,6 +35,7 @@ class Point:
         depends_on_parameter: whether a trained parameter is among what it is made of.
         inputs: the numbers of the other inputs that it is made of.
         label: its nonlinearity's name.
+        weighings: how many weights of the graph have come one after another.
         input: the input that it is.
         whole: the input of which it is a view, a part or a multiple.
         returned: the number of the same where it is a point that a call in the graph returned.
@@ -54,6 +55,7 @@ class Point:
     depends_on_parameter: bool
     inputs: list[int]
     label: str
+    weighings: int
     input: Place | None = None
     whole: Place | None = None
     returned: int | None = None

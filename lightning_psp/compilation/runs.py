@@ -151,6 +151,8 @@ class _Run:
         places = {place for point in region.points for place in (point.input, point.whole) if place is not None}
         self._given = {place: capture.origins.of(inputs[place.number]) for place in places}
         self._evaluations: dict[int, object] = {}
+        known = [capture.origins.find(value) for value in inputs if isinstance(value, Tensor)]
+        self._weighings = max((origin.weighings for origin in known if origin is not None), default=0)
         self._potentials: list[Potential[Any] | None] = []
         self._stand_ins: list[Tensor | None] = []
 
@@ -175,6 +177,7 @@ class _Run:
             origin.source = None if found.source is None else self._source(found.source)
             origin.unit_dim, origin.made_of = found.unit_dim, found.made_of
             origin.is_made, origin.is_bent = found.is_made, found.is_bent
+            origin.weighings = self._weighings + found.weighings
             self._mark(self._tensor(found.place), found.mention)
             if found.entering is not None:
                 origin.entering = self._tensor_of(found.entering)
@@ -224,6 +227,7 @@ class _Run:
         origin = capture.origins.of(z)
         origin.measured = self._measured(point)
         origin.unit_dim, origin.is_made = point.unit_dim, True
+        origin.weighings = self._weighings + point.weighings
         origin.source = self._source(point.source)
         self._stand_ins.append(z)
         if point.is_candidate or (capture.skips_without_grad and not point.has_grad):

@@ -81,21 +81,6 @@ def reach_from(edge: Edge) -> ReachedGraph:
     return ReachedGraph(edges, _above(trained, seen) if has_other_leaves else None)
 
 
-def takes_weights(node: Any) -> bool:
-    """Whether a node is a function of weights besides what else it is a function of."""
-    if getattr(node, "takes_weights", False):
-        return True
-    for following, _ in node.next_functions:
-        # Casts and transposes of weights.
-        for _ in range(3):
-            if following is None or len(following.next_functions) != 1:
-                break
-            following = following.next_functions[0][0]
-        if following is not None and isinstance(getattr(following, "variable", None), nn.Parameter):
-            return True
-    return False
-
-
 def edges_below(edge: Edge) -> set[Edge]:
     """All edges on the ways from a tensor to what it is made of, its own included."""
     edges: set[Edge] = {edge}
