@@ -13,7 +13,6 @@ from lightning_psp.capture.mode import Capture
 from lightning_psp.capture.nonlinearities import find_nonlinearities
 from lightning_psp.capture.origin import Potential
 from lightning_psp.gradient.graph import reach
-from lightning_psp.messages import unseen_message
 from lightning_psp.selection import LayerSelection
 
 
@@ -106,14 +105,13 @@ def record_potentials(
                 " gradient, as a teacher is. To record it, enter the block without gradient, too:"
                 " `with torch.no_grad(), record_potentials(...) as potentials`."
             )
-        unseen = unseen_message(capture.found_unseen, capture.found_output_alone)
-        if unseen and recorded:
-            warnings.warn(unseen, stacklevel=3)
+        if capture.message and recorded:
+            warnings.warn(capture.message, stacklevel=3)
         selection.check(
             {**dict.fromkeys(potential.layer for potential in capture.potentials), **capture.fused_calls.left_out}
         )
     finally:
-        capture.potentials = []  # the capture itself lives until cycles of references are collected
+        capture.close()
 
 
 def check_module(module: nn.Module) -> None:

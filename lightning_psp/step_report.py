@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
-from lightning_psp.messages import OnceAFit, unseen_message
+from lightning_psp.messages import OnceAFit
 from lightning_psp.statistics import Total
 from lightning_psp.watch import Watch
 
@@ -38,9 +38,8 @@ def report_backward(say: OnceAFit, watch: Watch, has_entropy_term: bool) -> None
 
 def report_unseen(say: OnceAFit, watch: Watch) -> None:
     """Tells the user of what lies between parameters and output and is no layer."""
-    text = unseen_message(watch.unseen, watch.sees_output_alone)
-    if text:
-        say("unseen", text)
+    if watch.unseen:
+        say("unseen", watch.unseen)
 
 
 def report_broken(say: OnceAFit, layers: Mapping[str, Total], stage: str) -> None:

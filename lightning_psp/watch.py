@@ -71,8 +71,7 @@ class Watch:
         self.fused: dict[str, None] = {}  # modules left out whose potentials could not be seen
         self.left_out: dict[str, None] = {}  # layers whose potentials are complex, sparse or nested
         self.chosen_layers: dict[str, None] = {}  # those of them that are to be penalised
-        self.unseen: dict[str, str] = {}  # what no potential accounts for, and what to name for it
-        self.sees_output_alone = False  # whether a network of several layers showed none but its output
+        self.unseen = ""  # what to tell of what could not be seen
         self._witnessed: set[frozenset[str]] = set()  # the layers of steps whose graph was searched
         self.has_trained = False
         self.takes_samples = False
@@ -125,10 +124,7 @@ class Watch:
     def release(self) -> None:
         """Lets go of everything kept of the last step."""
         self._injector.disarm()
-        for potential in self._capture.potentials:
-            if potential.kept is not None:
-                potential.kept.release()
-        self._capture.potentials = []
+        self._capture.forget()
         self.samples = {}
         self._terms = []
         self._entropy_terms = []
@@ -275,8 +271,7 @@ class Watch:
         layers = frozenset(potential.layer for potential in self._capture.potentials)
         if layers not in self._witnessed:
             self._witnessed.add(layers)
-            self.unseen.update(self._capture.unseen())
-            self.sees_output_alone |= self._capture.sees_output_alone
+            self.unseen = self.unseen or self._capture.unseen_message()
 
     def _note_layers(self) -> None:
         for potential in self._capture.potentials:

@@ -31,6 +31,7 @@ from lightning_psp.capture.shadow import ShadowNode, edge_of, note_call, start_c
 from lightning_psp.capture.witness import OF_NORMS, SUSPICIOUS, Suspect, Witness
 from lightning_psp.compilation.runs import announce_graph, told_of_graphs
 from lightning_psp.gradient.graph import Edge, edges_below
+from lightning_psp.messages import unseen_message
 from lightning_psp.penalty import Reduction
 from lightning_psp.selection import LayerSelection
 
@@ -72,8 +73,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.on_backward: Callable[[Tensor], None] | None = None  # called before a backward pass inside the watch
         self.on_outputs: Callable[[], None] | None = None  # called when the output layer of a call is known
         self.on_drop: Callable[[Potential[Kept]], None] | None = None  # called with what turns out to be no potential
-        self.found_unseen: dict[str, str] = {}  # when the watch has ended, as `unseen` gives it
-        self.found_output_alone = False
+        self.message = ""  # of what could not be seen, when the watch has ended
         self.redirected = False  # whether the first call of root stands for a step of training, not for the network
         self.penalises = False  # whether potentials are to lie on the path to a loss where they have no other use
         self.root = root
@@ -124,6 +124,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.in_call = self.origins.in_call = False  # whether the network is running
         self.number_of_calls = 0
         self._node: ShadowNode | None = None  # of the function that is running, where there is no gradient
+        self._has_loss = self._has_recurrent_output = False
         self._overwritten: list[Potential[Kept]] = []  # returned by a network and then overwritten
         self._outside: list[Potential[Kept]] = []  # of which only the losses tell whether they belong to these
         self._settled: list[tuple[Potential[Kept], bool]] = []  # taken for output layers, and whether for this alone
@@ -156,11 +157,24 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if error is None and self.on_outputs is not None:
             self.settle(self.outputs.losses())
             self.on_outputs()
-            self.found_unseen, self.found_output_alone = self.unseen(), self.sees_output_alone
+            self.message = self.unseen_message()
         self.origins.clear()
         self.outputs.start()
         self._outside = []
         self._settled = []
+
+    def forget(self) -> None:
+        """Lets go of all potentials."""
+        for potential in self.potentials:
+            if potential.kept is not None:
+                potential.kept.release()
+            potential.kept = potential.origin = None  # which know the potential, too
+        self.potentials = []
+
+    def close(self) -> None:
+        """Lets go of everything, for good: nothing waits for cycles of references to be collected."""
+        self.forget()
+        vars(self).clear()
 
     def __torch_function__(
         self, func: TorchFunction, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -385,16 +399,16 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             place, origin = self.frames.host(name), self.origins.of(result)
             self.witness.note_suspect(Suspect(name, place, argument, origin, is_of_norms, edge))
 
-    def unseen(self) -> dict[str, str]:
-        """What lies between parameters and output and no potential accounts for, and what to name for it."""
+    def unseen_message(self) -> str:
+        """What to tell of what could not be seen; empty if nothing is to be told."""
         outputs = [edge for potential in self.potentials if potential.is_output for edge in potential.results]
-        return self.witness.unseen(self.potentials, outputs)
-
-    @property
-    def sees_output_alone(self) -> bool:
-        """Whether a network of several layers shows none but its output."""
         has_more = any(potential.enters_nonlinearity for potential in self.potentials)
-        return bool(self.potentials) and not has_more and len(self.witness.weights) > 1
+        has_output = any(potential.is_output for potential in self.potentials) or self._has_recurrent_output
+        return unseen_message(
+            self.witness.unseen(self.potentials, outputs),
+            sees_output_alone=bool(self.potentials) and not has_more and len(self.witness.weights) > 1,
+            lacks_output=bool(self.potentials) and self._has_loss and not has_output,
+        )
 
     def _is_of_activation(self, origin: Origin, join: Join | None) -> bool:
         """Whether overwriting a tensor overwrites the potential of an activation that is written out."""
@@ -575,6 +589,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         own = [potential for potential in entering if self._is_computed(potential)]
         wholes = [origin for potential in entering for origin in _and_wholes(potential.origin)]
         found, between = self.outputs.find(losses, [*logits, *own], wholes)
+        self._has_loss = self._has_loss or bool(losses)
         marked = [potential for target in found for potential in self._mark(target)]
         for potential in [*behind, *self._inside_losses(between, found)]:
             if not potential.is_output:
@@ -632,6 +647,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if target.tensor is not None and target.origin is not None:
             origin = target.origin
             if origin.path is not None and isinstance(self.frames.module_at(origin.path), RECURRENT_MODULES):
+                self._has_recurrent_output = True
                 return []
             potentials = origin.values.potentials
             if not potentials:
