@@ -185,7 +185,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if self._is_suspended or in_backward():
             return func(*args, **(kwargs or {}))
         kwargs = kwargs or {}
-        has_shadow = not self.skips_without_grad and not torch.is_grad_enabled()
+        has_shadow = not self.skips_without_grad  # `torch.distributions` enables gradient now and then
         if has_shadow:
             self._node = start_call(self.origins, getattr(func, "__name__", ""), (args, kwargs))
         handler = self._handlers.get(func)
@@ -310,16 +310,16 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if origin.is_weight:
             return None
         is_term = origin.path is None or origin.is_bent
-        if origin.potential is not None:
-            return Target([edge], None, None, [origin.potential], path)
-        if origin.entering is not None:
-            return self._target(edge, self.origins.whole_of(origin.entering), path, False)
         root = origin
-        while root.is_bent and root.parent is not None and not root.values.potentials:
+        while root.is_bent and root.parent is not None and not root.values.potentials and root.potential is None:
             root = root.parent
+        if root.potential is not None:
+            return Target([edge], None, None, [root.potential], path)
+        if root.entering is not None:
+            return self._target(edge, self.origins.whole_of(root.entering), path, False)
         if root is not origin and root.values.potentials:
             return Target([edge], None, None, root.values.potentials[:1], path, is_term)
-        whole = None if root.is_bent else self.origins.whole(root)
+        whole = None if root.is_bent and root.whole is None else self.origins.whole(root)
         return self._target(edge, self.origins.whole_of(tensor) if whole is None else whole, path, is_term)
 
     def _target(self, edge: Edge, tensor: Tensor, path: str, may_be_term: bool) -> Target[Kept]:

@@ -159,7 +159,7 @@ class _Run:
     def tell(self) -> None:
         """Tells the capture what the graph has made."""
         capture, region = self._capture, self._region
-        has_shadow = not capture.skips_without_grad and not torch.is_grad_enabled()
+        has_shadow = not capture.skips_without_grad
         node = start_call(capture.origins, "compiled", list(self._inputs)) if has_shadow else None
         for found in region.origins:
             origin = capture.origins.renew(self._tensor(found.place))
