@@ -17,9 +17,6 @@ from tests.cases_torchvision import TORCHVISION_CASES
 from tests.lightning_cases import fit
 from tests.reference import norm, reference_step
 
-# Of networks whose hidden layer has a softmax or a clamp.
-pytestmark = pytest.mark.filterwarnings("ignore:Of a network of several layers, only the output was found")
-
 CASES = ACTIVATION_CASES + STRUCTURE_CASES + TORCHVISION_CASES
 BY_NAME = {case.name: case for case in STRUCTURE_CASES}
 
@@ -31,7 +28,11 @@ def runs(cases: list[Case]) -> pytest.MarkDecorator:
 
 
 # a quick step has few logged values and needs no workers
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    # Of networks whose hidden layer has a softmax or a clamp.
+    pytest.mark.filterwarnings("ignore:Of a network of several layers, only the output was found"),
+]
 
 
 def built(case: Case, batches: int = 1):

@@ -145,6 +145,7 @@ def overwriting() -> dict[TorchFunction, Role | None]:
         if _overwrites(name):
             base = f"__{name[3:]}" if name.startswith("__i") else name[:-1]
             found[getattr(Tensor, name)] = known.get(getattr(Tensor, base, None))  # type: ignore[arg-type]
+    found[Tensor.__setitem__] = None
     for namespace in (functional, torch):
         for name in dir(namespace):
             if name.endswith("_") and not name.startswith("_") and hasattr(namespace, name[:-1]):

@@ -380,10 +380,11 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         elif overwritten is not None and self._is_lost_output(overwritten, args[0], func in MASKING):
             self._overwritten.append(self.add(args[0], "output", True, is_output=True))
         result = func(*args, **kwargs)
-        if isinstance(result, Tensor):
-            note(result)
+        written = args[0] if result is None and args else result  # of an assignment to a part
+        if isinstance(written, Tensor):
+            note(written)
             if join is not None:
-                self._close(join, result, label)
+                self._close(join, written, label)
         return result
 
     def _is_lost_output(self, origin: Origin, tensor: Tensor, is_mask: bool) -> bool:

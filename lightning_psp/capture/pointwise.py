@@ -150,15 +150,16 @@ class Pointwise:
         if role in (Role.ARITHMETIC, Role.POINTWISE):
             return self.compute(func, role, args, kwargs)
         tensor = args[0] if args else kwargs.get("input")
-        origin = self._origins.known(tensor)
-        if origin is None:
-            return None, _note_nothing
+        origin = self._origins.find(tensor)
+        made, _, has_weights = self._sort(args if not kwargs else (*args, *kwargs.values()))
+        is_made, weighings = bool(made) or has_weights, max((before.weighings for before in made), default=0)
 
         def note(result: Tensor) -> None:
             derived = self._origins.renew(result)
-            if role is Role.HANDING:
+            if role is Role.HANDING and origin is not None:
                 self._origins.share(derived, origin)
-            derived.is_made, derived.unit_dim = origin.is_made, origin.unit_dim
+            derived.is_made, derived.weighings = is_made, weighings
+            derived.unit_dim = 1 if origin is None else origin.unit_dim
 
         return None, note
 
