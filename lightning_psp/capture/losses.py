@@ -83,9 +83,12 @@ class LossCalls(Generic[Kept]):
         if not capture.in_call and not self._is_of_network(z):
             return []
         origin = capture.origins.of(z)
-        if origin.potential is not None:  # logits that a nonlinearity bounds
-            return [self._take(origin.potential)]
-        top = capture.origins.top(origin)
+        root = capture.origins.root(origin)
+        if root.potential is not None:  # logits that a nonlinearity bounds
+            return [self._take(root.potential)]
+        if root.entering is not None and root.entering is not z:  # logarithms of probabilities
+            return self._enter_loss(root.entering, label)
+        top = capture.origins.top(root)
         values, whole = top.values, top.reference()
         if not values.potentials:
             if whole is None or not capture.is_potential(whole):

@@ -310,9 +310,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if origin.is_weight:
             return None
         is_term = origin.path is None or origin.is_bent
-        root = origin
-        while root.is_bent and root.parent is not None and not root.values.potentials and root.potential is None:
-            root = root.parent
+        root = self.origins.root(origin)
         if root.potential is not None:
             return Target([edge], None, None, [root.potential], path)
         if root.entering is not None:

@@ -142,6 +142,15 @@ class Origins:
         return tensor if whole is None else whole
 
     @staticmethod
+    def root(origin: Origin) -> Origin:
+        """What a tensor is a nonlinear function of, value by value, as far as no potential lies on the way."""
+        while origin.is_bent and origin.parent is not None and not origin.values.potentials:
+            if origin.potential is not None:
+                break
+            origin = origin.parent
+        return origin
+
+    @staticmethod
     def top(origin: Origin) -> Origin:
         """The tensor of which this one is a view, a part or a multiple, as far as it or its potentials are there."""
         found = origin
