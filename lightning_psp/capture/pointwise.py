@@ -60,8 +60,9 @@ class Pointwise:
         if not made:
             if not has_weights:
                 return None, _note_nothing
-            # A function of weights alone is a weight, too.
-            return None, (self._note_made if number_of_data else self._origins.note_weight)
+            # A function of weights alone is a weight, too; one of single numbers that weights made is such a number.
+            has_numbers = any(isinstance(value, Tensor) and self._is_number(value) for value in args)
+            return None, (self._note_made if number_of_data or has_numbers else self._origins.note_weight)
         is_arithmetic = role is Role.ARITHMETIC
         is_sum = func in SUMS
         step = ACTIVATING_STEP if func in ACTIVATING else POLYNOMIAL
@@ -103,6 +104,10 @@ class Pointwise:
 
     def _note_made(self, result: Tensor) -> None:
         self._origins.renew(result).is_made = True
+
+    def _is_number(self, value: Tensor) -> bool:
+        origin = self._origins.find(value)
+        return origin is not None and origin.is_made and not origin.is_weight
 
     def _sort(self, values: Iterable[Any]) -> tuple[list[Origin], int, bool]:
         """The tensors that weights made, the number of those that are data, and whether weights are among them."""

@@ -7,7 +7,7 @@ are those outside.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import torch
@@ -371,7 +371,9 @@ class _Analysis(fx.Interpreter):
             region.calls.append((targets, places_of(call.edges), call.is_trained))
         if not self._has_loss:
             region.inputs_of_losses = [
-                returned(target) for target in static.outputs.inputs_of_losses if _is_there(target, numbers)
+                replace(returned(target), edges=results_of(target.edges))
+                for target in static.outputs.inputs_of_losses
+                if _is_there(target, numbers)
             ]
         for point, potential in zip(region.points, static.potentials, strict=False):
             top = static.origins.stands_for(cast(Origin, potential.origin))
