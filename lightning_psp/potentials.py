@@ -99,7 +99,7 @@ def record_potentials(
     try:
         with capture:
             yield recorded
-        if not capture.potentials and capture.has_skipped:
+        if not capture.ledger.potentials and capture.ledger.has_skipped:
             raise ValueError(
                 "No potential was recorded: the network was called without gradient in a block that was entered with"
                 " gradient, as a teacher is. To record it, enter the block without gradient, too:"
@@ -107,9 +107,8 @@ def record_potentials(
             )
         if capture.message and recorded:
             warnings.warn(capture.message, stacklevel=3)
-        selection.check(
-            {**dict.fromkeys(potential.layer for potential in capture.potentials), **capture.fused_calls.left_out}
-        )
+        layers = dict.fromkeys(potential.layer for potential in capture.ledger.potentials)
+        selection.check({**layers, **capture.fused_calls.left_out})
     finally:
         capture.close()
 
@@ -149,7 +148,7 @@ class _Recorded:
 
 def _collect(capture: Capture[_Recorded], selection: LayerSelection, recorded: Potentials) -> None:
     passes: dict[tuple[str, int], list[tuple[Tensor, int]]] = {}
-    for potential in capture.potentials:
+    for potential in capture.ledger.potentials:
         if potential.kept is not None and selection.selects(potential.layer, potential.is_output):
             if not potential.kept.is_unchanged:
                 raise RuntimeError(

@@ -101,7 +101,7 @@ class Watch:
             reduction=reduction,
         )
         self._capture.on_backward = self._check_backward
-        self._capture.on_drop = measure.discard
+        self._capture.ledger.on_drop = measure.discard
         self._strategy = trainer.strategy
         for name in _WRAPPED:
             former = vars(self._strategy).get(name)
@@ -124,7 +124,7 @@ class Watch:
     def release(self) -> None:
         """Lets go of everything kept of the last step."""
         self._injector.disarm()
-        self._capture.forget()
+        self._capture.ledger.forget()
         self.samples = {}
         self._terms = []
         self._entropy_terms = []
@@ -140,21 +140,21 @@ class Watch:
 
     def layers_not_hidden(self) -> list[str]:
         """The output layers of the last step."""
-        seen = self._capture.potentials
+        seen = self._capture.ledger.potentials
         return [potential.layer for potential in seen if potential.is_output]
 
     def output_sizes(self) -> set[int]:
         """Numbers of units of the output layers of the last step."""
-        return {potential.units for potential in self._capture.potentials if potential.is_output}
+        return {potential.units for potential in self._capture.ledger.potentials if potential.is_output}
 
     def logit_sizes(self) -> set[int]:
         """The same of those that enter a loss's own softmax or sigmoid."""
-        return {potential.units for potential in self._capture.potentials if potential.enters_loss}
+        return {potential.units for potential in self._capture.ledger.potentials if potential.enters_loss}
 
     @property
     def saw_empty_batch(self) -> bool:
         """Whether a potential without values was seen in the last step."""
-        return self._capture.saw_empty_batch
+        return self._capture.ledger.saw_empty_batch
 
     def penalty(self) -> Total:
         """λR of the step, summed over its backward passes."""
@@ -177,7 +177,7 @@ class Watch:
             scale: the factor by which the user's loss was multiplied to give it.
         """
         if self._is_running:  # with manual optimisation
-            self._capture.settle([self._capture.edge(loss)])
+            self._capture.settlement.settle([self._capture.graph.edge(loss)])
         self._note_layers()
         self._injector.disarm()
         terms = self._injector.arm(loss, self._taps(), self.lam, scale)
@@ -197,7 +197,7 @@ class Watch:
         takes_output = self._selection.output
         return [
             potential.kept
-            for potential in self._capture.potentials
+            for potential in self._capture.ledger.potentials
             if potential.kept is not None and (takes_output or not potential.is_output)
         ]
 
@@ -252,9 +252,9 @@ class Watch:
                 self._is_running = True
                 output = step(*args, **kwargs)
                 loss = _loss_in(output)
-                edges = [] if loss is None else [self._capture.edge(loss)]
+                edges = [] if loss is None else [self._capture.graph.edge(loss)]
                 is_loss = any(node is not None for node, _ in edges)
-                self._capture.settle(edges if is_loss else self._capture.outputs.losses())
+                self._capture.settlement.settle(edges if is_loss else self._capture.outputs.losses())
                 if is_training:
                     self._bear_witness()
         except BaseException:
@@ -268,13 +268,13 @@ class Watch:
         return output
 
     def _bear_witness(self) -> None:
-        layers = frozenset(potential.layer for potential in self._capture.potentials)
+        layers = frozenset(potential.layer for potential in self._capture.ledger.potentials)
         if layers not in self._witnessed:
             self._witnessed.add(layers)
             self.unseen = self.unseen or self._capture.unseen_message()
 
     def _note_layers(self) -> None:
-        for potential in self._capture.potentials:
+        for potential in self._capture.ledger.potentials:
             self.layers[potential.layer] = None
         self.fused.update(self._capture.fused_calls.left_out)
         for layer in self._capture.left_out:

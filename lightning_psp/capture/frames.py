@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules import activation as activation_modules
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
+from torchmetrics import Metric, MetricCollection
 
 from lightning_psp.capture.origin import Origin, Potential, Source, is_within
 
@@ -43,11 +44,13 @@ class Known(NamedTuple):
         path: its path in the network; None if it lies outside.
         has_weights: whether it has parameters, its own or inside of it.
         kind: what it may be besides.
+        is_network: whether a call of it outside of every other one is a call of the network.
     """
 
     path: str | None
     has_weights: bool
     kind: Kind | None
+    is_network: bool
 
 
 class Frame:
@@ -98,7 +101,7 @@ class Frames:
         # Copies, for who counts places in them is another one.
         self.resumed = [Frame(frame.module, frame.known) for frame in running]
         self.running = list(self.resumed)
-        self.outside = Frame(self._root, Known("", True, None))  # of every module
+        self.outside = Frame(self._root, Known("", True, None, False))  # of every module
         self._parameters = {}
 
     def modules(self) -> Iterable[nn.Module]:
@@ -127,6 +130,10 @@ class Frames:
     def module_at(self, path: str) -> nn.Module | None:
         """The innermost module that has this path."""
         return next((module for module, known in reversed(self._known.items()) if known.path == path), None)
+
+    def is_wrapped(self, frame: Frame) -> bool:
+        """Whether the module around a module stands for the same one, such as that of `torch.compile`."""
+        return bool(self.running) and self.running[-1].path == frame.path
 
     def innermost_path(self) -> str:
         """Path of the innermost running module of the network; empty outside of them."""
@@ -189,7 +196,8 @@ class Frames:
             kind = Kind.ACTIVATION
         elif module is not self._root and _may_be_activation(module):
             kind = Kind.CANDIDATE
-        return Known(path, has_weights, kind)
+        is_network = path is not None and (has_weights or path == "")
+        return Known(path, has_weights, kind, is_network and not isinstance(module, (Metric, MetricCollection)))
 
 
 def _count(caller: Frame, source: Source, name: str) -> None:

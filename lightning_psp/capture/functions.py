@@ -176,3 +176,9 @@ def _overwrites(method: str) -> bool:
     if method.startswith("__i") and method.endswith("__"):
         return method not in ("__index__", "__init__", "__init_subclass__", "__int__", "__invert__", "__iter__")
     return method.endswith("_") and not method.startswith("_") and method not in _NOT_OVERWRITING
+
+
+def name_of(function: TorchFunction) -> str:
+    """What a reader calls a function, whether it is a method, an operator or overwrites its argument."""
+    name = getattr(function, "__name__", "").strip("_")
+    return {"rpow": "pow"}.get(name, name)

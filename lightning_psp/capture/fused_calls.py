@@ -38,7 +38,7 @@ class FusedCalls(Generic[Kept]):
         if call is None:
             return self._opaque(func, args, kwargs)
         # `detach`, because a parameter is an input like any other here.
-        if capture.suppressed or not capture.is_potential(call.input.detach()):
+        if capture.suppressed or not capture.ledger.is_potential(call.input.detach()):
             return func(*args, **kwargs)
         inside = capture.frames.running[-1] if capture.frames.running else None
         is_module = inside is not None and isinstance(inside.module, RECURRENT_MODULES)
@@ -47,28 +47,28 @@ class FusedCalls(Generic[Kept]):
         added: list[Potential[Kept]] = [
             Potential(layer, evaluation, -1, is_output=False) for layer in call.layers(path)
         ]
-        chosen = [capture.selection.selects(potential.layer) for potential in added]
+        chosen = [capture.ledger.selection.selects(potential.layer) for potential in added]
         result, potentials = call.run(chosen) if any(chosen) else (func(*args, **kwargs), [])
         for potential, z in zip(added, potentials, strict=False):
             if z is not None:
                 potential.units = z.shape[-1]
-                potential.kept = capture.keep(z, potential, False)
+                potential.kept = capture.ledger.keep(z, potential, False)
         if capture.penalises:
             result = attach(result, [z for z in potentials if z is not None])
         for tensor in tensors_in(result):
             capture.origins.renew(tensor).unit_dim = -1
             capture.origins.of(tensor).is_made = True
             for potential in added:
-                potential.results.append(capture.edge(tensor))
-        capture.potentials.extend(added)
+                potential.results.append(capture.graph.edge(tensor))
+        capture.ledger.potentials.extend(added)
         return result
 
     def _opaque(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         capture = self._capture
-        if capture.counts():
+        if capture.ledger.counts():
             name = capture.nonlinearities.fused.get(func) or capture.nonlinearities.recurrent[func]
             path = next((frame.path for frame in reversed(capture.frames.running) if frame.path), name)
-            if capture.selection.selects(path):
+            if capture.ledger.selection.selects(path):
                 raise NotImplementedError(
                     f"The potentials of {path!r} are computed inside the fused function `{name}` and cannot be seen."
                     f" Leave it out with exclude=({path!r},), or write it with separate linear maps and nonlinearities."

@@ -29,8 +29,8 @@ def replace_memory(capture: Capture[Any], func: TorchFunction, args: tuple[Any, 
     capture.origins.exchange(z, held)  # before the graph holds the potential: what it holds cannot change places
     result = activation.out_of_place(func, (held, *args[1:]), kwargs)
     swap(z, result)
-    potential = capture.add(held, activation.label, False, is_output=False)
-    potential.results.append(capture.edge(z))
+    potential = capture.ledger.add(held, activation.label, False, is_output=False)
+    potential.results.append(capture.graph.edge(z))
     capture.origins.record_result(z, capture.origins.of(held), potential)
     return z
 
@@ -52,9 +52,9 @@ def overwrite_view(
     copied = z.clone()
     capture.origins.copy(z, copied)
     capture.checkpoints.argument = copied
-    potential = capture.add(copied, capture.nonlinearities.hidden[func].label, True, is_output=False)
+    potential = capture.ledger.add(copied, capture.nonlinearities.hidden[func].label, True, is_output=False)
     result = func(copied, *args[1:], **{key: value for key, value in kwargs.items() if key != "input"})
-    potential.results.append(capture.edge(result))
+    potential.results.append(capture.graph.edge(result))
     z.copy_(result)
     capture.origins.record_result(z, capture.origins.of(copied), potential)
     return z

@@ -67,7 +67,7 @@ class LossCalls(Generic[Kept]):
         entering = self._enter_loss(z, label) if isinstance(z, Tensor) else []
         result = self._run_other(func, args, kwargs)
         for potential in entering:
-            potential.results.append(self._capture.edge(result))
+            potential.results.append(self._capture.graph.edge(result))
         return result
 
     def _run_other(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -78,9 +78,9 @@ class LossCalls(Generic[Kept]):
     def _enter_loss(self, z: Tensor, label: str) -> list[Potential[Kept]]:
         """Takes the tensor that enters a loss's own softmax or sigmoid for the output layer."""
         capture = self._capture
-        if capture.suppressed or not capture.is_potential(z):
+        if capture.suppressed or not capture.ledger.is_potential(z):
             return []
-        if not capture.in_call and not self._is_of_network(z):
+        if not capture.ledger.in_call and not self._is_of_network(z):
             return []
         origin = capture.origins.of(z)
         root = capture.origins.root(origin)
@@ -91,16 +91,16 @@ class LossCalls(Generic[Kept]):
         top = capture.origins.top(root)
         values, whole = top.values, top.reference()
         if not values.potentials:
-            if whole is None or not capture.is_potential(whole):
+            if whole is None or not capture.ledger.is_potential(whole):
                 values, whole = origin.values, z
             if not values.potentials:
-                capture.add(whole, label, in_place=False, is_output=True)
+                capture.ledger.add(whole, label, in_place=False, is_output=True)
         for potential in values.potentials:
             potential.is_output = potential.enters_loss = True
         return values.potentials
 
     def _take(self, potential: Potential[Kept]) -> Potential[Kept]:
-        whole = self._capture.whole_potential(potential)
+        whole = self._capture.settlement.whole_potential(potential)
         whole.is_output = whole.enters_loss = True
         return whole
 
@@ -110,17 +110,17 @@ class LossCalls(Generic[Kept]):
 
     def _direct_loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         capture = self._capture
-        if capture.in_call and capture.counts():
+        if capture.ledger.in_call and capture.ledger.counts():
             for tensor in [*args, *kwargs.values()][:2]:
                 if isinstance(tensor, Tensor) and self._is_of_network(tensor):
-                    target = capture.target(tensor, "output")
+                    target = capture.settlement.target(tensor, "output")
                     if target is not None:
                         capture.outputs.inputs_of_losses.append(target._replace(may_be_term=False))
         return self._run_other(func, args, kwargs)
 
     def _log_softmax(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Outside the network it belongs to the loss; inside, its result must reach the output or a loss first.
-        handler = self._softmax if self._capture.in_call else self._loss
+        handler = self._softmax if self._capture.ledger.in_call else self._loss
         return handler(func, args, kwargs)
 
     def _probability_loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -132,13 +132,13 @@ class LossCalls(Generic[Kept]):
             self._take(origin.potential)
         elif origin.entering is not None:
             for potential in self._enter_loss(origin.entering, "log_softmax"):
-                potential.results.append(self._capture.edge(result))
+                potential.results.append(self._capture.graph.edge(result))
         return result
 
     def _softmax(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = self._run_other(func, args, kwargs)
         z = args[0] if args else kwargs.get("input")
-        if isinstance(z, Tensor) and self._capture.is_potential(z):
+        if isinstance(z, Tensor) and self._capture.ledger.is_potential(z):
             # Whether these are probabilities of the output or weights of attention shows later. Of a softmax only the
             # last can be the network's output: the tensors of all others are let go.
             origin = self._capture.origins.of(result)

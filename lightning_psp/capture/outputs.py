@@ -69,6 +69,8 @@ class OutputFinder(Generic[Kept]):
 
     def note_scalar(self, tensor: Tensor, edge: Edge) -> None:
         """Notes a single number outside the network, which may be a loss."""
+        if edge[0] is None:
+            return
         # Without gradient, a graph holds no memory; with it, what nobody holds is no loss.
         self._scalars.append((None if tensor.grad_fn is None else weakref.ref(tensor), edge))
 

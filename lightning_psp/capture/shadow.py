@@ -36,29 +36,38 @@ class ShadowNode:
         return self._function
 
 
-def start_call(origins: Origins, function: str, values: Any) -> ShadowNode:
-    """A node for a call of a function with the tensors in these arguments."""
-    found = [origins.find(tensor) for tensor in tensors_in(values)]
-    return ShadowNode(function, [origin.node for origin in found if origin is not None and origin.node is not None])
-
-
-def note_call(origins: Origins, node: ShadowNode | None, result: Any) -> None:
-    """Notes what a function gave, where weights had a part in it.
+class Graph:
+    """The graph in which tensors are found: autograd's, or that of what is computed without gradient.
 
     Args:
-        origins: keeps the nodes.
-        node: the call.
-        result: what it returned.
+        origins: keeps the nodes of the latter.
     """
-    for tensor in (result,) if isinstance(result, Tensor) else tensors_in(result):
-        origin = origins.find(tensor)
-        if origin is not None and origin.is_made and tensor.dtype.is_floating_point:
-            origin.node = node
 
+    def __init__(self, origins: Origins) -> None:
+        self._origins = origins
+        self._running: ShadowNode | None = None
 
-def edge_of(origins: Origins, tensor: Tensor) -> Edge:
-    """The edge that leads to a tensor, in autograd's graph or else in this one."""
-    if tensor.grad_fn is not None:
-        return tensor.grad_fn, tensor.output_nr
-    origin = origins.find(tensor)
-    return (None if origin is None else origin.node), 0
+    def node(self, function: str, values: Any) -> ShadowNode:
+        """A node for a call of a function with the tensors in these arguments."""
+        found = [self._origins.find(tensor) for tensor in tensors_in(values)]
+        return ShadowNode(function, [origin.node for origin in found if origin is not None and origin.node is not None])
+
+    def start_call(self, function: str, values: Any) -> None:
+        """A function is called."""
+        self._running = self.node(function, values)
+
+    def end_call(self, result: Any) -> None:
+        """Notes what the function gave, where weights had a part in it."""
+        for tensor in (result,) if isinstance(result, Tensor) else tensors_in(result):
+            origin = self._origins.find(tensor)
+            if origin is not None and origin.is_made and tensor.dtype.is_floating_point:
+                origin.node = self._running
+        self._running = None
+
+    def edge(self, tensor: Tensor) -> Edge:
+        """The edge that leads to a tensor; of what a running function gives, to its call."""
+        if tensor.grad_fn is not None:
+            return tensor.grad_fn, tensor.output_nr
+        origin = self._origins.find(tensor)
+        node = None if origin is None else origin.node
+        return (self._running if node is None else node), 0

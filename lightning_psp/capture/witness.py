@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from lightning_psp.capture.functions import with_overwriting
+from lightning_psp.capture.functions import TorchFunction, name_of, with_overwriting
 from lightning_psp.capture.origin import Origin, Potential
 from lightning_psp.gradient.graph import Edge, edges_below
+from lightning_psp.messages import unseen_message
 
 # Of which activations are made.
 SUSPICIOUS = with_overwriting(
@@ -42,6 +43,11 @@ class Suspect(NamedTuple):
     edge: Edge
 
 
+def is_suspicious(function: TorchFunction) -> bool:
+    """Whether activations are made of a function."""
+    return function in SUSPICIOUS or function in OF_NORMS
+
+
 class Witness:
     """Collects what may be an activation that nobody sees, and tells what was none of the potentials."""
 
@@ -54,15 +60,30 @@ class Witness:
         self._places: dict[Any, str] = {}  # of nodes of custom functions
         self.weights: set[str] = set()  # names of those that were used
 
-    def note_suspect(self, suspect: Suspect) -> None:
-        """Notes a call of a suspicious function."""
-        self._suspects.append(suspect)
+    def note_suspect(self, function: TorchFunction, place: str, argument: Origin, result: Origin, edge: Edge) -> None:
+        """Notes a call of a suspicious function; see :class:`Suspect`."""
+        self._suspects.append(Suspect(name_of(function), place, argument, result, function in OF_NORMS, edge))
 
     def note_module(self, output: Any, path: str | None) -> None:
         """Notes what the module at a path returned."""
         node: Any = output.grad_fn if isinstance(output, Tensor) else None
         if path and isinstance(node, BackwardCFunction):
             self._places.setdefault(node, path)
+
+    def message(self, potentials: Sequence[Potential[Any]], lacks_output: bool) -> str:
+        """What to tell of what could not be seen; empty if nothing is to be told.
+
+        Args:
+            potentials: all potentials.
+            lacks_output: whether there is a loss, and nothing was found where it begins.
+        """
+        outputs = [edge for potential in potentials if potential.is_output for edge in potential.results]
+        has_more = any(potential.enters_nonlinearity for potential in potentials)
+        return unseen_message(
+            self.unseen(potentials, outputs),
+            sees_output_alone=bool(potentials) and not has_more and len(self.weights) > 1,
+            lacks_output=lacks_output,
+        )
 
     def unseen(self, potentials: Sequence[Potential[Any]], outputs: Iterable[Edge]) -> dict[str, str]:
         """What no potential accounts for: where it is called, and what may be named as an activation.

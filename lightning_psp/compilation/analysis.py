@@ -185,11 +185,11 @@ class _Analysis(fx.Interpreter):
         outputs = self.run(*inputs)
         self._enter_modules([])
         losses = []
-        if not self._static.in_call:
+        if not self._static.ledger.in_call:
             numbers = [tensor for tensor in outputs if isinstance(tensor, Tensor) and tensor.ndim == 0]
-            losses = [edge for tensor in numbers if (edge := self._static.edge(tensor))[0] is not None]
+            losses = [edge for tensor in numbers if (edge := self._static.graph.edge(tensor))[0] is not None]
             if losses:
-                self._static.settle(losses)
+                self._static.settlement.settle(losses)
         self._has_loss = bool(losses)
         overwritten = [
             (Place(True, index), tensor)
@@ -256,7 +256,7 @@ class _Analysis(fx.Interpreter):
                 " the compiled code: put `torch.compiler.disable` around its module or the checkpointed function."
             )
         has_grad = torch.is_grad_enabled()
-        in_call = self._static.in_call
+        in_call = self._static.ledger.in_call
         return _Seen(z, list(givers), self._node, in_place, z._version, in_call, has_grad, *self._origins(z))
 
     def _origins(self, tensor: Tensor) -> tuple[bool, list[int]]:
@@ -270,9 +270,9 @@ class _Analysis(fx.Interpreter):
 
     def _describe(self, results: list[tuple[Place, Tensor]]) -> None:
         region, static = self.region, self._static
-        edges = [(place, static.edge(tensor)) for place, tensor in results]
+        edges = [(place, static.graph.edge(tensor)) for place, tensor in results]
         reached = [(place, edges_below(edge)) for place, edge in edges if edge[0] is not None]
-        numbers = {id(potential): number for number, potential in enumerate(static.potentials)}
+        numbers = {id(potential): number for number, potential in enumerate(static.ledger.potentials)}
         known_sources: dict[int, int] = {}
         evaluations: dict[int, int] = {}
         outer = [frame.turns for frame in (static.frames.outside, *static.frames.resumed)]
@@ -318,7 +318,7 @@ class _Analysis(fx.Interpreter):
                 unit_dim=origin.unit_dim,
                 has_grad=True,
                 is_candidate=True,
-                results=results_of([static.edge(tensor)]),
+                results=results_of([static.graph.edge(tensor)]),
                 depends_on_parameter=depends_on_parameter,
                 inputs=inputs,
                 label="output",
@@ -340,7 +340,7 @@ class _Analysis(fx.Interpreter):
             found = mention(target.tensor) if target.tensor is not None else Mention([numbers[id(known)]])
             return Returned(places_of(target.edges), found, target.path, target.may_be_term)
 
-        for potential in static.potentials:
+        for potential in static.ledger.potentials:
             seen = potential.kept
             assert seen is not None
             assert potential.origin is not None
@@ -375,7 +375,7 @@ class _Analysis(fx.Interpreter):
                 for target in static.outputs.inputs_of_losses
                 if _is_there(target, numbers)
             ]
-        for point, potential in zip(region.points, static.potentials, strict=False):
+        for point, potential in zip(region.points, static.ledger.potentials, strict=False):
             top = static.origins.stands_for(cast(Origin, potential.origin))
             tensor = top.reference()
             if top is not potential.origin and top.is_returned and tensor is not None:

@@ -23,7 +23,6 @@ from torch._inductor import config as inductor_config
 
 from lightning_psp.capture.origin import Measured, Origin, Potential, Source, is_within
 from lightning_psp.capture.outputs import Call, Target
-from lightning_psp.capture.shadow import start_call
 from lightning_psp.compilation.analysis import Mention, Region, Returned, find_potentials
 from lightning_psp.compilation.rewriting import Place, Point, copy_graph
 from lightning_psp.gradient.graph import Edge
@@ -159,8 +158,8 @@ class _Run:
     def tell(self) -> None:
         """Tells the capture what the graph has made."""
         capture, region = self._capture, self._region
-        has_shadow = not capture.skips_without_grad
-        node = start_call(capture.origins, "compiled", list(self._inputs)) if has_shadow else None
+        has_shadow = not capture.ledger.skips_without_grad
+        node = capture.graph.node("compiled", list(self._inputs)) if has_shadow else None
         for found in region.origins:
             origin = capture.origins.renew(self._tensor(found.place))
             if node is not None and found.is_made:
@@ -186,15 +185,14 @@ class _Run:
                 origin.whole = capture.origins.of(whole)
                 capture.origins.hold_base(self._tensor(found.place), whole)
         for returned, places, is_trained in region.calls:
-            capture.number_of_calls += 1
             targets = [self._target(found) for found in returned]
             capture.outputs.calls.append(Call(targets, self._edges(places), is_trained))
         capture.outputs.inputs_of_losses.extend(self._target(found) for found in region.inputs_of_losses)
-        if not capture.in_call:
+        if not capture.ledger.in_call:
             for found in region.origins:
                 tensor = self._tensor(found.place)
-                if tensor.ndim == 0 and capture.counts() and (edge := capture.edge(tensor))[0] is not None:
-                    capture.outputs.note_scalar(tensor, edge)
+                if tensor.ndim == 0 and capture.ledger.counts():
+                    capture.outputs.note_scalar(tensor, capture.graph.edge(tensor))
 
     def _target(self, returned: Returned) -> Target[Any]:
         mention = returned.mention
@@ -230,7 +228,7 @@ class _Run:
         origin.weighings = self._weighings + point.weighings
         origin.source = self._source(point.source)
         self._stand_ins.append(z)
-        if point.is_candidate or (capture.skips_without_grad and not point.has_grad):
+        if point.is_candidate or (capture.ledger.skips_without_grad and not point.has_grad):
             self._potentials.append(None)
             return
         if point.whole is not None and point.whole != point.input:
@@ -250,11 +248,11 @@ class _Run:
                 known.results.extend(origin.measured.results)
                 self._potentials.append(known)
                 return
-        in_call, capture.in_call = capture.in_call, capture.in_call or point.in_call
+        in_call, capture.ledger.in_call = capture.ledger.in_call, capture.ledger.in_call or point.in_call
         try:
-            potential = capture.add(z, point.label, in_place=False, is_output=point.is_output)
+            potential = capture.ledger.add(z, point.label, in_place=False, is_output=point.is_output)
         finally:
-            capture.in_call = in_call
+            capture.ledger.in_call = in_call
         potential.enters_loss = point.is_output
         self._potentials.append(potential)
 
@@ -262,9 +260,9 @@ class _Run:
         """Tells of logits that are a part or a multiple of a tensor outside the graph, which stands for them."""
         whole = top.reference()
         if not top.values.potentials:
-            if whole is None or not self._capture.is_potential(whole):
+            if whole is None or not self._capture.ledger.is_potential(whole):
                 return False
-            self._capture.add(whole, point.label, in_place=False, is_output=True)
+            self._capture.ledger.add(whole, point.label, in_place=False, is_output=True)
         for potential in top.values.potentials:
             potential.is_output = potential.enters_loss = True
             potential.results.extend(results)
@@ -297,7 +295,7 @@ class _Run:
         return stand_in
 
     def _edges(self, places: Sequence[Place]) -> list[Edge]:
-        return [self._capture.edge(self._tensor(place)) for place in places]
+        return [self._capture.graph.edge(self._tensor(place)) for place in places]
 
     def _mark(self, tensor: Tensor, mention: Mention) -> None:
         origin = self._capture.origins.of(tensor)

@@ -1,0 +1,160 @@
+"""The potentials that a watch has seen so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from lightning_psp.capture.checkpoints import Checkpoints
+from lightning_psp.capture.frames import Frame, Frames
+from lightning_psp.capture.kinds import is_transformed
+from lightning_psp.capture.origin import Kept, Potential, Source
+from lightning_psp.capture.origins import Origins
+from lightning_psp.selection import LayerSelection
+
+
+class Ledger(Generic[Kept]):
+    """Takes tensors for potentials, gives them their layer, and lets go of what turns out to be none.
+
+    Args:
+        origins: what is known of tensors.
+        frames: the running modules.
+        checkpoints: the checkpointed functions that are running.
+        selection: the layers for which `keep` is called.
+        keep: called with each potential, before its nonlinearity runs, as `keep(z, potential, in_place)`;
+            what it returns is stored in the potential.
+        number_of_calls: gives the number of calls of the network that have ended.
+    """
+
+    def __init__(
+        self,
+        origins: Origins,
+        frames: Frames,
+        checkpoints: Checkpoints,
+        selection: LayerSelection,
+        keep: Callable[[Tensor, Potential[Kept], bool], Kept],
+        number_of_calls: Callable[[], int],
+    ) -> None:
+        self.selection = selection
+        self.keep = keep
+        self.on_drop: Callable[[Potential[Kept]], None] | None = None  # called with what turns out to be no potential
+        self.skips_without_grad = False  # whether calls without gradient are none of the watch's
+        self.potentials: list[Potential[Kept]] = []
+        self._origins = origins
+        self._frames = frames
+        self._checkpoints = checkpoints
+        self._number_of_calls = number_of_calls
+        self.start()
+
+    def start(self) -> None:
+        """Starts a new watch."""
+        self.potentials = []
+        self.outside: list[Potential[Kept]] = []  # of which only the losses tell whether they belong to these
+        self.saw_empty_batch = False
+        self.has_skipped = False  # whether something was not counted because it came without gradient
+        self.in_call = False
+
+    @property
+    def in_call(self) -> bool:
+        """Whether the network is running."""
+        return self._origins.in_call
+
+    @in_call.setter
+    def in_call(self, is_running: bool) -> None:
+        self._origins.in_call = is_running
+
+    def forget(self) -> None:
+        """Lets go of all potentials."""
+        for potential in self.potentials:
+            if potential.kept is not None:
+                potential.kept.release()
+            potential.kept = potential.origin = None  # which know the potential, too
+        self.potentials = []
+
+    def is_potential(self, z: Any) -> TypeGuard[Tensor]:
+        """Whether this tensor counts as a potential where it is met."""
+        if not isinstance(z, Tensor):
+            return False
+        if z.numel() == 0:
+            self.saw_empty_batch = True
+            return False
+        return (
+            z.ndim > 0
+            and z.is_floating_point()
+            and z.layout is torch.strided
+            and not z.is_nested
+            and not is_transformed(z)
+            and (type(z) is Tensor or not isinstance(z, nn.Parameter))
+            and self.counts()
+        )
+
+    def counts(self) -> bool:
+        """False for a call without gradient inside a watch that began with it."""
+        if torch.is_grad_enabled() or not self.skips_without_grad:
+            return True
+        self.has_skipped = True
+        return False
+
+    def is_of_no_network(self, z: Tensor) -> bool:
+        """Whether a tensor outside of every call of the network has nothing to do with its weights."""
+        if self.in_call:
+            return False
+        origin = self._origins.find(z)
+        return origin is None or not origin.is_made
+
+    def meet(self, z: Tensor, label: str, in_place: bool, activation: Frame | None = None) -> Potential[Kept]:
+        """The potential that a tensor is where a nonlinearity reads it: a new one, unless another one has read it."""
+        known: list[Potential[Kept]] = self._origins.of(z).values.potentials
+        if not known:
+            return self.add(z, label, in_place, is_output=False, activation=activation)
+        known[0].enters_nonlinearity = True
+        if in_place and known[0].kept is not None:
+            known[0].kept.preserve(z)
+        return known[0]
+
+    def add(
+        self, z: Tensor, label: str, in_place: bool, is_output: bool, activation: Frame | None = None
+    ) -> Potential[Kept]:
+        """Takes a tensor for a potential; `label` and `activation` name its layer where no weights do."""
+        origin = self._origins.of(z)
+        if origin.source is None:
+            origin.source = Source(None)
+        if origin.source.name is None:
+            self._frames.name_place(origin.source, label, activation)
+        evaluation = origin.source.evaluation
+        potential: Potential[Kept] = Potential(origin.source.name or "output", evaluation, origin.unit_dim, is_output)
+        potential.origin = origin
+        potential.units = z.shape[origin.unit_dim] if z.ndim > 1 else 1
+        potential.label = label
+        if origin.measured is not None:
+            potential.measured = origin.measured
+            potential.results.extend(origin.measured.results)
+        if self.selection.selects(potential.layer, is_output):
+            if self._checkpoints.regions:
+                with self._checkpoints.unseen():
+                    potential.kept = self.keep(z, potential, in_place)
+            else:
+                potential.kept = self.keep(z, potential, in_place)
+        origin.values.potentials.append(potential)
+        self.potentials.append(potential)
+        if not self.in_call and not is_output:
+            potential.number_of_calls = self._number_of_calls()
+            self.outside.append(potential)
+        return potential
+
+    def drop(self, potential: Potential[Kept]) -> None:
+        """Lets go of what is no potential of its own."""
+        if potential in self.potentials:
+            self.potentials.remove(potential)
+        if potential in self.outside:
+            self.outside.remove(potential)
+        if potential.origin is not None and potential in potential.origin.values.potentials:
+            potential.origin.values.potentials.remove(potential)
+        if potential.kept is not None:
+            potential.kept.release()
+            potential.kept = None
+        if self.on_drop is not None:
+            self.on_drop(potential)

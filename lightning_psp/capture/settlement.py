@@ -1,0 +1,208 @@
+"""Deciding, once a loss is known, which potentials are the output layer's and which belong to the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Generic
+
+from torch import Tensor
+
+from lightning_psp.capture.frames import Frames
+from lightning_psp.capture.ledger import Ledger
+from lightning_psp.capture.origin import Kept, Origin, Potential, Source, arrange
+from lightning_psp.capture.origins import Origins
+from lightning_psp.capture.outputs import OutputFinder, Target
+from lightning_psp.capture.recurrent import RECURRENT_MODULES
+from lightning_psp.capture.shadow import Graph
+from lightning_psp.gradient.graph import Edge, edges_below
+
+_SIGMOIDS = ("sigmoid", "softplus", "logsigmoid")
+
+
+class Settlement(Generic[Kept]):
+    """Marks the output layers among the potentials, and lets go of those of a loss.
+
+    Args:
+        ledger: the potentials.
+        outputs: what was seen of outputs and losses.
+        frames: the modules.
+        origins: what is known of tensors.
+        graph: the graph in which they are.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger[Kept],
+        outputs: OutputFinder[Kept],
+        frames: Frames,
+        origins: Origins,
+        graph: Graph,
+    ) -> None:
+        self.revises = False  # whether what was found for an earlier loss is found anew for the next one
+        self._ledger = ledger
+        self._outputs = outputs
+        self._frames = frames
+        self._origins = origins
+        self._graph = graph
+        self.start()
+
+    def start(self) -> None:
+        """Starts a new watch."""
+        self._has_loss = self._has_recurrent_output = False
+        self._overwritten: list[Potential[Kept]] = []  # returned by a network and then overwritten
+        self._settled: list[tuple[Potential[Kept], bool]] = []  # taken for output layers, and whether for this alone
+
+    @property
+    def lacks_output(self) -> bool:
+        """Whether there are layers and a loss, and nothing was found where it begins."""
+        has_output = any(potential.is_output for potential in self._ledger.potentials) or self._has_recurrent_output
+        return bool(self._ledger.potentials) and self._has_loss and not has_output
+
+    def save_overwritten(self, origin: Origin, tensor: Tensor, is_mask: bool) -> None:
+        """Keeps what a network returned, or logits that a loss masks, before it is overwritten."""
+        may_be = origin.is_returned or (is_mask and not self._ledger.in_call and origin.is_made)
+        if may_be and not origin.values.potentials and self._ledger.is_potential(tensor):
+            self._overwritten.append(self._ledger.add(tensor, "output", True, is_output=True))
+
+    def target(self, tensor: Tensor, path: str) -> Target[Kept] | None:
+        """What a tensor that a network returned stands for, if it may be an output layer."""
+        edge = self._graph.edge(tensor)
+        if tensor.ndim == 0 or edge[0] is None:
+            return None
+        origin = self._origins.of(tensor)
+        if origin.is_weight:
+            return None
+        is_term = origin.path is None or origin.is_bent
+        root = self._origins.root(origin)
+        if root.potential is not None:
+            return Target([edge], None, None, [root.potential], path)
+        if root.entering is not None:
+            return self.target_of(edge, self._origins.whole_of(root.entering), path, False)
+        if root is not origin and root.values.potentials:
+            return Target([edge], None, None, root.values.potentials[:1], path, is_term)
+        whole = None if root.is_bent and root.whole is None else self._origins.whole(root)
+        return self.target_of(edge, self._origins.whole_of(tensor) if whole is None else whole, path, is_term)
+
+    def target_of(self, edge: Edge, tensor: Tensor, path: str, may_be_term: bool) -> Target[Kept]:
+        """A tensor that may be an output layer."""
+        origin = self._origins.of(tensor)
+        origin.is_returned = True
+        return Target([edge], tensor, origin, [], path, may_be_term)
+
+    def settle(self, losses: Sequence[Edge]) -> None:
+        """Finds the output layers, and which nonlinearities outside the network belong to a loss.
+
+        Args:
+            losses: to what is known to be a loss; none where nothing is.
+        """
+        # A watch that goes on penalising keeps what it found for an earlier loss.
+        for potential, is_output_alone in self._settled if self.revises else ():
+            if is_output_alone and not potential.enters_loss:
+                self._ledger.drop(potential)
+            else:
+                potential.is_output = potential.enters_loss
+        self._settled = [] if self.revises else self._settled
+        logits = [potential for potential in self._ledger.potentials if potential.enters_loss]
+        outside = [potential for potential in self._ledger.outside if not self._outputs.is_hidden(potential)]
+        behind = [potential for potential in outside if self._outputs.is_behind_network(potential)]
+        entering = [potential for potential in behind if potential.label in _SIGMOIDS]
+        own = [potential for potential in entering if _is_computed(potential)]
+        wholes = [origin for potential in entering for origin in _and_wholes(potential.origin)]
+        found, between = self._outputs.find(losses, [*logits, *own], wholes)
+        self._has_loss = self._has_loss or bool(losses)
+        marked = [potential for target in found for potential in self._mark(target)]
+        for potential in [*behind, *self._inside_losses(between, found)]:
+            if not potential.is_output:
+                self._ledger.drop(potential)
+        for potential in self._overwritten:
+            if potential not in marked:
+                self._ledger.drop(potential)
+        self._overwritten = [potential for potential in self._overwritten if potential in marked]
+        self._drop_parts_of_outputs()
+        arrange(self._ledger.potentials)
+
+    def _drop_parts_of_outputs(self) -> None:
+        """A part of the output that a function turns into a parameter, such as a scale, is no layer of its own."""
+        outputs = {id(potential.origin): potential for potential in self._ledger.potentials if potential.is_output}
+        for potential in [*self._ledger.potentials]:
+            origin = None if potential.origin is None else potential.origin.whole
+            while origin is not None and id(origin) not in outputs:
+                origin = origin.whole
+            if origin is not None and outputs[id(origin)] is not potential:
+                outputs[id(origin)].results.extend(potential.results)
+                self._ledger.drop(potential)
+
+    def _inside_losses(self, between: set[Any], found: Sequence[Target[Kept]]) -> list[Potential[Kept]]:
+        """The nonlinearities of a loss that the network computes itself: no weights come after the output."""
+        inside = [
+            potential
+            for potential in self._ledger.potentials
+            if not potential.is_output and any(edge[0] in between for edge in potential.results)
+        ]
+        if not inside or not found:
+            return []
+        outputs = {edge for target in found for edge in target.edges}
+        below = set().union(*map(edges_below, outputs))
+        known = [potential.origin for potential in self._ledger.potentials if potential.is_output]
+        depth = max((origin.weighings for origin in known if origin is not None), default=0)
+        return [
+            potential
+            for potential in inside
+            if below.isdisjoint(potential.results)
+            and potential.origin is not None
+            and potential.origin.weighings <= depth
+            and any(not edges_below(edge).isdisjoint(outputs) for edge in potential.results)
+        ]
+
+    def _mark(self, target: Target[Kept]) -> list[Potential[Kept]]:
+        """Takes a tensor for the output layer."""
+        potentials = [self.whole_potential(potential) for potential in target.potentials]
+        if target.tensor is not None and target.origin is not None:
+            origin = target.origin
+            if origin.path is not None and isinstance(self._frames.module_at(origin.path), RECURRENT_MODULES):
+                self._has_recurrent_output = True
+                return []
+            potentials = origin.values.potentials
+            if not potentials:
+                if origin.reference() is not target.tensor or not self._ledger.is_potential(target.tensor):
+                    return []
+                if origin.path is None and (origin.source is None or origin.source.place is None):
+                    origin.source = Source(target.path)
+                potential = self._ledger.add(target.tensor, "output", False, is_output=True)
+                self._settled.append((potential, True))
+                potential.results.extend([self._graph.edge(target.tensor), *target.edges])
+                return [potential]
+        for potential in potentials:
+            potential.results.extend(edge for edge in target.edges if potential in self._overwritten)
+            if not potential.is_output:
+                potential.is_output = True
+                self._settled.append((potential, False))
+        return potentials
+
+    def whole_potential(self, potential: Potential[Kept]) -> Potential[Kept]:
+        """The potential of which this one, which turned out to be an output, is a part or a multiple."""
+        assert potential.origin is not None
+        top = self._origins.top(potential.origin)
+        values, whole = top.values, top.reference()
+        if potential in values.potentials:
+            return potential
+        if not values.potentials:
+            if whole is None or not self._ledger.is_potential(whole):
+                return potential
+            self._ledger.add(whole, potential.label, False, is_output=True)
+        found: Potential[Kept] = values.potentials[0]
+        found.results.extend(potential.results)
+        self._ledger.drop(potential)
+        return found
+
+
+def _is_computed(potential: Potential[Any]) -> bool:
+    """Whether what enters a loss's sigmoid is more than a part or a multiple of what a network returned."""
+    assert potential.origin is not None
+    return potential.origin.whole is None
+
+
+def _and_wholes(origin: Origin | None) -> Iterator[Origin]:
+    while origin is not None:
+        yield origin
+        origin = origin.whole
