@@ -44,6 +44,7 @@ class FusedCalls(Generic[Kept]):
         is_module = inside is not None and isinstance(inside.module, RECURRENT_MODULES)
         path = (inside.path if inside is not None and is_module else None) or capture.frames.host(name)
         evaluation = object()
+        capture.ledger.recurrent.update(call.layers(path))
         added: list[Potential[Kept]] = [
             Potential(layer, evaluation, -1, is_output=False) for layer in call.layers(path)
         ]

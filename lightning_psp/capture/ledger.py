@@ -53,6 +53,7 @@ class Ledger(Generic[Kept]):
         """Starts a new watch."""
         self.potentials = []
         self.outside: list[Potential[Kept]] = []  # of which only the losses tell whether they belong to these
+        self.recurrent: set[str] = set()  # layers whose potentials are the gates inside recurrent kernels
         self.saw_empty_batch = False
         self.has_skipped = False  # whether something was not counted because it came without gradient
         self.in_call = False
@@ -124,8 +125,10 @@ class Ledger(Generic[Kept]):
             origin.source = Source(None)
         if origin.source.name is None:
             self._frames.name_place(origin.source, label, activation)
-        evaluation = origin.source.evaluation
-        potential: Potential[Kept] = Potential(origin.source.name or "output", evaluation, origin.unit_dim, is_output)
+        layer = origin.source.name or "output"
+        if layer in self.recurrent:  # what a recurrent layer returned is none of its gates' potentials
+            layer = f"{layer}:1"
+        potential: Potential[Kept] = Potential(layer, origin.source.evaluation, origin.unit_dim, is_output)
         potential.origin = origin
         potential.units = z.shape[origin.unit_dim] if z.ndim > 1 else 1
         potential.label = label

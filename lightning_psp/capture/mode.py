@@ -326,7 +326,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def unseen_message(self) -> str:
         """What to tell of what could not be seen; empty if nothing is to be told."""
-        return self.witness.message(self.ledger.potentials, self.settlement.lacks_output)
+        lacks_output = self.settlement.lacks_output and not self.fused_calls.left_out
+        return self.witness.message(self.ledger.potentials, lacks_output)
 
     def _weigh(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = self.provenance.handlers[Role.WEIGHING](func, args, kwargs)
