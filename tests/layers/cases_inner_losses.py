@@ -56,7 +56,6 @@ DISTANCES = {
     "MSE": (F.mse_loss, lambda difference: (difference**2).mean()),
     "L1": (F.l1_loss, lambda difference: difference.abs().mean()),
     "smooth L1": (F.smooth_l1_loss, smooth),
-    "MSE written out": (lambda a, b: ((a - b) ** 2).mean(), lambda difference: (difference**2).mean()),
 }
 GIVES: dict[str, Callable[[nn.Module, Any], Tensor]] = {
     "losses": lambda network, batch: sum(network(*batch).values()),

@@ -50,7 +50,6 @@ def masked(mask: Callable[[Tensor, Tensor], Tensor]) -> Callable[[nn.Module, Any
 MASKS = {
     "masked_fill": lambda z, mask: z.masked_fill(mask, -1e9),
     "masked_fill, infinite": lambda z, mask: z.masked_fill(mask, -torch.inf),
-    "masked_fill_": lambda z, mask: z.masked_fill_(mask, -1e9),
     "where": lambda z, mask: torch.where(mask, -1e9, z),
     "where, infinite": lambda z, mask: torch.where(mask, -torch.inf, z),
 }

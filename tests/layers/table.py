@@ -12,6 +12,7 @@ from tests.layers.cases_names import NAME_CASES
 from tests.layers.cases_outputs import OUTPUT_CASES
 from tests.layers.cases_parts import PART_CASES
 from tests.layers.cases_passes import PASS_CASES
+from tests.layers.cases_places import PLACE_CASES
 from tests.layers.cases_probabilities import PROBABILITY_CASES
 
 CASES: list[LayerCase] = [
@@ -27,5 +28,6 @@ CASES: list[LayerCase] = [
     *PASS_CASES,
     *EXPERT_CASES,
     *NAME_CASES,
+    *PLACE_CASES,
 ]
 BY_NAME = {case.name: case for case in CASES}

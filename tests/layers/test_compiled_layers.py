@@ -20,10 +20,27 @@ QUICK = {
     "both halves",
     "handed on by F.max_pool2d, keywords",
     "residual sums in a loop, function",
+    "returned part, chunk",
+    "returned part, multiple",
+    "losses inside, smooth L1",
+    "coupling flow",
 }
+NOT_AS_EAGER = {
+    "policy with a scale of its own": "the expanded parameter is taken for an output",
+    "policy with a scale of its own, expanded": "the expanded parameter is taken for an output",
+    "policy with a scale of its own, logarithm": "the expanded parameter is taken for an output",
+    "returned mixture of probabilities": "fails while it is compiled",
+}
+
+
+def marks(case):
+    found = [] if case.name in QUICK else [pytest.mark.slow]
+    return [*found, pytest.mark.xfail(reason=NOT_AS_EAGER[case.name])] if case.name in NOT_AS_EAGER else found
+
+
 cases = pytest.mark.parametrize(
     "case",
-    [pytest.param(case, marks=[] if case.name in QUICK else [pytest.mark.slow], id=case.name) for case in CASES],
+    [pytest.param(case, marks=marks(case), id=case.name) for case in CASES],
 )
 
 
