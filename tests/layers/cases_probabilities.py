@@ -8,11 +8,21 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from tests.layers.case import LayerCase, affine, one
-from tests.layers.cases_distributions import Moments, as_it_is, categorical, likelihood, log_prob, normal_loss, two
+from tests.layers.cases_distributions import (
+    Moments,
+    as_it_is,
+    categorical,
+    likelihood,
+    log_prob,
+    normal_loss,
+    softplus,
+    two,
+)
 from tests.layers.cases_logits import CLASSES, labelled
 from tests.layers.cases_outputs import BATCH, FEATURES, HIDDEN, OUTPUTS, Trunk, case, trunk
 
@@ -102,13 +112,30 @@ def _scaled(name: str, scale: Callable[[Tensor], Tensor], written_out: Callable[
     return case(f"returned scale, {name}", network, likelihood(as_it_is, as_it_is), reference, outputs=("head", "raw"))
 
 
+def gaussian(network: nn.Module, batch: Any) -> Tensor:
+    mean, raw = network(batch[0]).unbind(-1)
+    return F.gaussian_nll_loss(mean, batch[1], F.softplus(raw) + 0.25)
+
+
+def gaussian_written_out(network: Any, batch: Any):
+    first, _, y = trunk(network, batch[0])
+    variance = softplus(y[:, 1]) + 0.25
+    loss = 0.5 * (variance.log() + (y[:, 0] - batch[1]) ** 2 / variance).mean()
+    return loss, {"first": one(first), "head": one(y)}
+
+
+def numbers() -> tuple[Tensor, Tensor]:
+    return torch.randn(BATCH, FEATURES), torch.randn(BATCH)
+
+
 PROBABILITY_CASES = [
+    LayerCase("mean and variance of one head", partial(Trunk, 2), numbers, gaussian, gaussian_written_out),
     _labels("returned probabilities, Categorical in the step", Probabilities, of_probabilities),
     _labels("returned Categorical of probabilities", partial(Probabilities, Categorical), log_prob),
     LayerCase(
         "returned mixture of probabilities",
         Mixture,
-        lambda: (torch.randn(BATCH, FEATURES), torch.randn(BATCH)),
+        numbers,
         log_prob,
         mixture,
         outputs=("head", "weights"),

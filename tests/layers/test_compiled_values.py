@@ -43,7 +43,6 @@ CASES: list[LayerCase] = [
     BY_NAME["Normal in the step, two heads"],
     BY_NAME["Normal in the step, exp"],
     BY_NAME["returned Normal"],
-    BY_NAME["policy with a scale of its own"],
 ]
 
 
@@ -73,7 +72,6 @@ UNUSED = [
     "attention maps",
     "returned part, chunk",
     "losses inside, loss and outputs",
-    "policy with a scale of its own",
 ]
 
 
