@@ -49,7 +49,7 @@ class Assigned(Trunk):
 
     def forward(self, x: Tensor) -> Any:
         z = self.first(x)
-        parts = torch.empty_like(z)
+        parts = x.new_empty(z.shape)
         parts[:, 0] = z[:, 0]
         parts[:, 1:] = 2 * z[:, 1:]
         return self.head(torch.relu(parts))
@@ -59,7 +59,7 @@ def assigned(network: Any, batch: Any):
     z = affine(network.first, batch[0])
     parts = torch.cat([z[:, :1], 2 * z[:, 1:]], 1)
     y = affine(network.head, parts * (parts > 0))
-    return mse_loss(y, batch[1]), {"?parts": one(parts), "head": one(y)}
+    return mse_loss(y, batch[1]), {"relu": one(parts), "head": one(y)}
 
 
 class Coupling(nn.Module):
