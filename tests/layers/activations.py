@@ -131,6 +131,25 @@ class Swish(InPlace):
         return x.mul_(x.sigmoid()) if self.inplace else x.mul(x.sigmoid())
 
 
+class SwishFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        context.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        (x,) = context.saved_tensors
+        return gradient * (torch.sigmoid(x) + x * torch.sigmoid(x) * (1 - torch.sigmoid(x)))
+
+
+class VisibleSwish(nn.Module):
+    """A custom function made of torch functions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return SwishFunction.apply(x)
+
+
 class Mish(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.mul(F.softplus(x).tanh())
@@ -208,6 +227,7 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], Formula]] = {
     "squared ReLU": (ReLUSquared, lambda _, z: (z > 0) * z**2),
     "Swish": (Swish, swish),
     "Swish in place": (lambda: Swish(True), swish),
+    "Swish by a custom function": (VisibleSwish, swish),
     "Mish": (Mish, mish),
     "HardSwish": (HardSwish, hard_swish),
     "HardSwish in place": (lambda: HardSwish(True), hard_swish),

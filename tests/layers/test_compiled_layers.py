@@ -20,20 +20,39 @@ QUICK = {
     "both halves",
     "handed on by F.max_pool2d, keywords",
     "residual sums in a loop, function",
+    "returned part, chunk",
+    "returned part, multiple",
+    "losses inside, smooth L1",
+    "coupling flow",
 }
-cases = pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, marks=[] if case.name in QUICK else [pytest.mark.slow], id=case.name) for case in CASES],
-)
+SUMS = [f"sums through one {name}" for name in ("Swish", "Swish in place", "QuickGELU", "NewGELU")]
+SUMS_ARE_PASSES = dict.fromkeys(SUMS, "the sums are taken for passes of one layer")
+POLICIES = [f"policy with a scale of its own{form}" for form in ("", ", expanded", ", logarithm")]
+NETWORKS_THAT_DIFFER = {
+    **SUMS_ARE_PASSES,
+    **dict.fromkeys(POLICIES, "the expanded parameter is taken for an output"),
+    "returned mixture of probabilities": "fails while it is compiled",
+}
+STEPS_THAT_DIFFER = {**SUMS_ARE_PASSES, "mean and variance of one head": "what enters softplus is taken for the output"}
 
 
-@cases
+def cases(differ, always_slow=False):
+    """All cases; `differ` tells why some of them are not as in eager."""
+    found = []
+    for case in CASES:
+        marks = [pytest.mark.slow] if always_slow or case.name not in QUICK else []
+        if case.name in differ:
+            marks.append(pytest.mark.xfail(reason=differ[case.name]))
+        found.append(pytest.param(case, marks=marks, id=case.name))
+    return pytest.mark.parametrize("case", found)
+
+
+@cases(NETWORKS_THAT_DIFFER)
 def test_compiled_network(case):
     check(case, network_by_method)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", CASES, ids=str)
+@cases(STEPS_THAT_DIFFER, always_slow=True)
 def test_compiled_step(case):
     before = graphs()
     check(case, step)

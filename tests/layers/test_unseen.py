@@ -1,6 +1,7 @@
 """What could not be seen is said, with the remedy."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,10 +9,11 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_psp import PSPCallback, record_potentials
+from tests.layers.activations import VisibleSwish
 from tests.layers.case import LayerCase
 from tests.layers.cases_activations import Activated
 from tests.layers.cases_outputs import FEATURES, HIDDEN, OUTPUTS, batch, mse, plain
-from tests.layers.watched import fit, logged_layers
+from tests.layers.watched import fit, logged_layers, recorded
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
 
@@ -35,23 +37,6 @@ class Cube(nn.Module):
         return CubeFunction.apply(x)
 
 
-class SwishFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(context, x):
-        context.save_for_backward(x)
-        return x * torch.sigmoid(x)
-
-    @staticmethod
-    def backward(context, gradient):
-        (x,) = context.saved_tensors
-        return gradient * (torch.sigmoid(x) + x * torch.sigmoid(x) * (1 - torch.sigmoid(x)))
-
-
-class VisibleSwish(nn.Module):
-    def forward(self, x):
-        return SwishFunction.apply(x)
-
-
 class Two(nn.Module):
     """A second hidden layer, behind an activation that is given."""
 
@@ -66,7 +51,10 @@ class Two(nn.Module):
 
 def trained(network, epochs=2, **arguments):
     """The layers of a training, and the warnings that it gave."""
-    case = LayerCase("unseen", network, batch, mse, plain)
+    return trained_case(LayerCase("unseen", network, batch, mse, plain), epochs, **arguments)
+
+
+def trained_case(case, epochs=2, **arguments):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         warnings.filterwarnings("ignore", message=".*does not have many workers")
@@ -109,6 +97,37 @@ def test_the_remedy_helps():
 def test_an_elementwise_function_is_a_nonlinearity_or_said(function):
     layers, messages = trained(lambda: Two(function))
     assert "network.first" in layers or any("activations" in text for text in messages)
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("maximum", lambda z: torch.maximum(z, torch.zeros_like(z))),
+        ("logaddexp", lambda z: torch.logaddexp(z, torch.zeros_like(z))),
+    ],
+)
+def test_a_function_of_two_tensors_is_named(name, function):
+    layers, messages = trained(lambda: Two(function))
+    assert layers == {"network.second", "network.head"}
+    (message,) = [text for text in messages if "activations" in text]
+    assert name in message
+
+
+class ReturnsObject(Two):
+    def forward(self, x):
+        return SimpleNamespace(prediction=super().forward(x))
+
+
+def test_an_output_that_is_not_found_is_said_with_the_remedy():
+    def step(network, batch):
+        return functional.mse_loss(network(batch[0]).prediction, batch[1])
+
+    case = LayerCase("object", lambda: ReturnsObject(torch.tanh), batch, step, plain)
+    _, messages = trained_case(case)
+    (message,) = [text for text in messages if "output" in text]
+    assert "`forward`" in message
+    with pytest.warns(UserWarning, match="`forward`"):
+        recorded(case, by_module=True)
 
 
 @pytest.mark.parametrize("act", [nn.Softmax(-1), Cube()], ids=["softmax", "custom function"])

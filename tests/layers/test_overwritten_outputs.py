@@ -1,0 +1,69 @@
+"""Outputs that the step overwrites: the layer is the tensor as the network returned it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_psp import PSPCallback
+from tests.layers.case import LayerCase, expected, mse_loss, one
+from tests.layers.cases_logits import mlp
+from tests.layers.cases_masks import forbidden, masked, of_the_others
+from tests.layers.cases_outputs import Trunk, case, trunk
+from tests.layers.watched import (
+    PREFIX,
+    assert_gradients,
+    assert_layers,
+    fit,
+    gradients_by_module,
+    gradients_in_lightning,
+    logged_layers,
+    recorded,
+    recorded_layers,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
+
+
+def doubled(network: nn.Module, batch: Any) -> Tensor:
+    y = network(batch[0])
+    y.mul_(2)
+    return F.mse_loss(y, batch[1])
+
+
+def twice_the_output(network: Any, batch: Any):
+    first, _, y = trunk(network, batch[0])
+    return mse_loss(2 * y, batch[1]), {"first": one(first), "head": one(y)}
+
+
+MASKED = LayerCase(
+    "masked_fill_", mlp, forbidden, masked(lambda z, mask: z.masked_fill_(mask, -1e9)), of_the_others, outputs=("2",)
+)
+cases = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case("mul_", Trunk, doubled, twice_the_output), id="mul_"),
+        pytest.param(MASKED, marks=pytest.mark.xfail(run=False, reason="takes memory without end"), id="masked_fill_"),
+    ],
+)
+
+
+@cases
+def test_layers(case):
+    wanted = expected(case).mean_squares
+    _, trainer = fit(case, PSPCallback(lam=0.5), validates=True)
+    assert_layers(logged_layers(trainer), wanted, PREFIX, rel=1e-5)
+    assert set(logged_layers(trainer, "val")) == set(logged_layers(trainer))
+    assert_layers(recorded_layers(recorded(case, by_module=True)[2], wanted, PREFIX), wanted, PREFIX)
+
+
+@pytest.mark.parametrize("gradients", [gradients_in_lightning, gradients_by_module])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "squared_mean"])
+@cases
+def test_gradient(case, reduction, gradients):
+    wanted = expected(case, reduction)
+    lam = wanted.balanced_lam()
+    assert_gradients(gradients(case, reduction, lam), wanted.gradients(lam))
