@@ -173,7 +173,8 @@ class Settlement(Generic[Kept]):
                 potential.results.extend([self._graph.edge(target.tensor), *target.edges])
                 return [potential]
         for potential in potentials:
-            potential.results.extend(edge for edge in target.edges if potential in self._overwritten)
+            if potential in self._overwritten:
+                potential.results.extend([*target.edges])
             if not potential.is_output:
                 potential.is_output = True
                 self._settled.append((potential, False))

@@ -74,6 +74,7 @@ class ResultOrigin:
     source: int | None
     unit_dim: int
     is_made: bool
+    is_weight: bool
     is_bent: bool
     made_of: int
     mention: Mention
@@ -238,12 +239,11 @@ class _Analysis(fx.Interpreter):
 
     def _given_to(self, entry: _Entry) -> Iterator[Tensor]:
         """The tensors made outside a module, other than parameters, that are used inside."""
-        for node in self._nodes:
-            if _is_inside(node, entry):
-                for used in node.all_input_nodes:
-                    value = self.env.get(used)
-                    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-                        yield value
+        used = {before: None for node in self._nodes if _is_inside(node, entry) for before in node.all_input_nodes}
+        for node in used:
+            value = self.env.get(node)
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                yield value
 
     def _see(self, z: Tensor, potential: Potential[_Seen], in_place: bool) -> _Seen:
         givers = self._givers.get(id(z))
@@ -315,7 +315,7 @@ class _Analysis(fx.Interpreter):
                 source=cast(int, source_of(origin.source)),
                 in_call=True,
                 is_output=False,
-                unit_dim=origin.unit_dim,
+                unit_dim=origin.unit_dim if origin.unit_dim < tensor.ndim else -1,
                 has_grad=True,
                 is_candidate=True,
                 results=results_of([static.graph.edge(tensor)]),
@@ -391,6 +391,7 @@ class _Analysis(fx.Interpreter):
                         source,
                         origin.unit_dim,
                         origin.is_made,
+                        origin.is_weight,
                         origin.is_bent,
                         origin.made_of,
                         known(origin),

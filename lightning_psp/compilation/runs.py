@@ -175,7 +175,7 @@ class _Run:
             origin = capture.origins.of(self._tensor(found.place))
             origin.source = None if found.source is None else self._source(found.source)
             origin.unit_dim, origin.made_of = found.unit_dim, found.made_of
-            origin.is_made, origin.is_bent = found.is_made, found.is_bent
+            origin.is_made, origin.is_weight, origin.is_bent = found.is_made, found.is_weight, found.is_bent
             origin.weighings = self._weighings + found.weighings
             self._mark(self._tensor(found.place), found.mention)
             if found.entering is not None:
