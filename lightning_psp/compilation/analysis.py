@@ -331,7 +331,9 @@ class _Analysis(fx.Interpreter):
         def whole_of(origin: Origin) -> Mention | None:
             top = static.origins.stands_for(origin)
             tensor = top.reference()
-            if top is origin or tensor is None or known(origin).points or id(tensor) not in self._givers:
+            if top is origin or tensor is None or tensor.ndim == 0 or known(origin).points:
+                return None
+            if id(tensor) not in self._givers:
                 return None
             return mention(tensor)
 
