@@ -1,7 +1,7 @@
 """Random networks: their grammar, and their source as a user would write it.
 
 A network is a list of statements, each of which makes one value of earlier ones. A statement holds the Python code that
-a user would write and, next to it, what it computes out of place; `tests.random_networks` evaluates the latter.
+a user would write and, next to it, what it computes out of place.
 """
 
 from collections.abc import Callable
