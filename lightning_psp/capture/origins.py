@@ -194,7 +194,7 @@ class Origins:
     @staticmethod
     def share(derived: Origin, origin: Origin) -> None:
         """Notes that a tensor holds potentials of the same neurons as another one."""
-        if origin.source is None and not origin.is_weight:
+        if origin.source is None and origin.is_made:
             origin.source = Source(None)
         derived.source = origin.source
         derived.is_made, derived.made_of, derived.is_bent = origin.is_made, origin.made_of, origin.is_bent

@@ -69,11 +69,7 @@ class Provenance:
         source = args[0] if args else None
         if not isinstance(source, Tensor) or is_lazy(source):
             return
-        origin = self._origins.known(source)
-        if origin is None:
-            if not self._tracks_units:
-                return
-            origin = self._origins.of(source)  # a view may move the dimension of its units
+        origin = self._origins.known(source) or self._origins.of(source)  # of data, the values may be met again
         for tensor in (result,) if isinstance(result, Tensor) else tensors_in(result):
             if tensor is source:
                 continue
