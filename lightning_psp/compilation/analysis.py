@@ -7,7 +7,7 @@ are those outside.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import torch
@@ -18,6 +18,7 @@ from lightning_psp.capture.functions import overwriting
 from lightning_psp.capture.nonlinearities import Activation
 from lightning_psp.capture.origin import Origin, Potential, Source
 from lightning_psp.capture.outputs import Target
+from lightning_psp.compilation.region import Mention, Neurons, Region, ResultOrigin, Returned
 from lightning_psp.compilation.rewriting import Place, Point, Rewriting
 from lightning_psp.gradient.graph import Edge, edges_below, reach_from
 
@@ -28,83 +29,6 @@ _MODULE_STACK = "nn_module_stack"
 # A call of a module: the number of the module with that of the call, and where the module was found. Both differ
 # between two calls only if the module was found in the same place.
 _Entry: TypeAlias = tuple[str, str]
-
-
-class Mention(NamedTuple):
-    """A tensor that something was seen to happen to.
-
-    Args:
-        points: the potentials that it is, by number; several where several nonlinearities read it.
-        is_result: whether it is the result of their nonlinearity.
-        place: the input that it is.
-    """
-
-    points: list[int]
-    is_result: bool = False
-    place: Place | None = None
-
-
-@dataclass(frozen=True)
-class Neurons:
-    """The neurons of which tensors of a graph hold potentials, as :class:`~lightning_psp.capture.provenance.Source`.
-
-    Args:
-        path: the module or parameter that they are known by.
-        place: else the place in the code, as far as it is named.
-        is_counted: whether runs of the graph have to tell which of the places of this name it is.
-        evaluation: the same number for all that one call of a module returned.
-    """
-
-    path: str | None
-    place: str | None
-    is_counted: bool
-    evaluation: int
-
-    @property
-    def name(self) -> str:
-        """The layer's name, as far as it is known."""
-        return (self.place if self.path is None else self.path) or "output"
-
-
-@dataclass(frozen=True)
-class ResultOrigin:
-    """What is known of a result of a graph, as :class:`~lightning_psp.capture.provenance.Origin` holds it."""
-
-    place: Place
-    source: int | None
-    unit_dim: int
-    is_made: bool
-    is_weight: bool
-    is_bent: bool
-    made_of: int
-    mention: Mention
-    entering: Mention | None
-    whole: Mention | None
-    weighings: int
-
-
-@dataclass(frozen=True)
-class Returned:
-    """A tensor that may be the output layer, as :class:`~lightning_psp.capture.outputs.Target` holds it."""
-
-    edges: list[Place]
-    mention: Mention
-    path: str
-    may_be_term: bool
-
-
-@dataclass
-class Region:
-    """A compiled graph, as a capture needs to know it."""
-
-    prefix: str  # path of the module in whose forward the graph was made
-    number_of_results: int
-    coefficients: list[tuple[torch.device, torch.dtype]]
-    sources: list[Neurons] = field(default_factory=list)
-    points: list[Point] = field(default_factory=list)
-    origins: list[ResultOrigin] = field(default_factory=list)
-    calls: list[tuple[list[Returned], list[Place], bool]] = field(default_factory=list)
-    inputs_of_losses: list[Returned] = field(default_factory=list)
 
 
 class _Seen(NamedTuple):
