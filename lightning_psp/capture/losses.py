@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic
 
 import torch
@@ -115,7 +116,7 @@ class LossCalls(Generic[Kept]):
                 if isinstance(tensor, Tensor) and self._is_of_network(tensor):
                     target = capture.settlement.target(tensor, "output")
                     if target is not None:
-                        capture.outputs.inputs_of_losses.append(target._replace(may_be_term=False))
+                        capture.outputs.inputs_of_losses.append(replace(target, may_be_term=False))
         return self._run_other(func, args, kwargs)
 
     def _log_softmax(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

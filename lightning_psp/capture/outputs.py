@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Generic, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Generic
 
 from torch import Tensor
 
@@ -20,7 +21,8 @@ _OF_TERMS = frozenset(
 )
 
 
-class Target(NamedTuple, Generic[Kept]):  # type: ignore[misc]
+@dataclass(frozen=True, eq=False)
+class Target(Generic[Kept]):
     """What may be the output layer.
 
     Args:
@@ -40,7 +42,8 @@ class Target(NamedTuple, Generic[Kept]):  # type: ignore[misc]
     may_be_term: bool = False
 
 
-class Call(NamedTuple, Generic[Kept]):  # type: ignore[misc]
+@dataclass(frozen=True, eq=False)
+class Call(Generic[Kept]):
     """What an outermost call of a module returned.
 
     Args:
