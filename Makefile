@@ -93,9 +93,6 @@ $(OLDEST)/.has-dev: pyproject.toml requirements-dev.txt requirements-oldest.txt 
 	@$(OLDEST)/bin/python $(INSTALL) $(PINNED) --constraint requirements-oldest.txt $(PROJECT) '.[dev]'
 	@touch $@
 
-clean:
-	rm -rf $(VENV) $(OLDEST) $(NEWEST) site .mypy_cache .pytest_cache .ruff_cache examples/output
-
 $(LIBRARIES)/.has-libraries: pyproject.toml
 	$(PYTHON) -m venv $(LIBRARIES)
 	@echo "Installing into $(LIBRARIES): about eight gigabytes"
@@ -104,4 +101,4 @@ $(LIBRARIES)/.has-libraries: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(LIBRARIES) site .mypy_cache .pytest_cache .ruff_cache examples/output
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(LIBRARIES) site .mypy_cache .pytest_cache .ruff_cache examples/output
