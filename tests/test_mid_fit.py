@@ -1,5 +1,8 @@
 """A callback that comes to a trainer, or leaves it, while the trainer fits."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -221,3 +224,33 @@ def test_a_search_for_a_learning_rate_beforehand(tmp_path):
     module.gradients, module.weights, module.batches = [], [], []
     trainer.fit(module, loader(4))
     module.check(range(4))
+
+
+class RunsOut(Classifier):
+    """Runs out of memory behind its nonlinearity."""
+
+    potential = None
+
+    def forward(self, features):
+        z = self.first(features)
+        self.potential = weakref.ref(z)
+        torch.nn.functional.silu(z)  # whose node holds z
+        raise RuntimeError("out of memory")
+
+
+class TriesAStep(Callback):
+    """Catches what a step raises and goes on, as Lightning's search for a batch size does."""
+
+    def on_train_start(self, trainer, pl_module):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            trainer.strategy.training_step(next(iter(loader())), 0)
+        gc.collect()
+        self.is_alive = pl_module.potential() is not None
+
+
+def test_a_step_that_is_caught_leaves_no_potential():
+    trying = TriesAStep()
+    trainer = quiet_trainer(PSPCallback(), trying)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        trainer.fit(RunsOut(), loader())
+    assert not trying.is_alive
