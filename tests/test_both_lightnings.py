@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from lightning_psp import PSPCallback
-from lightning_psp.trainer_state import refuse_what_needs_one_process
+from lightning_psp.callback.trainer_state import refuse_what_needs_one_process
 from tests.either_lightning import CLASSES, LAYERS, NAMES, check, classifier_of, loader, quiet_trainer
 
 ROOT = Path(__file__).parents[1]

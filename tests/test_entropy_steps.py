@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_psp import PSPCallback
+from lightning_psp.callback import entropy_settings
 from lightning_psp.gradient import entropy_term
 from lightning_psp.schedules import WarmUp
 from tests.followed import Followed, assert_same, mean_square, potentials, total
@@ -343,7 +344,7 @@ def test_without_a_weight_nothing_changes(monkeypatch, lam):
 
     for name in ("ClassStates", "BatchClasses", "EntropyTerm"):
         monkeypatch.setattr(getattr(entropy_term, name), "__init__", unwanted)
-    monkeypatch.setattr(entropy_term, "find_target", unwanted)
+    monkeypatch.setattr(entropy_settings, "find_target", unwanted)
     module, trainer = trained(Classifier, PSPCallback(lam=lam, entropy_weight=0.0, target="no such key"))
     value = total(module, batch(), lam)
     assert_same(module.gradients[0], torch.autograd.grad(value, list(module.parameters())))

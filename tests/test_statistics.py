@@ -2,7 +2,7 @@
 
 import torch
 
-from lightning_psp.statistics import LayerMeans
+from lightning_psp.callback.layer_means import LayerMeans
 
 
 def test_means_over_batches_with_different_layers_and_sizes():

@@ -5,7 +5,7 @@ from collections import UserDict, namedtuple
 import pytest
 import torch
 
-from lightning_psp.targets import check_target, find_target
+from lightning_psp.callback.targets import check_target, find_target
 
 LABELS = torch.tensor([2, 0, 1])
 INPUTS = torch.zeros(3, 4)

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 from lightning_psp.capture.functions import TorchFunction, name_of, with_overwriting
+from lightning_psp.capture.messages import unseen_message
 from lightning_psp.capture.origin import Origin, Potential
 from lightning_psp.gradient.graph import Edge, edges_below
-from lightning_psp.messages import unseen_message
 
 # Of which activations are made.
 SUSPICIOUS = with_overwriting(

@@ -9,77 +9,20 @@ is added to it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lightning_psp.arguments import check_integer, check_number
 from lightning_psp.functional.binary_entropy import binary_entropy
 from lightning_psp.functional.soft_entropy import class_sums
-from lightning_psp.functional.validation import Unit
+from lightning_psp.functional.totals import Total, add_up, read_on_processor
 from lightning_psp.gradient.compiled_tap import CompiledTap
 from lightning_psp.penalty import accumulation_dtype
-from lightning_psp.statistics import Total, add_up, read_on_processor
-from lightning_psp.targets import Target, check_target, describe, find_target
 
 if TYPE_CHECKING:
     from lightning_psp.gradient.arriving import Arriving
     from lightning_psp.gradient.tap import Tap
-
-
-@dataclass(frozen=True)
-class EntropySettings:
-    """What the user asked for.
-
-    Args:
-        weight: factor on the mean over layers of their soft entropy.
-        temperature: temperature of the graded states.
-        target: where the class labels of a batch are.
-        num_classes: the number that labels have to stay below, or None.
-        unit: what one neuron is, ``"element"`` or ``"channel"``.
-
-    Raises:
-        TypeError: if one of them is of the wrong type.
-        ValueError: if the weight is not finite, the temperature not finite and above 0, or the number below 1.
-    """
-
-    weight: float
-    temperature: float
-    target: Target
-    num_classes: int | None
-    unit: Unit = "element"
-
-    def __post_init__(self) -> None:
-        """Checks them."""
-        check_number("entropy_weight", self.weight)
-        check_number("entropy_temperature", self.temperature, above=0)
-        if self.num_classes is not None:
-            check_integer("num_classes", self.num_classes, at_least=1)
-        check_target(self.target)
-
-    def classes(self, batch: Any) -> BatchClasses:
-        """The classes of a training batch.
-
-        Raises:
-            ValueError: if the batch has no class labels where they are looked for, or one is out of range.
-        """
-        labels = find_target(batch, self.target)
-        if labels is None:
-            raise ValueError(
-                "PSPCallback(entropy_weight=…) needs the class labels of each training batch, a tensor [batch] of an"
-                f" integer type, and found none: the batch is {describe(batch)}. Say with the argument `target` where"
-                " they are: an index, a key or a callable that is given the batch."
-            )
-        present, numbered, counts = torch.unique(labels, return_inverse=True, return_counts=True)
-        # Sorted, so that the first is the lowest.
-        if len(present) and (present[0] < 0 or (self.num_classes is not None and present[-1] >= self.num_classes)):
-            allowed = "of at least 0" if self.num_classes is None else f"from 0 to {self.num_classes - 1}"
-            raise ValueError(
-                f"PSPCallback(entropy_weight=…) expects class labels {allowed} but the batch has labels from"
-                f" {present[0].item()} to {present[-1].item()}."
-            )
-        return BatchClasses(numbered, counts)
 
 
 @dataclass(frozen=True)

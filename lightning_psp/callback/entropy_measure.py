@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from torch import Tensor
 
 from lightning_psp.arguments import check_choice
+from lightning_psp.callback.layer_entropies import LayerEntropies
+from lightning_psp.callback.targets import Target, find_target
 from lightning_psp.capture.origin import Potential
 from lightning_psp.functional.estimate import EntropyEstimate
 from lightning_psp.functional.validation import MAX_ORDER, UNITS, Unit
-from lightning_psp.layer_entropies import LayerEntropies
-from lightning_psp.messages import OnceAFit
-from lightning_psp.targets import Target, find_target
+from lightning_psp.lightnings import OnceAFit
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

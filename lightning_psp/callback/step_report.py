@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
-from lightning_psp.messages import OnceAFit
-from lightning_psp.statistics import Total
-from lightning_psp.watch import Watch
+from lightning_psp.callback.watch import Watch
+from lightning_psp.functional.totals import Total
+from lightning_psp.lightnings import OnceAFit
 
 
 def report_unseen_backward(say: OnceAFit) -> None:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lightning_psp.callback.layer_means import LayerMeans
 from lightning_psp.lightnings import AnyCallback
 from lightning_psp.penalty import Reduction
 from lightning_psp.schedules import TrainingProgress
-from lightning_psp.statistics import LayerMeans
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lightning_psp.messages import OnceAFit
-from lightning_psp.watch import Watch
+from lightning_psp.callback.watch import Watch
+from lightning_psp.lightnings import OnceAFit
 
 
 def report_epoch(say: OnceAFit, watch: Watch, layer_factor: Callable[[str], float]) -> None:

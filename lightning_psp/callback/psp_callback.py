@@ -9,29 +9,20 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from lightning_psp.arguments import check_bool, check_choice, check_number
-from lightning_psp.capture.nonlinearities import find_nonlinearities
-from lightning_psp.compilation.eager_code import keep_out_of_graphs
-from lightning_psp.entropy_measure import EntropyMeasure, Orders
-from lightning_psp.functional.validation import Unit
-from lightning_psp.gradient.entropy_term import EntropySettings
-from lightning_psp.histograms import write_histograms
-from lightning_psp.lightnings import AnyCallback, refuse_other_lightning
-from lightning_psp.messages import OnceAFit
-from lightning_psp.penalty import REDUCTIONS, Reduction
-from lightning_psp.potentials import check_module
-from lightning_psp.schedules import Schedule, make_schedule
-from lightning_psp.selection import LayerFactors, LayerSelection
-from lightning_psp.statistics import LayerMeans, mean_over_layers
-from lightning_psp.step_log import STEP_VALUES, finish_row, is_logging_step, log_step
-from lightning_psp.step_report import (
+from lightning_psp.callback.entropy_measure import EntropyMeasure, Orders
+from lightning_psp.callback.entropy_settings import EntropySettings
+from lightning_psp.callback.histograms import write_histograms
+from lightning_psp.callback.layer_means import LayerMeans, mean_over_layers
+from lightning_psp.callback.step_log import STEP_VALUES, finish_row, is_logging_step, log_step
+from lightning_psp.callback.step_report import (
     report_backward,
     report_broken,
     report_unseen,
     report_unseen_backward,
     report_untrained,
 )
-from lightning_psp.targets import Target
-from lightning_psp.trainer_state import (
+from lightning_psp.callback.targets import Target
+from lightning_psp.callback.trainer_state import (
     first_learning_rate,
     has_callback,
     loss_scale,
@@ -40,8 +31,16 @@ from lightning_psp.trainer_state import (
     refuse_what_needs_one_process,
     training_progress,
 )
-from lightning_psp.training_report import report_epoch
-from lightning_psp.watch import Watch
+from lightning_psp.callback.training_report import report_epoch
+from lightning_psp.callback.watch import Watch
+from lightning_psp.capture.nonlinearities import find_nonlinearities
+from lightning_psp.compilation.eager_code import keep_out_of_graphs
+from lightning_psp.functional.validation import Unit
+from lightning_psp.lightnings import AnyCallback, OnceAFit, refuse_other_lightning
+from lightning_psp.penalty import REDUCTIONS, Reduction
+from lightning_psp.potentials import check_module
+from lightning_psp.schedules import Schedule, make_schedule
+from lightning_psp.selection import LayerFactors, LayerSelection
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
