@@ -1,5 +1,6 @@
 """Measures of a trained network that need more than one pass."""
 
+from lightning_psp.analysis.constant_units import ConstantStates, ConstantUnits, constant_units
 from lightning_psp.analysis.gradient_parts import GradientParts, psp_gradient_parts
 
-__all__ = ["GradientParts", "psp_gradient_parts"]
+__all__ = ["ConstantStates", "ConstantUnits", "GradientParts", "constant_units", "psp_gradient_parts"]
