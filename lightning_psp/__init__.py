@@ -2,8 +2,8 @@
 
 from lightning_psp.callback import PSPCallback
 from lightning_psp.compilation.eager_code import keep_from_compiler
-from lightning_psp.penalty import psp_penalty
-from lightning_psp.potentials import Potentials, record_potentials
+from lightning_psp.functional.penalty import psp_penalty
+from lightning_psp.recording.potentials import Potentials, record_potentials
 
 __version__ = "0.1.0"
 

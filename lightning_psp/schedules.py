@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from lightning_psp.arguments import check_choice, check_integer, check_number
+from lightning_psp.functional.arguments import check_choice, check_integer, check_number
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_psp import psp_penalty, record_potentials, torch_private
+from lightning_psp import psp_penalty, record_potentials
+from lightning_psp.capture import torch_private
 from lightning_psp.capture.swapping import swap
 from lightning_psp.gradient.kernels import can_be_overwritten
 
@@ -22,7 +23,7 @@ def missing(request, monkeypatch):
 
 
 def loaded_anew():
-    spec = importlib.util.find_spec("lightning_psp.torch_private")
+    spec = importlib.util.find_spec("lightning_psp.capture.torch_private")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

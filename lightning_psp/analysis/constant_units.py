@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_psp.analysis.batches import device_of, input_of, moved
 from lightning_psp.analysis.unchanged import Unchanged
-from lightning_psp.potentials import Potentials, check_module, record_potentials
+from lightning_psp.recording.potentials import Potentials, check_module, record_potentials
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value

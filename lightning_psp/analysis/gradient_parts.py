@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_psp.functional.penalty import Reduction, layer_penalties
 from lightning_psp.functional.precision import widest_float
 from lightning_psp.functional.progress import progress_bar
-from lightning_psp.penalty import Reduction, layer_penalties
-from lightning_psp.potentials import check_module, record_potentials
+from lightning_psp.recording.potentials import check_module, record_potentials
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from torch import Tensor
 
-from lightning_psp.arguments import check_choice
 from lightning_psp.callback.layer_entropies import LayerEntropies
 from lightning_psp.callback.targets import Target, find_target
 from lightning_psp.capture.origin import Potential
+from lightning_psp.functional.arguments import check_choice
 from lightning_psp.functional.estimate import EntropyEstimate
 from lightning_psp.functional.validation import MAX_ORDER, UNITS, Unit
 from lightning_psp.lightnings import OnceAFit

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from lightning_psp.arguments import check_integer, check_number
 from lightning_psp.callback.targets import Target, check_target, describe, find_target
+from lightning_psp.functional.arguments import check_integer, check_number
 from lightning_psp.functional.validation import Unit
 from lightning_psp.gradient.entropy_term import BatchClasses
 

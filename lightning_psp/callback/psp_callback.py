@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from lightning_psp.arguments import check_bool, check_choice, check_number
 from lightning_psp.callback.entropy_measure import EntropyMeasure, Orders
 from lightning_psp.callback.entropy_settings import EntropySettings
 from lightning_psp.callback.histograms import write_histograms
@@ -34,13 +33,14 @@ from lightning_psp.callback.trainer_state import (
 from lightning_psp.callback.training_report import report_epoch
 from lightning_psp.callback.watch import Watch
 from lightning_psp.capture.nonlinearities import find_nonlinearities
+from lightning_psp.capture.selection import LayerFactors, LayerSelection
 from lightning_psp.compilation.eager_code import keep_out_of_graphs
+from lightning_psp.functional.arguments import check_bool, check_choice, check_number
+from lightning_psp.functional.penalty import REDUCTIONS, Reduction
 from lightning_psp.functional.validation import Unit
 from lightning_psp.lightnings import AnyCallback, OnceAFit, refuse_other_lightning
-from lightning_psp.penalty import REDUCTIONS, Reduction
-from lightning_psp.potentials import check_module
+from lightning_psp.recording.potentials import check_module
 from lightning_psp.schedules import Schedule, make_schedule
-from lightning_psp.selection import LayerFactors, LayerSelection
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from lightning_psp.callback.layer_means import LayerMeans
+from lightning_psp.functional.penalty import Reduction
 from lightning_psp.lightnings import AnyCallback
-from lightning_psp.penalty import Reduction
 from lightning_psp.schedules import TrainingProgress
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ from lightning_psp.callback.layer_means import LayerSums
 from lightning_psp.capture.mode import Capture
 from lightning_psp.capture.nonlinearities import Nonlinearities
 from lightning_psp.capture.origin import Potential
+from lightning_psp.capture.selection import LayerSelection
+from lightning_psp.functional.penalty import Reduction
 from lightning_psp.functional.totals import Total, add_up, read_on_processor
 from lightning_psp.gradient.compiled_tap import CompiledTap
 from lightning_psp.gradient.entropy_term import BatchClasses, ClassStates, EntropyTerm
 from lightning_psp.gradient.injection import AnyTap, Injector, LayerTerm
 from lightning_psp.gradient.tap import Tap
-from lightning_psp.penalty import Reduction
-from lightning_psp.selection import LayerSelection
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer

@@ -13,7 +13,7 @@ from lightning_psp.capture.frames import Frame, Frames
 from lightning_psp.capture.kinds import is_transformed
 from lightning_psp.capture.origin import Kept, Potential, Source
 from lightning_psp.capture.origins import Origins
-from lightning_psp.selection import LayerSelection
+from lightning_psp.capture.selection import LayerSelection
 
 
 class Ledger(Generic[Kept]):

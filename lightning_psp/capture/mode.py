@@ -15,6 +15,7 @@ from lightning_psp.capture.checkpoints import Checkpoints, in_backward
 from lightning_psp.capture.frames import Frame, Frames, Kind
 from lightning_psp.capture.functions import MASKING, Role, TorchFunction, name_of, overwriting, roles
 from lightning_psp.capture.fused_calls import FusedCalls
+from lightning_psp.capture.graph import edges_below
 from lightning_psp.capture.in_place import overwrite_view, replace_memory
 from lightning_psp.capture.kinds import is_of_another_kind
 from lightning_psp.capture.ledger import Ledger
@@ -26,14 +27,13 @@ from lightning_psp.capture.origins import Origins
 from lightning_psp.capture.outputs import Call, OutputFinder
 from lightning_psp.capture.pointwise import Pointwise
 from lightning_psp.capture.provenance import Handler, Provenance
+from lightning_psp.capture.selection import LayerSelection
 from lightning_psp.capture.settlement import Settlement
 from lightning_psp.capture.shadow import Graph
 from lightning_psp.capture.witness import Witness, is_suspicious
 from lightning_psp.capture.written_activations import WrittenActivations
 from lightning_psp.compilation.runs import announce_graph, told_of_graphs
-from lightning_psp.gradient.graph import edges_below
-from lightning_psp.penalty import Reduction
-from lightning_psp.selection import LayerSelection
+from lightning_psp.functional.penalty import Reduction
 
 Other = TypeVar("Other", bound=Keepable)
 

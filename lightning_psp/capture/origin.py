@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from lightning_psp.gradient.graph import Edge
+from lightning_psp.capture.graph import Edge
 
 
 class Keepable(Protocol):

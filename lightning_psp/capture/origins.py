@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from lightning_psp.capture.origin import ACTIVATED, ACTIVATING_STEP, Origin, Potential, Source, is_within
 from lightning_psp.capture.swapping import swap
-from lightning_psp.gradient.kernels import owns_storage
-from lightning_psp.torch_private import is_held_elsewhere
+from lightning_psp.capture.torch_private import is_held_elsewhere, is_memory_held_elsewhere
 
 
 class Origins:
@@ -95,7 +94,7 @@ class Origins:
             and (known is None or not known.values.potentials)
             and weakref.getweakrefcount(tensor) <= own
             and not is_held_elsewhere(tensor)
-            and owns_storage(tensor)
+            and not is_memory_held_elsewhere(tensor)
         )
 
     def exchange(self, tensor: Tensor, other: Tensor) -> None:

@@ -10,8 +10,8 @@ from typing import Any, Generic
 
 from torch import Tensor
 
+from lightning_psp.capture.graph import Edge, edges_below
 from lightning_psp.capture.origin import Kept, Origin, Potential
-from lightning_psp.gradient.graph import Edge, edges_below
 
 # Nodes of a graph that add up, average, scale and arrange: what a loss does with its terms.
 _OF_TERMS = frozenset(

@@ -8,13 +8,13 @@ from typing import Any, Generic
 from torch import Tensor
 
 from lightning_psp.capture.frames import Frames
+from lightning_psp.capture.graph import Edge, edges_below
 from lightning_psp.capture.ledger import Ledger
 from lightning_psp.capture.origin import Kept, Origin, Potential, Source, arrange
 from lightning_psp.capture.origins import Origins
 from lightning_psp.capture.outputs import OutputFinder, Target
 from lightning_psp.capture.recurrent import RECURRENT_MODULES
 from lightning_psp.capture.shadow import Graph
-from lightning_psp.gradient.graph import Edge, edges_below
 
 _SIGMOIDS = ("sigmoid", "softplus", "logsigmoid")
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_psp.capture.graph import Edge
 from lightning_psp.capture.origin import tensors_in
 from lightning_psp.capture.origins import Origins
-from lightning_psp.gradient.graph import Edge
 
 
 class ShadowNode:

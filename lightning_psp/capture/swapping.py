@@ -7,7 +7,7 @@ import weakref
 from torch import Tensor
 from torch.utils import swap_tensors
 
-from lightning_psp.torch_private import is_held_elsewhere, swap_contents
+from lightning_psp.capture.torch_private import is_held_elsewhere, swap_contents
 
 
 def swap(tensor: Tensor, other: Tensor) -> None:

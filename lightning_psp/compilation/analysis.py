@@ -15,12 +15,12 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_psp.capture.functions import overwriting
+from lightning_psp.capture.graph import Edge, edges_below, reach_from
 from lightning_psp.capture.nonlinearities import Activation
 from lightning_psp.capture.origin import Origin, Potential, Source
 from lightning_psp.capture.outputs import Target
 from lightning_psp.compilation.region import Mention, Neurons, Region, ResultOrigin, Returned
 from lightning_psp.compilation.rewriting import Place, Point, Rewriting
-from lightning_psp.gradient.graph import Edge, edges_below, reach_from
 
 if TYPE_CHECKING:
     from lightning_psp.capture.mode import Capture

@@ -10,7 +10,8 @@ from torch import Tensor, fx
 from torch._dynamo.source import LocalSource
 
 from lightning_psp.capture.nonlinearities import Activation
-from lightning_psp.penalty import Reduction, accumulation_dtype, count_units
+from lightning_psp.functional.penalty import Reduction, count_units
+from lightning_psp.functional.precision import accumulation_dtype
 
 
 class Place(NamedTuple):

@@ -21,12 +21,12 @@ from torch import Tensor, fx
 from torch._dynamo.comptime import comptime
 from torch._inductor import config as inductor_config
 
+from lightning_psp.capture.graph import Edge
 from lightning_psp.capture.origin import Measured, Origin, Potential, Source, is_within
 from lightning_psp.capture.outputs import Call, Target
 from lightning_psp.compilation.analysis import find_potentials
 from lightning_psp.compilation.region import Mention, Region, Returned
 from lightning_psp.compilation.rewriting import Place, Point, copy_graph
-from lightning_psp.gradient.graph import Edge
 
 if TYPE_CHECKING:
     from lightning_psp.capture.mode import Capture

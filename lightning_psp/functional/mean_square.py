@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_psp.functional.precision import widest_float
-from lightning_psp.penalty import accumulation_dtype
+from lightning_psp.functional.precision import accumulation_dtype, widest_float
 
 
 def mean_square_potential(z: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_psp.arguments import check_number
+from lightning_psp.functional.arguments import check_number
 from lightning_psp.functional.binary_entropy import binary_entropy
+from lightning_psp.functional.precision import accumulation_dtype
 from lightning_psp.functional.validation import Reduction, Unit, check_arguments, check_input
-from lightning_psp.penalty import accumulation_dtype
 
 
 def soft_psp_entropy(

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from lightning_psp.arguments import check_choice, check_integer
+from lightning_psp.functional.arguments import check_choice, check_integer
 from lightning_psp.functional.mean_square import check_potential
 
 Unit: TypeAlias = Literal["element", "channel"]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_psp.capture.graph import ReachedGraph
 from lightning_psp.capture.origin import Measured, Potential
-from lightning_psp.gradient.graph import ReachedGraph
 
 if TYPE_CHECKING:
     from lightning_psp.gradient.arriving import Arriving

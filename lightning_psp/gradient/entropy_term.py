@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from lightning_psp.functional.binary_entropy import binary_entropy
+from lightning_psp.functional.precision import accumulation_dtype
 from lightning_psp.functional.soft_entropy import class_sums
 from lightning_psp.functional.totals import Total, add_up, read_on_processor
 from lightning_psp.gradient.compiled_tap import CompiledTap
-from lightning_psp.penalty import accumulation_dtype
 
 if TYPE_CHECKING:
     from lightning_psp.gradient.arriving import Arriving

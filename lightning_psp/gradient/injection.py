@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from lightning_psp.capture.graph import reach
+from lightning_psp.functional.penalty import Reduction
 from lightning_psp.functional.totals import Total, add_up, read_on_processor
 from lightning_psp.gradient.arriving import Arriving
 from lightning_psp.gradient.compiled_tap import CompiledTap
 from lightning_psp.gradient.entropy_term import EntropyTerm
-from lightning_psp.gradient.graph import reach
 from lightning_psp.gradient.tap import Tap
-from lightning_psp.penalty import Reduction
 
 AnyTap: TypeAlias = Tap | CompiledTap
 

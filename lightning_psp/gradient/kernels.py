@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_psp.penalty import accumulation_dtype
-from lightning_psp.torch_private import is_memory_held_elsewhere
+from lightning_psp.capture.torch_private import is_memory_held_elsewhere
+from lightning_psp.functional.precision import accumulation_dtype
 
 # Potentials are worked through in parts of this length, short enough for a part to stay in a processor's cache from its
 # sum of squares to its sum with the gradient.
@@ -66,15 +66,7 @@ def _flatten(potential: Tensor) -> Tensor | None:
 
 def can_be_overwritten(tensor: Tensor) -> bool:
     """Whether nothing else holds the memory of this tensor, and each of its values has its own place there."""
-    return owns_storage(tensor) and (tensor.is_contiguous() or _flatten(tensor) is not None)
-
-
-def owns_storage(tensor: Tensor) -> bool:
-    """Whether no other tensor, in Python or in the autograd graph, holds the memory of this one.
-
-    False where this version of torch does not tell.
-    """
-    return not is_memory_held_elsewhere(tensor)
+    return not is_memory_held_elsewhere(tensor) and (tensor.is_contiguous() or _flatten(tensor) is not None)
 
 
 def add_potential(gradient: Tensor, potential: Tensor, alpha: float, out: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -12,12 +12,13 @@ from torch.utils.checkpoint import CheckpointError
 from torch.utils.hooks import RemovableHandle
 
 from lightning_psp.capture.checkpoints import restore
+from lightning_psp.capture.graph import ReachedGraph
 from lightning_psp.capture.origin import Potential
+from lightning_psp.functional.penalty import Reduction, count_units
+from lightning_psp.functional.precision import accumulation_dtype
 from lightning_psp.gradient.arriving import Arriving
 from lightning_psp.gradient.entropy_term import ClassStates
-from lightning_psp.gradient.graph import ReachedGraph
 from lightning_psp.gradient.kernels import add_potential, can_be_overwritten, square_sum
-from lightning_psp.penalty import Reduction, accumulation_dtype, count_units
 
 
 class Tap:

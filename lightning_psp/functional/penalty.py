@@ -8,7 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_psp.arguments import check_choice
+from lightning_psp.functional.arguments import check_choice
+from lightning_psp.functional.precision import accumulation_dtype
 
 Reduction = Literal["mean", "sum", "squared_mean"]
 REDUCTIONS: tuple[str, ...] = get_args(Reduction)
@@ -92,11 +93,6 @@ def layer_penalties(potentials: Mapping[str, Tensor], reduction: Reduction = "me
             layers.setdefault(layer, {}).setdefault(part, []).append((potential, unit_dims.get(entry, 1)))
     terms = {layer: _layer_penalty(layer, [*parts.values()], reduction) for layer, parts in layers.items()}
     return {layer: term / len(terms) for layer, term in terms.items()} if reduction == "mean" else terms
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type in which statistics of potentials of this type are summed: float32, or float64 for float64."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def count_units(potential: Tensor, unit_dim: int) -> int:

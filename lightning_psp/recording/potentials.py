@@ -9,11 +9,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from lightning_psp.capture.graph import reach
 from lightning_psp.capture.mode import Capture
 from lightning_psp.capture.nonlinearities import find_nonlinearities
 from lightning_psp.capture.origin import Potential
-from lightning_psp.gradient.graph import reach
-from lightning_psp.selection import LayerSelection
+from lightning_psp.capture.selection import LayerSelection
 
 
 class Potentials(dict[str, Tensor]):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 
-from lightning_psp.arguments import check_bool, check_number
+from lightning_psp.functional.arguments import check_bool, check_number
 
 
 @dataclass(frozen=True)
