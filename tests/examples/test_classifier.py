@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from classifier import Classifier
-from tests.small import quiet_trainer
+from tests.support.small import quiet_trainer
 
 
 def batch(generator_seed=0):

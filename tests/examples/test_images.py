@@ -18,7 +18,7 @@ from cifar10 import CIFAR10, decode_once
 from images import MNIST, FashionMNIST
 from tests.examples.idx import SIZES, write_sets
 from tests.examples.small_cifar10 import write_archives, write_files
-from tests.small import quiet_trainer
+from tests.support.small import quiet_trainer
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 

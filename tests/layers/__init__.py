@@ -1,5 +1,1 @@
-"""Layers as the definition says, on the smallest network for each kind of fault."""
-
-import pytest
-
-pytest.register_assert_rewrite("tests.layers.watched")
+"""Layers as the definition says, on the smallest network for each kind of fault: the cases are in `support.layers`."""

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_psp import PSPCallback
-from tests.cases_checkpoints import KINDS
-from tests.layers.activations import Swish, swish
-from tests.layers.case import LayerCase, affine, cross_entropy, expected, mse_loss, one
-from tests.layers.cases_logits import labelled, mlp, of_logits
-from tests.layers.cases_outputs import FEATURES, HIDDEN, OUTPUTS, batch, mse
-from tests.layers.watched import (
+from tests.support.cases_checkpoints import KINDS
+from tests.support.layers.activations import Swish, swish
+from tests.support.layers.case import LayerCase, affine, cross_entropy, expected, mse_loss, one
+from tests.support.layers.cases_logits import labelled, mlp, of_logits
+from tests.support.layers.cases_outputs import FEATURES, HIDDEN, OUTPUTS, batch, mse
+from tests.support.layers.watched import (
     PREFIX,
     assert_gradients,
     assert_layers,

@@ -6,11 +6,11 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_psp import PSPCallback
-from tests.layers.case import LayerCase, affine, cross_entropy, expected, one, passes
-from tests.layers.cases_logits import labelled
-from tests.layers.cases_passes import Deep
-from tests.layers.table import BY_NAME
-from tests.layers.watched import (
+from tests.support.layers.case import LayerCase, affine, cross_entropy, expected, one, passes
+from tests.support.layers.cases_logits import labelled
+from tests.support.layers.cases_passes import Deep
+from tests.support.layers.table import BY_NAME
+from tests.support.layers.watched import (
     PREFIX,
     assert_gradients,
     assert_layers,

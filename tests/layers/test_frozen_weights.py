@@ -6,11 +6,11 @@ from lightning.pytorch import LightningModule
 from torch.utils.data import DataLoader
 
 from lightning_psp import PSPCallback
-from tests.layers.case import expected
-from tests.layers.cases_frozen import fooled
-from tests.layers.table import BY_NAME
-from tests.layers.watched import PREFIX, assert_gradients, assert_layers, gradients_of, logged_layers
-from tests.small import quiet_trainer
+from tests.support.layers.case import expected
+from tests.support.layers.cases_frozen import fooled
+from tests.support.layers.table import BY_NAME
+from tests.support.layers.watched import PREFIX, assert_gradients, assert_layers, gradients_of, logged_layers
+from tests.support.small import quiet_trainer
 
 CASE = BY_NAME["frozen discriminator"]
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from lightning_psp import PSPCallback
-from tests.layers.case import expected
-from tests.layers.table import BY_NAME, CASES
-from tests.layers.watched import (
+from tests.support.layers.case import expected
+from tests.support.layers.table import BY_NAME, CASES
+from tests.support.layers.watched import (
     PREFIX,
     assert_gradients,
     assert_layers,

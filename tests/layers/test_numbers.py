@@ -7,12 +7,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_psp import PSPCallback, record_potentials
-from tests.layers.case import LayerCase, expected
-from tests.layers.cases_experts import OUTPUTS, OneProductSequences, Sequences
-from tests.layers.cases_logits import CLASSES, FEATURES
-from tests.layers.cases_passes import Evolved
-from tests.layers.table import BY_NAME
-from tests.layers.watched import (
+from tests.support.layers.case import LayerCase, expected
+from tests.support.layers.cases_experts import OUTPUTS, OneProductSequences, Sequences
+from tests.support.layers.cases_logits import CLASSES, FEATURES
+from tests.support.layers.cases_passes import Evolved
+from tests.support.layers.table import BY_NAME
+from tests.support.layers.watched import (
     PREFIX,
     Training,
     assert_layers,
@@ -21,7 +21,7 @@ from tests.layers.watched import (
     recorded,
     recorded_layers,
 )
-from tests.small import quiet_trainer
+from tests.support.small import quiet_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
 # Further batches: other numbers of samples, other lengths

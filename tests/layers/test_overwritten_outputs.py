@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_psp import PSPCallback
-from tests.layers.case import LayerCase, expected, mse_loss, one
-from tests.layers.cases_logits import mlp
-from tests.layers.cases_masks import forbidden, masked, of_the_others
-from tests.layers.cases_outputs import Trunk, case, trunk
-from tests.layers.watched import (
+from tests.support.layers.case import LayerCase, expected, mse_loss, one
+from tests.support.layers.cases_logits import mlp
+from tests.support.layers.cases_masks import forbidden, masked, of_the_others
+from tests.support.layers.cases_outputs import Trunk, case, trunk
+from tests.support.layers.watched import (
     PREFIX,
     assert_gradients,
     assert_layers,

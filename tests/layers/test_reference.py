@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from tests.layers.case import expected
-from tests.layers.table import BY_NAME, CASES
-from tests.layers.watched import Training
-from tests.reference import norm
+from tests.support.layers.case import expected
+from tests.support.layers.table import BY_NAME, CASES
+from tests.support.layers.watched import Training
+from tests.support.reference import norm
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_psp import PSPCallback, record_potentials
-from tests.layers.activations import VisibleSwish
-from tests.layers.case import LayerCase
-from tests.layers.cases_activations import Activated
-from tests.layers.cases_outputs import FEATURES, HIDDEN, OUTPUTS, batch, mse, plain
-from tests.layers.watched import fit, logged_layers, recorded
+from tests.support.layers.activations import VisibleSwish
+from tests.support.layers.case import LayerCase
+from tests.support.layers.cases_activations import Activated
+from tests.support.layers.cases_outputs import FEATURES, HIDDEN, OUTPUTS, batch, mse, plain
+from tests.support.layers.watched import fit, logged_layers, recorded
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
 

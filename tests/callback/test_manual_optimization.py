@@ -1,0 +1,246 @@
+"""Several backward passes in one step: each potential is penalised once, in the first pass that reaches it."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lightning_psp import PSPCallback
+from tests.support.small import BATCH, FEATURES, Classifier, loader, quiet_trainer
+
+LAM = 0.3
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
+
+
+def mean_square(*tensors):
+    return torch.cat([tensor.flatten() for tensor in tensors]).square().mean()
+
+
+def assert_close(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+class Gan(Classifier):
+    """Updates a generator, then a discriminator that sees real and generated features as one layer each."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.generator = nn.Sequential(nn.Linear(2, 5), nn.ReLU(inplace=True), nn.Linear(5, FEATURES), nn.Tanh())
+        self.discriminator = nn.Sequential(nn.Linear(FEATURES, 5), nn.LeakyReLU(0.2, inplace=True), nn.Linear(5, 1))
+        self.noise = torch.randn(BATCH, 2, dtype=torch.float64)
+        self.found = []
+
+    def on_after_backward(self):
+        pass
+
+    def training_step(self, batch, batch_index):
+        features, _ = batch
+        generator_optimizer, discriminator_optimizer = self.optimizers()
+        fake = self.generator(self.noise)
+        score = self.discriminator(fake)
+        loss = functional.binary_cross_entropy_with_logits(score, torch.ones_like(score))
+        self.manual_backward(loss)
+        self.found.append([parameter.grad.clone() for parameter in self.generator.parameters()])
+        generator_optimizer.zero_grad()
+        discriminator_optimizer.zero_grad()
+
+        real_score, fake_score = self.discriminator(features), self.discriminator(fake.detach())
+        loss = functional.binary_cross_entropy_with_logits(real_score, torch.ones_like(real_score))
+        loss = loss + functional.binary_cross_entropy_with_logits(fake_score, torch.zeros_like(fake_score))
+        self.manual_backward(loss)
+        self.found.append([parameter.grad.clone() for parameter in self.discriminator.parameters()])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.generator.parameters(), 0.1), torch.optim.SGD(self.discriminator.parameters(), 0.1)
+
+
+def test_gan():
+    torch.manual_seed(0)
+    module = Gan().double()
+    trainer = quiet_trainer(PSPCallback(lam=LAM), max_steps=1)
+    trainer.fit(module, loader(1))
+
+    features, _ = next(iter(loader(1)))
+    g1, _, g2, _ = module.generator
+    d1, _, d2 = module.discriminator
+
+    def discriminate(x):
+        z1 = d1(x)
+        return z1, d2(functional.leaky_relu(z1, 0.2))
+
+    a = g1(module.noise)
+    b = g2(torch.relu(a))
+    c, d = discriminate(torch.tanh(b))
+    loss = functional.softplus(-d).mean() + LAM * sum(mean_square(z) for z in (a, b, c, d)) / 4
+    assert_close(module.found[0], torch.autograd.grad(loss, list(module.generator.parameters())))
+
+    real1, real2 = discriminate(features)
+    fake1, fake2 = discriminate(torch.tanh(b).detach())
+    loss = functional.softplus(-real2).mean() + functional.softplus(fake2).mean()
+    loss = loss + LAM * (mean_square(real1, fake1) + mean_square(real2, fake2)) / 2
+    assert_close(module.found[1], torch.autograd.grad(loss, list(module.discriminator.parameters())))
+    assert {key for key in trainer.callback_metrics if key.startswith("psp_z2_train")} == {
+        f"psp_z2_train/{layer}" for layer in ("generator.0", "generator.2", "discriminator.0", "discriminator.2")
+    }
+
+
+class Manual(Classifier):
+    """One backward pass, written as the subclass says."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_index):
+        features, labels = batch
+        self.run_backward(self(features), labels)
+
+    def run_backward(self, logits, labels):
+        self.manual_backward(functional.cross_entropy(logits, labels))
+
+
+def reference(module, loss, reductions=1.0):
+    features, labels = next(iter(loader(1)))
+    first = module.first(features)
+    second = module.second(functional.silu(first))
+    third = module.third(torch.relu(second))
+    penalty = (mean_square(first) + mean_square(second) + mean_square(third)) / 3
+    return torch.autograd.grad(loss(third, labels) + reductions * LAM * penalty, list(module.parameters()))
+
+
+class Root(Manual):
+    def run_backward(self, logits, labels):
+        loss = functional.cross_entropy(logits, labels).sqrt()
+        before = loss.item()
+        self.manual_backward(loss)
+        assert loss.item() == before
+
+
+class Exponential(Manual):
+    def run_backward(self, logits, labels):
+        self.manual_backward(functional.cross_entropy(logits, labels).exp())
+
+
+class Vector(Manual):
+    def run_backward(self, logits, labels):
+        loss = functional.cross_entropy(logits, labels, reduction="none")
+        self.manual_backward(loss, gradient=torch.full_like(loss, 0.5 / BATCH))
+
+
+class Unbound(Manual):
+    def run_backward(self, logits, labels):
+        losses = functional.cross_entropy(logits, labels, reduction="none").reshape(2, 2).mean(0)
+        self.manual_backward(losses.unbind()[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss", "scale"),
+    [
+        (Manual, functional.cross_entropy, 1.0),
+        (Root, lambda z, y: functional.cross_entropy(z, y).sqrt(), 1.0),
+        (Exponential, lambda z, y: functional.cross_entropy(z, y).exp(), 1.0),
+        (Vector, lambda z, y: 0.5 * functional.cross_entropy(z, y), 0.5),  # the weights of `gradient` add up to 0.5
+        (Unbound, lambda z, y: functional.cross_entropy(z[::2], y[::2]), 1.0),
+    ],
+)
+def test_losses_of_manual_optimisation(kind, loss, scale):
+    torch.manual_seed(0)
+    module = kind().double()
+    quiet_trainer(PSPCallback(lam=LAM), max_epochs=1).fit(module, loader(1))
+    assert_close(module.gradients[0], reference(module, loss, scale))
+
+
+def test_a_graph_that_is_kept_is_penalised_once():
+    class Twice(Manual):
+        def run_backward(self, logits, labels):
+            loss = functional.cross_entropy(logits, labels)
+            self.manual_backward(loss, retain_graph=True)
+            self.manual_backward(loss)
+
+    torch.manual_seed(0)
+    module = Twice().double()
+    quiet_trainer(PSPCallback(lam=LAM)).fit(module, loader(1))
+    assert_close(module.gradients[1], reference(module, lambda z, y: 2 * functional.cross_entropy(z, y)))
+
+
+def test_a_backward_that_no_callback_hears_of_is_said():
+    class Unheard(Manual):
+        def run_backward(self, logits, labels):
+            functional.cross_entropy(logits, labels).backward()
+
+    with pytest.warns(UserWarning, match="self.manual_backward"):
+        quiet_trainer(PSPCallback(lam=LAM)).fit(Unheard(), loader(1))
+
+
+def test_a_second_derivative_is_refused_with_the_remedy():
+    class CreateGraph(Manual):
+        def run_backward(self, logits, labels):
+            self.manual_backward(functional.cross_entropy(logits, labels), create_graph=True)
+
+    with (
+        pytest.raises(NotImplementedError, match="record_potentials"),
+        pytest.warns(UserWarning, match="create_graph"),
+    ):
+        quiet_trainer(PSPCallback(lam=LAM)).fit(CreateGraph(), loader(1))
+
+
+def test_lbfgs_starts_every_closure_clean():
+    class Closures(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.expected = []
+
+        def configure_optimizers(self):
+            return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=4)
+
+        def on_after_backward(self):
+            super().on_after_backward()
+            self.expected.append(reference(self, functional.cross_entropy))
+
+    module = Closures().double()
+    trainer = quiet_trainer(PSPCallback(lam=LAM))
+    trainer.fit(module, loader(1))
+    assert len(module.gradients) > 2
+    # of the last closure alone
+    metrics = trainer.callback_metrics
+    assert metrics["psp/penalty"].item() == pytest.approx(LAM * metrics["psp/z2"].item(), rel=1e-6)
+    for found, expected in zip(module.gradients, module.expected, strict=True):
+        assert_close(found, expected)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "squared_mean"])
+def test_factors_of_single_layers(reduction):
+    def term(z):
+        return {"mean": z.square().mean() / 3, "sum": z.square().sum() / (2 * BATCH)}.get(
+            reduction, z.mean(0).square().mean()
+        )
+
+    torch.manual_seed(0)
+    module = Manual().double()
+    factors = {"first": 0.0, "second": 2.0, "sec*": 1.5}
+    quiet_trainer(PSPCallback(lam=LAM, layer_lam=factors, reduction=reduction)).fit(module, loader(1))
+    features, labels = next(iter(loader(1)))
+    second = module.second(functional.silu(module.first(features)))
+    third = module.third(torch.relu(second))
+    loss = functional.cross_entropy(third, labels) + LAM * (3.0 * term(second) + term(third))
+    assert_close(module.gradients[0], torch.autograd.grad(loss, list(module.parameters())))
+
+
+def test_a_backward_to_some_parameters_only():
+    class Inputs(Manual):
+        def run_backward(self, logits, labels):
+            self.manual_backward(functional.cross_entropy(logits, labels), inputs=list(self.third.parameters()))
+
+        def on_after_backward(self):
+            self.gradients.append([parameter.grad.clone() for parameter in self.third.parameters()])
+
+    torch.manual_seed(0)
+    module = Inputs().double()
+    trainer = quiet_trainer(PSPCallback(lam=LAM))
+    trainer.fit(module, loader(1))
+    assert_close(module.gradients[0], reference(module, functional.cross_entropy)[-2:])
+    assert float(trainer.callback_metrics["psp/penalty"]) == pytest.approx(
+        LAM * float(trainer.callback_metrics["psp/z2"]), rel=1e-6
+    )

@@ -1,0 +1,243 @@
+"""Two processes that train together on a CPU: same gradient and same values as one process on the whole batch."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.entropy_reference import entropy_by_hand
+from tests.support.followed import LAM, assert_same, mean_square, potentials
+from tests.support.process_worker import ERRORS, PROCESSES, RUNS, DeadHead, parts
+
+# Those who run tests in parallel with `--dist loadgroup` have the processes started once.
+pytestmark = pytest.mark.xdist_group("processes")
+ROOT = Path(__file__).parents[2]
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What each process wrote down of each run, by name of the run."""
+    folder = tmp_path_factory.mktemp("processes")
+    settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0", "PYTHONPATH": str(ROOT)}
+    processes, logs = [], []
+    for rank in range(PROCESSES):
+        logs.append((folder / f"{rank}.log").open("w"))
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.support.process_worker", str(folder), str(rank)],
+                cwd=ROOT,
+                env={**os.environ, **settings, "LOCAL_RANK": str(rank)},
+                stdout=logs[-1],
+                stderr=subprocess.STDOUT,
+            )
+        )
+    try:
+        for process in processes:
+            process.wait(timeout=240)
+    finally:
+        for process, log in zip(processes, logs, strict=True):
+            process.kill()
+            process.wait()
+            log.close()
+    found = {}
+    for name in RUNS:
+        files = [folder / f"{name} {rank}.pt" for rank in range(PROCESSES)]
+        found[name] = [torch.load(f, weights_only=False) if f.exists() else {"error": "no result"} for f in files]
+    return found
+
+
+def of(results, name):
+    if name == "sharded" and not hasattr(torch.cpu.Stream(), "record_event"):
+        pytest.skip("this version of torch shards weights on accelerators only")
+    for result in results[name]:
+        assert "error" not in result, result["error"]
+    return results[name]
+
+
+def module_with(name, weights):
+    module = RUNS[name][0]().double()
+    module.load_state_dict(weights)
+    return module
+
+
+def total(module, batch):
+    layers = potentials(module, batch[0])
+    return module.loss(layers[-1], batch[1]) + LAM * sum(mean_square(z) for z in layers) / 3
+
+
+def layers_of(module, batch):
+    """Every layer's potentials, that of a dead head included."""
+    found = dict(zip(("first", "second", "third"), potentials(module, batch[0]), strict=True))
+    if isinstance(module, DeadHead):
+        found["dead"] = module.dead(found["first"] * torch.sigmoid(found["first"]))
+    return found
+
+
+def shares(name, both):
+    """For each step what each process sees, None for one that sees nothing."""
+    steps = [list(step) for step in zip(*(RUNS[name][3](rank) for rank in range(PROCESSES)), strict=True)]
+    if name == "sampled":
+        steps = [list(step) for step in zip(*(result["batches"] for result in both), strict=True)]
+    idle = {"resting": 1, "resting first": 0, "empty": 1}.get(name)
+    if idle is not None:
+        steps[idle][1] = None
+    return steps
+
+
+def together(share):
+    return tuple(torch.cat(column) for column in zip(*filter(None, share), strict=True))
+
+
+EXACT = [name for name in RUNS if name not in ERRORS and not name.startswith(("broken", "one "))]
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_gradients(results, name):
+    mine, other = of(results, name)
+    steps = shares(name, (mine, other))
+    window = RUNS[name][2].get("accumulate_grad_batches", 1)
+    windows = [steps[start : start + window] for start in range(0, len(steps), window)]
+    assert len(mine["gradients"]) == len(windows)
+    for found, same, weights, window_steps in zip(
+        mine["gradients"], other["gradients"], mine["weights"], windows, strict=True
+    ):
+        assert_same(found, same, rtol=0.0, atol=0.0)
+        module = module_with(name, weights)
+        parameters = [*module.first.parameters(), *module.second.parameters(), *module.third.parameters()]
+        value = 0.0
+        for share in window_steps:
+            if None not in share and len(share[0][1]) == len(share[1][1]):
+                value = value + total(module, together(share)) / window  # one process on the whole batch
+            else:
+                value = value + sum(total(module, part) for part in share if part) / PROCESSES / window
+        assert_same(found[: len(parameters)], torch.autograd.grad(value, parameters))
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_values_of_steps(results, name):
+    """Those in `callback_metrics` are the process's own; a logger gets the mean."""
+    both = of(results, name)
+    window = RUNS[name][2].get("accumulate_grad_batches", 1)
+    own = []
+    for index, share in enumerate(shares(name, both)):
+        module = module_with(name, both[0]["weights"][index // window])
+        with torch.no_grad():
+            layers = [part and layers_of(module, part) for part in share]
+        live = [part and [mean_square(z) for key, z in part.items() if key != "dead"] for part in layers]
+        rows = [
+            part and {"psp/z2": sum(map(mean_square, part.values())) / len(part), "psp/penalty": LAM * sum(x) / len(x)}
+            for part, x in zip(layers, live, strict=True)
+        ]
+        own.append(rows)
+        for result, row in zip(both, rows, strict=True):
+            for key, value in (row or {}).items():
+                assert result["steps"][index][key] == pytest.approx(value.item(), rel=1e-6)
+    if window == 1:
+        logged = [row for row in both[0]["logged"] if "psp/penalty" in row]
+        seen = [row for row in own[1] if row]  # the second step is a logging step
+        assert logged[0]["psp/lam"] == pytest.approx(LAM)
+        for key in ("psp/z2", "psp/penalty"):
+            assert logged[0][key] == pytest.approx(sum(row[key].item() for row in seen) / len(seen), rel=1e-6)
+        assert both[1]["logged"][0] == pytest.approx(logged[0])
+        assert logged[0]["epoch"] == 0  # the row is Lightning's
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_values_of_epochs(results, name):
+    """Each value of each process weighs the same."""
+    both = of(results, name)
+    window = RUNS[name][2].get("accumulate_grad_batches", 1)
+    sums, counts = {}, {}
+    for index, share in enumerate(shares(name, both)):
+        module = module_with(name, both[0]["weights"][index // window])
+        with torch.no_grad():
+            for layer, z in layers_of(module, together(share)).items():
+                sums[layer] = sums.get(layer, 0.0) + z.square().sum().item()
+                counts[layer] = counts.get(layer, 0) + z.numel()
+    expected = {"train": {layer: sums[layer] / counts[layer] for layer in sums}}
+    for stage, batches, seed in (("val", 2, 1), ("test", 1, 2)):
+        data = together([together(parts(rank, batches, seed)) for rank in range(PROCESSES)])
+        with torch.no_grad():
+            layers = layers_of(module_with(name, both[0]["final"]), data)
+        expected[stage] = {layer: mean_square(z).item() for layer, z in layers.items()}
+    if name == "sampled":  # the parts are parted once more
+        del expected["val"], expected["test"]
+        seen = together([together(result["batches"]) for result in both])[0]
+        assert (len(seen), len(seen.unique(dim=0))) == (12, 11)  # one sample counts twice, for equal parts
+    for result in both:
+        named = {key.removeprefix("psp_z2_train/") for key in result["metrics"] if key.startswith("psp_z2_train/")}
+        assert named == set(sums)
+        for stage, means in expected.items():
+            overall = sum(means.values()) / len(means)
+            assert result["metrics"][f"psp/z2_{stage}"] == pytest.approx(overall, rel=1e-6)
+            if stage != "test":
+                for layer, mean in means.items():
+                    assert result["metrics"][f"psp_z2_{stage}/{layer}"] == pytest.approx(mean, rel=1e-6)
+
+
+def hidden_entropies(name, both, stage):
+    """The entropies of order 1 and 2 over the batches of both processes, by key."""
+    batches, seed = {"val": (2, 1), "test": (1, 2)}[stage]
+    ranks = [0] if name == "one does not evaluate" else range(PROCESSES)
+    features, labels = together([together(parts(rank, batches, seed)) for rank in ranks])
+    with torch.no_grad():
+        layers = layers_of(module_with(name, both[0]["final"]), (features, labels))
+    expected = {}
+    for order, key in ((1, "entropy"), (2, "entropy2")):
+        for layer in layers.keys() - {"third"}:
+            expected[f"psp_{key}_{stage}/{layer}"] = entropy_by_hand(layers[layer], labels, order)
+    return expected
+
+
+@pytest.mark.parametrize("name", [*(name for name in EXACT if name != "sampled"), "one does not evaluate"])
+@pytest.mark.parametrize("stage", ["val", "test"])
+def test_entropies_are_those_of_all_batches(results, name, stage):
+    both = of(results, name)
+    expected = hidden_entropies(name, both, stage)
+    for result in both:
+        found = {
+            key: value for key, value in result["metrics"].items() if key.startswith("psp_entropy") and stage in key
+        }
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_process_without_labels_leaves_the_entropy_out_in_all(results):
+    for result in of(results, "broken labels"):
+        assert "psp/z2_test" in result["metrics"]
+        assert not [key for key in result["metrics"] if "entropy" in key]
+
+
+def test_a_process_without_labels_is_an_error_in_all_where_orders_were_asked_for(results):
+    for result in results["broken labels of orders"]:
+        assert "ValueError: PSPCallback(entropy=(1, 2)) cannot be measured: a class label is" in result["error"]
+
+
+def test_a_contradiction_that_one_process_finds_is_an_error_in_all(results):
+    for result in results["other number of classes"]:
+        assert "`num_classes` to be the number of logits, 3, but got 4" in result["error"]
+
+
+def test_no_value_is_said_to_need_synchronisation(results):
+    for result in of(results, "plain"):
+        assert not [warning for warning in result["warnings"] if "psp" in warning]
+
+
+def test_a_broken_value_in_another_process_is_reported(results):
+    first, _ = of(results, "broken")
+    assert any("'first' hold NaN or infinity" in warning for warning in first["warnings"])
+
+
+def test_units_split_over_processes_are_refused(results):
+    for result in results["split"]:
+        assert "NotImplementedError: PSPCallback cannot penalise" in result["error"]
+        assert "ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)" in result["error"]

@@ -1,0 +1,61 @@
+"""The same layers and gradients where the network, or the whole step, is compiled."""
+
+import pytest
+
+from lightning_psp import PSPCallback
+from tests.support.compiled import COMPILED, graphs, network_by_method, step
+from tests.support.layers.case import expected
+from tests.support.layers.table import CASES
+from tests.support.layers.watched import PREFIX, assert_gradients, assert_layers, fit, logged_layers
+
+pytestmark = COMPILED
+QUICK = {
+    "hidden states beside the prediction",
+    "Normal in the step, chunks",
+    "each class",
+    "activation function, GELU",
+    "activation module, QuickGELU",
+    "block in depth",
+    "stacked experts",
+    "both halves",
+    "handed on by F.max_pool2d, keywords",
+    "residual sums in a loop, function",
+    "returned part, chunk",
+    "returned part, multiple",
+    "losses inside, smooth L1",
+    "coupling flow",
+}
+NETWORKS_THAT_DIFFER = {"returned mixture of probabilities": "the probabilities are taken for the output"}
+STEPS_THAT_DIFFER = {"mean and variance of one head": "what enters softplus is taken for the output"}
+
+
+def cases(differ, always_slow=False):
+    """All cases; `differ` tells why some of them are not as in eager."""
+    found = []
+    for case in CASES:
+        marks = [pytest.mark.slow] if always_slow or case.name not in QUICK else []
+        if case.name in differ:
+            marks.append(pytest.mark.xfail(reason=differ[case.name]))
+        found.append(pytest.param(case, marks=marks, id=case.name))
+    return pytest.mark.parametrize("case", found)
+
+
+@cases(NETWORKS_THAT_DIFFER)
+def test_compiled_network(case):
+    check(case, network_by_method)
+
+
+@cases(STEPS_THAT_DIFFER, always_slow=True)
+def test_compiled_step(case):
+    before = graphs()
+    check(case, step)
+    assert graphs() > before
+
+
+def check(case, compile_part):
+    wanted = expected(case)
+    lam = wanted.balanced_lam()
+    module, trainer = fit(case, PSPCallback(lam=lam), prepare=compile_part)
+    (gradients,) = module.gradients
+    assert_gradients(gradients, wanted.gradients(lam))
+    assert_layers(logged_layers(trainer), wanted.mean_squares, PREFIX, rel=1e-5)

@@ -1,0 +1,88 @@
+"""Networks that compute their losses themselves, a cross-entropy and a distance of another head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.support.layers.case import LayerCase, affine, cross_entropy, one
+from tests.support.layers.cases_logits import CLASSES
+from tests.support.layers.cases_outputs import BATCH, FEATURES, HIDDEN, OUTPUTS, Trunk, trunk
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+
+class Detector(Trunk):
+    """A class and a box for each sample."""
+
+    def __init__(self, distance: Distance, act: Callable[[Tensor], Tensor], gives: str) -> None:
+        super().__init__(CLASSES)
+        self.box, self.distance, self.act, self.gives = nn.Linear(HIDDEN, OUTPUTS), distance, act, gives
+
+    def forward(self, x: Tensor, labels: Tensor | None = None, boxes: Tensor | None = None) -> Any:
+        h = self.hidden(x)
+        z, box = self.head(h), self.act(self.box(h))
+        if labels is None:
+            return z, box
+        losses = {"class": F.cross_entropy(z, labels), "box": self.distance(box, boxes)}
+        if self.gives == "losses":
+            return losses
+        total = losses["class"] + losses["box"]
+        return total if self.gives == "sum" else {"loss": total, "logits": z, "box": box}
+
+
+def detected(written_out: Distance, act: Callable[[Tensor], Tensor], network: Any, batch: Any):
+    first, h, z = trunk(network, batch[0])
+    box = affine(network.box, h)
+    loss = cross_entropy(z, batch[1]) + written_out(act(box) - batch[2])
+    return loss, {"first": one(first), "head": one(z), "box": one(box)}
+
+
+def objects() -> tuple[Tensor, Tensor, Tensor]:
+    return torch.randn(BATCH, FEATURES), torch.randint(CLASSES, (BATCH,)), torch.randn(BATCH, OUTPUTS)
+
+
+def smooth(difference: Tensor) -> Tensor:
+    size = difference.abs()
+    return torch.where(size < 1, size**2 / 2, size - 0.5).mean()
+
+
+DISTANCES = {
+    "MSE": (F.mse_loss, lambda difference: (difference**2).mean()),
+    "L1": (F.l1_loss, lambda difference: difference.abs().mean()),
+    "smooth L1": (F.smooth_l1_loss, smooth),
+}
+GIVES: dict[str, Callable[[nn.Module, Any], Tensor]] = {
+    "losses": lambda network, batch: sum(network(*batch).values()),
+    "sum": lambda network, batch: network(*batch),
+    "loss and outputs": lambda network, batch: network(*batch)["loss"],
+}
+
+
+def same(z: Tensor) -> Tensor:
+    return z
+
+
+def detector(name: str, distance: str, gives: str, act: Any = same, act_written_out: Any = same) -> LayerCase:
+    function, written_out = DISTANCES[distance]
+    return LayerCase(
+        f"losses inside, {name}",
+        partial(Detector, function, act, gives),
+        objects,
+        GIVES[gives],
+        partial(detected, written_out, act_written_out),
+        outputs=("head", "box"),
+    )
+
+
+INNER_LOSS_CASES = [
+    *(detector(distance, distance, "losses") for distance in DISTANCES),
+    *(detector(gives, "smooth L1", gives) for gives in ("sum", "loss and outputs")),
+    detector("L1 of a ReLU", "L1", "losses", F.relu, lambda z: z * (z > 0)),
+    detector("L1 of exp", "L1", "losses", torch.exp, lambda z: torch.sinh(z) + torch.cosh(z)),
+]

@@ -1,0 +1,62 @@
+"""Logits of which a mask takes some out of the loss: the layer is the tensor as it was computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.support.layers.case import LayerCase, cross_entropy, one
+from tests.support.layers.cases_logits import CLASSES, mlp, mlp_potentials
+from tests.support.layers.cases_outputs import FEATURES
+
+
+def forbidden() -> tuple[Tensor, Tensor, Tensor]:
+    """One class of each sample is no choice, never its label."""
+    labels = torch.tensor([0, 2, 1, 1])
+    return torch.randn(4, FEATURES), labels, F.one_hot((labels + 1) % CLASSES, CLASSES).bool()
+
+
+def chosen() -> tuple[Tensor, Tensor, Tensor]:
+    """Some of the samples have labels."""
+    return torch.randn(4, FEATURES), torch.tensor([0, 2, 1, 1]), torch.tensor([True, False, True, True])
+
+
+def of_the_others(network: Any, batch: Any):
+    first, z = mlp_potentials(network, batch[0])
+    allowed = (z.exp() * ~batch[2]).sum(1)
+    loss = (allowed.log() - z[torch.arange(len(z)), batch[1]]).mean()
+    return loss, {"0": one(first), "2": one(z)}
+
+
+def of_rows(network: Any, batch: Any):
+    first, z = mlp_potentials(network, batch[0])
+    rows = [0, 2, 3]
+    return cross_entropy(z[rows], batch[1][rows]), {"0": one(first), "2": one(z)}
+
+
+def rows(network: nn.Module, batch: Any) -> Tensor:
+    x, labels, mask = batch
+    return F.cross_entropy(network(x)[mask], labels[mask])
+
+
+def masked(mask: Callable[[Tensor, Tensor], Tensor]) -> Callable[[nn.Module, Any], Tensor]:
+    return lambda network, batch: F.cross_entropy(mask(network(batch[0]), batch[2]), batch[1])
+
+
+MASKS = {
+    "masked_fill": lambda z, mask: z.masked_fill(mask, -1e9),
+    "masked_fill, infinite": lambda z, mask: z.masked_fill(mask, -torch.inf),
+    "where": lambda z, mask: torch.where(mask, -1e9, z),
+    "where, infinite": lambda z, mask: torch.where(mask, -torch.inf, z),
+}
+MASK_CASES = [
+    *(
+        LayerCase(f"masked logits, {name}", mlp, forbidden, masked(mask), of_the_others, outputs=("2",))
+        for name, mask in MASKS.items()
+    ),
+    LayerCase("logits of some samples", mlp, chosen, rows, of_rows, outputs=("2",)),
+]

@@ -1,0 +1,148 @@
+"""Probabilities and scales that a network returns or makes distributions of, and policies with a scale of their own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributions import Categorical, MixtureSameFamily, Normal
+
+from tests.support.layers.case import LayerCase, affine, one
+from tests.support.layers.cases_distributions import (
+    Moments,
+    as_it_is,
+    categorical,
+    likelihood,
+    log_prob,
+    normal_loss,
+    softplus,
+    two,
+)
+from tests.support.layers.cases_logits import CLASSES, labelled
+from tests.support.layers.cases_outputs import BATCH, FEATURES, HIDDEN, OUTPUTS, Trunk, case, trunk
+
+
+class Probabilities(Trunk):
+    """Ends in a softmax, and may make a distribution of it."""
+
+    def __init__(self, make: Callable[[Tensor], Any] = as_it_is) -> None:
+        super().__init__(CLASSES)
+        self.make = make
+
+    def forward(self, x: Tensor) -> Any:
+        return self.make(super().forward(x).softmax(-1))
+
+
+class Mixture(Trunk):
+    """Several normal distributions of one value, and how much each of them weighs."""
+
+    def __init__(self) -> None:
+        super().__init__(CLASSES)
+        self.weights = nn.Linear(HIDDEN, CLASSES)
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.hidden(x)
+        return MixtureSameFamily(Categorical(probs=self.weights(h).softmax(-1)), Normal(self.head(h), 1.0))
+
+
+def mixture(network: Any, batch: Any):
+    first, h, means = trunk(network, batch[0])
+    z = affine(network.weights, h)
+    shares = z.exp() / z.exp().sum(-1, keepdim=True)
+    densities = (-0.5 * (batch[1][:, None] - means) ** 2).exp() / math.sqrt(2 * math.pi)
+    layers = {"first": one(first), "head": one(means), "weights": one(z)}
+    return -(shares * densities).sum(-1).log().mean(), layers
+
+
+def of_probabilities(network: nn.Module, batch: Any) -> Tensor:
+    return -Categorical(network(batch[0])).log_prob(batch[1]).mean()
+
+
+class Scaled(Moments):
+    """Returns the scale itself, made of a head of its own."""
+
+    def __init__(self, scale: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Any:
+        mean, raw = super().forward(x)
+        return mean, self.scale(raw)
+
+
+class Policy(Trunk):
+    """A mean made of the state, and a scale that is a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_std = nn.Parameter(torch.linspace(-0.4, 0.3, OUTPUTS))
+
+    def forward(self, x: Tensor) -> Any:
+        return Normal(Trunk.forward(self, x), self.log_std.exp())
+
+
+class ExpandedScale(Policy):
+    def forward(self, x: Tensor) -> Any:
+        mean = Trunk.forward(self, x)
+        return mean, self.log_std.exp().expand_as(mean)
+
+
+class ExpandedLogScale(Policy):
+    def forward(self, x: Tensor) -> Any:
+        mean = Trunk.forward(self, x)
+        return mean, self.log_std.expand_as(mean)
+
+
+def policy(network: Any, batch: Any):
+    first, _, mean = trunk(network, batch[0])
+    return normal_loss(mean, math.e**network.log_std, batch[1]), {"first": one(first), "head": one(mean)}
+
+
+def _labels(name: str, network: Any, step: Any) -> LayerCase:
+    return LayerCase(name, network, labelled, step, categorical)
+
+
+def _scaled(name: str, scale: Callable[[Tensor], Tensor], written_out: Callable[[Tensor], Tensor]) -> LayerCase:
+    network, reference = partial(Scaled, scale), partial(two, scale=written_out)
+    return case(f"returned scale, {name}", network, likelihood(as_it_is, as_it_is), reference, outputs=("head", "raw"))
+
+
+def gaussian(network: nn.Module, batch: Any) -> Tensor:
+    mean, raw = network(batch[0]).unbind(-1)
+    return F.gaussian_nll_loss(mean, batch[1], F.softplus(raw) + 0.25)
+
+
+def gaussian_written_out(network: Any, batch: Any):
+    first, _, y = trunk(network, batch[0])
+    variance = softplus(y[:, 1]) + 0.25
+    loss = 0.5 * (variance.log() + (y[:, 0] - batch[1]) ** 2 / variance).mean()
+    return loss, {"first": one(first), "head": one(y)}
+
+
+def numbers() -> tuple[Tensor, Tensor]:
+    return torch.randn(BATCH, FEATURES), torch.randn(BATCH)
+
+
+PROBABILITY_CASES = [
+    LayerCase("mean and variance of one head", partial(Trunk, 2), numbers, gaussian, gaussian_written_out),
+    _labels("returned probabilities, Categorical in the step", Probabilities, of_probabilities),
+    _labels("returned Categorical of probabilities", partial(Probabilities, Categorical), log_prob),
+    LayerCase(
+        "returned mixture of probabilities",
+        Mixture,
+        numbers,
+        log_prob,
+        mixture,
+        outputs=("head", "weights"),
+    ),
+    _scaled("exp", torch.exp, lambda raw: math.e**raw),
+    _scaled("exp of half", lambda raw: torch.exp(0.5 * raw), lambda raw: (math.e**raw) ** 0.5),
+    case("policy with a scale of its own", Policy, log_prob, policy),
+    case("policy with a scale of its own, expanded", ExpandedScale, likelihood(as_it_is, as_it_is), policy),
+    case("policy with a scale of its own, logarithm", ExpandedLogScale, likelihood(as_it_is, torch.exp), policy),
+]

@@ -1,0 +1,33 @@
+"""All cases."""
+
+from tests.support.layers.case import LayerCase
+from tests.support.layers.cases_activations import ACTIVATION_CASES
+from tests.support.layers.cases_distributions import DISTRIBUTION_CASES
+from tests.support.layers.cases_experts import EXPERT_CASES
+from tests.support.layers.cases_frozen import FROZEN_CASES
+from tests.support.layers.cases_inner_losses import INNER_LOSS_CASES
+from tests.support.layers.cases_logits import LOGIT_CASES
+from tests.support.layers.cases_masks import MASK_CASES
+from tests.support.layers.cases_names import NAME_CASES
+from tests.support.layers.cases_outputs import OUTPUT_CASES
+from tests.support.layers.cases_parts import PART_CASES
+from tests.support.layers.cases_passes import PASS_CASES
+from tests.support.layers.cases_places import PLACE_CASES
+from tests.support.layers.cases_probabilities import PROBABILITY_CASES
+
+CASES: list[LayerCase] = [
+    *OUTPUT_CASES,
+    *DISTRIBUTION_CASES,
+    *PROBABILITY_CASES,
+    *PART_CASES,
+    *INNER_LOSS_CASES,
+    *FROZEN_CASES,
+    *LOGIT_CASES,
+    *MASK_CASES,
+    *ACTIVATION_CASES,
+    *PASS_CASES,
+    *EXPERT_CASES,
+    *NAME_CASES,
+    *PLACE_CASES,
+]
+BY_NAME = {case.name: case for case in CASES}

@@ -1,0 +1,308 @@
+"""One of two processes that train together; run by `test_processes` as `python -m tests.support.process_worker FOLDER`.
+
+Every run of a training puts what this process saw of it into a file of the folder.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_psp import PSPCallback
+from tests.support.followed import LAM
+from tests.support.small import BATCH, CLASSES, Classifier, loader, quiet_trainer
+
+PROCESSES = 2
+Batch = tuple[Tensor, Tensor]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of which each process may hold a part."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+class Distributed(Classifier):
+    """Keeps the weights before and the gradient of every optimiser step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights: list[dict[str, Tensor]] = []
+        self.batches: list[Batch] = []
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        self.batches.append(batch)
+        return self.loss(self(batch[0]), batch[1])
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return functional.cross_entropy(logits, labels)
+
+    def on_after_backward(self) -> None:
+        """The gradients of an optimiser step are kept."""
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.weights.append({name: whole(value).detach().clone() for name, value in self.state_dict().items()})
+        self.gradients.append([whole(p.grad).clone() for p in self.parameters() if p.grad is not None])
+
+
+class DeadHead(Distributed):
+    """A part of the network that no loss reaches, called in every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dead = nn.Linear(8, 2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        hidden = functional.silu(self.first(features))
+        self.unused = torch.tanh(self.dead(hidden))
+        return self.third(self.relu(self.second(hidden)))
+
+
+class OneRests(Distributed):
+    """In its second step the second process has no use for the network."""
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        if batch_index == 1 and self.global_rank == 1:
+            return sum(parameter.sum() for parameter in self.parameters()) * 0.0
+        return super().training_step(batch, batch_index)
+
+
+class OneRestsFirst(OneRests):
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        return super().training_step(batch, 1 - batch_index)
+
+
+class OneIsEmpty(Distributed):
+    """In its second step the second process has no sample."""
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        rows = slice(0, 0 if batch_index == 1 and self.global_rank == 1 else None)
+        return functional.cross_entropy(self(batch[0][rows]), batch[1][rows], reduction="sum") / BATCH
+
+
+class ByHand(Distributed):
+    """Manual optimisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Batch, batch_index: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_index))
+        optimizer.step()
+
+
+class Compiled(Distributed):
+    """Under DDP, torch parts the graph by buckets of gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.compute = torch.compile(super().forward, backend="aot_eager")
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.compute(features)
+
+
+class WrittenOut(Distributed):
+    """No function of its loss tells of the output layer."""
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return (logits - labels[:, None]).square().mean()
+
+
+class Sharded(Distributed):
+    """Each process keeps a part of the weights."""
+
+    def configure_model(self) -> None:
+        if not isinstance(self.first.weight, DTensor):
+            mesh = self.device_mesh["data_parallel"]
+            for part in (self.first, self.second, self.third, self):
+                fully_shard(part, mesh=mesh)
+
+
+class Split(Distributed):
+    """Each process is meant to compute a part of each layer."""
+
+    def configure_model(self) -> None:
+        """Lightning asks for it."""
+
+
+class Broken(Distributed):
+    """The second process has a NaN in its input."""
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        return super().training_step((batch[0] / (1 - self.global_rank), batch[1]), batch_index) * float("nan")
+
+
+class OneDoesNotEvaluate(Distributed):
+    """In evaluations the second process has no use for the network."""
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        if self.global_rank == 0:
+            self(batch[0])
+
+
+class OneHasBrokenLabels(Distributed):
+    """In evaluations the second process has a label that is none."""
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        self(batch[0])
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        is_broken = self.global_rank == 1 and not self.training
+        return (batch[0], batch[1] - 100) if is_broken else batch
+
+
+class OneHasLogits(Distributed):
+    """In evaluations the second process has no use for the network, and none but the first finds the logits."""
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        if self.global_rank == 0:
+            functional.cross_entropy(self(batch[0]), batch[1])
+
+
+class Kept(DummyLogger):
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[dict[str, float]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.append(dict(metrics))
+
+
+class Steps(Callback):
+    """Keeps what `trainer.callback_metrics` holds after every step."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        self.rows.append({key: float(value) for key, value in trainer.callback_metrics.items()})
+
+
+def parts(rank: int, batches: int = 3, seed: int = 0) -> DataLoader[Any]:
+    """Every other batch of the data: two processes' batches make one of twice the size."""
+    features, labels = (torch.cat(column) for column in zip(*loader(PROCESSES * batches, seed), strict=True))
+    own = torch.arange(len(labels)).reshape(batches, PROCESSES, BATCH)[:, rank].flatten()
+    return DataLoader(TensorDataset(features[own], labels[own]), batch_size=BATCH)
+
+
+def uneven(rank: int) -> DataLoader[Any]:
+    """The last batch of the second process has half the samples."""
+    features, labels = parts(rank).dataset.tensors
+    end = len(labels) - rank * BATCH // 2
+    return DataLoader(TensorDataset(features[:end], labels[:end]), batch_size=BATCH)
+
+
+def sampled(rank: int) -> DataLoader[Any]:
+    """Lightning shares these eleven samples out."""
+    features, labels = (torch.cat(column) for column in zip(*loader(3), strict=True))
+    return DataLoader(TensorDataset(features[:11], labels[:11]), batch_size=3)
+
+
+SHARDED = {"data_parallel_size": PROCESSES, "tensor_parallel_size": 1}
+SPLIT = {"data_parallel_size": 1, "tensor_parallel_size": PROCESSES}
+# Lightning takes a module in double precision as it is there.
+AS_IT_IS = {"precision": "32-true"}
+
+# Arguments of the callback by the name of the run, where they are others.
+ENTROPIES: dict[str, dict[str, Any]] = {
+    "broken labels": {"entropy": "auto"},
+    "other number of classes": {"entropy": "auto", "num_classes": CLASSES + 1},
+}
+# In these both processes end with an error, and can go on.
+ERRORS = ("split", "broken labels of orders", "other number of classes")
+
+# Name of a run to the module's class, the arguments of its strategy, further ones of the trainer, and the data.
+RUNS: dict[str, tuple[type[Distributed], dict[str, Any], dict[str, Any], Callable[[int], DataLoader[Any]]]] = {
+    "plain": (Distributed, {}, {}, parts),
+    "unused": (DeadHead, {"find_unused_parameters": True}, {}, parts),
+    "static": (DeadHead, {"static_graph": True}, {}, parts),
+    "buckets": (Distributed, {"gradient_as_bucket_view": True}, {}, parts),
+    "accumulated": (Distributed, {}, {"accumulate_grad_batches": 2}, parts),
+    "manual": (ByHand, {}, {}, parts),
+    "compiled": (Compiled, {}, {}, parts),
+    "compiled in parts": (Compiled, {"bucket_cap_mb": 1e-4}, {}, parts),
+    "written out": (WrittenOut, {}, {}, parts),
+    "uneven": (Distributed, {}, {}, uneven),
+    "sampled": (Distributed, {}, {"use_distributed_sampler": True}, sampled),
+    "resting": (OneRests, {}, {}, parts),
+    "resting first": (OneRestsFirst, {}, {}, parts),
+    "empty": (OneIsEmpty, {}, {}, parts),
+    "one does not evaluate": (OneDoesNotEvaluate, {}, {}, parts),
+    "broken labels": (OneHasBrokenLabels, {}, {}, parts),
+    "broken labels of orders": (OneHasBrokenLabels, {}, {}, parts),
+    "other number of classes": (OneHasLogits, {}, {}, parts),
+    "broken": (Broken, {}, {}, parts),
+    "split": (Split, SPLIT, AS_IT_IS, parts),
+    "sharded": (Sharded, SHARDED, AS_IT_IS, parts),
+}
+
+
+def run(name: str, rank: int) -> dict[str, Any]:
+    kind, strategy, settings, data = RUNS[name]
+    torch.manual_seed(0)
+    shares = ModelParallelStrategy if "tensor_parallel_size" in strategy else DDPStrategy
+    module, logger, steps = kind().double(), Kept(), Steps()
+    trainer = quiet_trainer(
+        PSPCallback(lam=LAM, **{"entropy": (1, 2), "num_classes": CLASSES, **ENTROPIES.get(name, {})}),
+        steps,
+        devices=PROCESSES,
+        strategy=shares(process_group_backend="gloo", timeout=timedelta(seconds=20), **strategy),
+        logger=logger,
+        **{"use_distributed_sampler": False, "log_every_n_steps": 2, **settings},
+    )
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        trainer.fit(module, data(rank), parts(rank, 2, seed=1))
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        final = {name: whole(value).detach().clone() for name, value in module.state_dict().items()}
+        trainer.test(module, parts(rank, 1, seed=2), verbose=False)
+    return {
+        "batches": module.batches,
+        "gradients": module.gradients,
+        "weights": module.weights,
+        "final": final,
+        "metrics": {**metrics, **{key: float(value) for key, value in trainer.callback_metrics.items()}},
+        "logged": logger.rows,
+        "steps": steps.rows,
+        "warnings": [str(warning.message) for warning in said],
+    }
+
+
+def main() -> None:
+    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+    torch.set_num_threads(1)
+    for name in RUNS:
+        try:
+            result = run(name, rank)
+        except BaseException:
+            result = {"error": traceback.format_exc()}
+        torch.save(result, folder / f"{name} {rank}.pt")
+        if "error" in result and name not in ERRORS:  # the other process cannot go on either
+            break
+
+
+if __name__ == "__main__":
+    main()
