@@ -7,7 +7,13 @@ from collections.abc import Iterable
 from typing import Any
 
 
-def check_number(name: str, value: Any, at_least: float | None = None, above: float | None = None) -> None:
+def check_number(
+    name: str,
+    value: Any,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+) -> None:
     """Raises an error unless an argument is a finite number within its bounds.
 
     Example:
@@ -19,9 +25,12 @@ def check_number(name: str, value: Any, at_least: float | None = None, above: fl
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"Expected argument `{name}` to be a number but got {value!r}.")
     is_low = (at_least is not None and value < at_least) or (above is not None and value <= above)
-    if is_low or not math.isfinite(value):
+    is_high = at_most is not None and value > at_most
+    if is_low or is_high or not math.isfinite(value):
         bound = "" if at_least is None else f" of at least {at_least}"
         bound = bound if above is None else f" above {above}"
+        if at_most is not None:
+            bound += f" and at most {at_most}" if bound else f" of at most {at_most}"
         raise ValueError(f"Expected argument `{name}` to be a finite number{bound} but got {value!r}.")
 
 

@@ -1,0 +1,63 @@
+"""How large the share of weights is that are 0."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from lightning_psp.pruning.masks import Masks, check_masks
+from lightning_psp.pruning.prunable import prunable_weights, select
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """Shares of weights that are 0, from 0 to 1.
+
+    Args:
+        network: of all weights together.
+        layers: name of each parameter to the share of its weights.
+    """
+
+    network: float
+    layers: dict[str, float]
+
+
+def sparsity(
+    module_or_masks: nn.Module | Masks, *, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
+) -> Sparsity:
+    """The share of weights that are 0, of a network and of each of its prunable parameters.
+
+    A module is read by the weights that its linear and convolution layers compute with, masks as they are.
+
+    Args:
+        module_or_masks: a network, or name of each parameter to a bool tensor, True where a weight stays.
+        include: glob patterns on parameter names.
+        exclude: glob patterns on parameter names.
+
+    Returns:
+        The shares of the network and of each parameter.
+
+    Raises:
+        TypeError: if an argument is of the wrong type.
+        ValueError: if there is no mask, a pattern matches no name, or as
+            :func:`~lightning_psp.pruning.prunable.prunable_parameters`.
+
+    Example:
+        >>> import torch
+        >>> sparsity({"0.weight": torch.tensor([True, False]), "2.weight": torch.tensor([True, False, False, False])})
+        Sparsity(network=0.6666666666666666, layers={'0.weight': 0.5, '2.weight': 0.75})
+    """
+    if isinstance(module_or_masks, nn.Module):
+        weights = prunable_weights(module_or_masks, include, exclude)
+        zeros = {name: weight.value() == 0 for name, weight in weights.items()}
+    else:
+        check_masks(module_or_masks)
+        names = select({name: (name,) for name in module_or_masks}, include, exclude)
+        zeros = {name: ~module_or_masks[name] for name in names}
+    counts = {name: int(mask.sum()) for name, mask in zeros.items()}
+    # a parameter without any weight has no zeros
+    sizes = {name: max(1, mask.numel()) for name, mask in zeros.items()}
+    layers = {name: count / sizes[name] for name, count in counts.items()}
+    return Sparsity(sum(counts.values()) / sum(sizes.values()), layers)
