@@ -8,7 +8,7 @@ from torch import nn
 from lightning_psp import record_potentials
 from lightning_psp.analysis import constant_units
 from lightning_psp.metrics import PSPEntropy
-from tests.networks import LeNet5, SharedWeights
+from tests.support.networks import LeNet5, SharedWeights
 
 
 class Convolution(nn.Module):
