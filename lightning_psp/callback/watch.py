@@ -17,8 +17,9 @@ from lightning_psp.capture.origin import Potential
 from lightning_psp.capture.selection import LayerSelection
 from lightning_psp.functional.penalty import Reduction
 from lightning_psp.functional.totals import Total, add_up, read_on_processor
+from lightning_psp.gradient.class_states import BatchClasses, ClassStates
 from lightning_psp.gradient.compiled_tap import CompiledTap
-from lightning_psp.gradient.entropy_term import BatchClasses, ClassStates, EntropyTerm
+from lightning_psp.gradient.entropy_term import EntropyTerm
 from lightning_psp.gradient.injection import AnyTap, Injector, LayerTerm
 from lightning_psp.gradient.tap import Tap
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_psp.capture.graph import ReachedGraph
 from lightning_psp.capture.origin import Measured, Potential
-
-if TYPE_CHECKING:
-    from lightning_psp.gradient.arriving import Arriving
+from lightning_psp.gradient.arriving import Arriving
 
 
 class CompiledTap:

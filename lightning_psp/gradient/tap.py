@@ -17,7 +17,7 @@ from lightning_psp.capture.origin import Potential
 from lightning_psp.functional.penalty import Reduction, count_units
 from lightning_psp.functional.precision import accumulation_dtype
 from lightning_psp.gradient.arriving import Arriving
-from lightning_psp.gradient.entropy_term import ClassStates
+from lightning_psp.gradient.class_states import ClassStates
 from lightning_psp.gradient.kernels import add_potential, can_be_overwritten, square_sum
 
 

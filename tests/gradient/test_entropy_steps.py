@@ -7,7 +7,8 @@ from torch.nn import functional
 
 from lightning_psp import PSPCallback
 from lightning_psp.callback import entropy_settings
-from lightning_psp.gradient import entropy_term
+from lightning_psp.gradient.class_states import BatchClasses, ClassStates
+from lightning_psp.gradient.entropy_term import EntropyTerm
 from lightning_psp.schedules import WarmUp
 from tests.gradient.test_entropy_term import entropy
 from tests.support.followed import Followed, assert_same, mean_square, potentials, total
@@ -342,8 +343,8 @@ def test_without_a_weight_nothing_changes(monkeypatch, lam):
     def unwanted(*args):
         raise AssertionError("part of the entropy term")
 
-    for name in ("ClassStates", "BatchClasses", "EntropyTerm"):
-        monkeypatch.setattr(getattr(entropy_term, name), "__init__", unwanted)
+    for part in (ClassStates, BatchClasses, EntropyTerm):
+        monkeypatch.setattr(part, "__init__", unwanted)
     monkeypatch.setattr(entropy_settings, "find_target", unwanted)
     module, trainer = trained(Classifier, PSPCallback(lam=lam, entropy_weight=0.0, target="no such key"))
     value = total(module, batch(), lam)
