@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_psp.arguments import check_choice, check_integer, check_number
+from lightning_psp.functional.arguments import check_choice, check_integer, check_number
 from lightning_psp.pruning.prunable import Weight, norm_like, prunable_weights, refuse, weights_by_name
 
 Scope = Literal["global", "layer"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from lightning_psp.selection import LayerSelection, matches
+from lightning_psp.capture.selection import LayerSelection, matches
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _PRUNED_KINDS = (nn.Linear, nn.Bilinear, *_CONVOLUTIONS)
