@@ -1,5 +1,6 @@
 """Distributions of weights and potentials, layer by layer, in fixed bins: the first paper's Fig. 3."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -72,3 +73,15 @@ def potential_histograms(module: LightningModule, data: LightningDataModule) -> 
         for layer, potential in potentials.items():
             histograms.setdefault(layer, Histogram(POTENTIAL_LIMIT)).add(potential)
     return {layer.removeprefix("network."): histogram.summary() for layer, histogram in histograms.items()}
+
+
+def add_histograms(summaries: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Add the counts of several trainings, layer by layer."""
+    return {
+        layer: {
+            "limit": histogram["limit"],
+            "beyond": sum(summary[layer]["beyond"] for summary in summaries),
+            "counts": torch.tensor([summary[layer]["counts"] for summary in summaries]).sum(dim=0).tolist(),
+        }
+        for layer, histogram in summaries[0].items()
+    }

@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from lightning_psp.plotting.style import tidy
+
 if TYPE_CHECKING:
     from entropy_study import Run
 
@@ -70,6 +72,5 @@ def _draw_panel(axes: Axes, runs: Sequence["Run"], value: Callable[["Run"], floa
     axes.axvline(weights.index(0.0), color="#BBBBBB", linewidth=1, zorder=0)
     axes.set_xticks(range(len(weights)), [f"{weight:g}".replace("-", "−") for weight in weights])
     axes.tick_params(axis="x", labelsize=9)
-    axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes)
+    axes.grid(visible=False, axis="x")

@@ -27,11 +27,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from tqdm import tqdm
 
-from axes_style import label_plainly, tidy
 from classifier import Classifier
 from data import Digits
 from images import MNIST
 from lightning_psp import PSPCallback
+from lightning_psp.plotting.style import label_plainly, tidy
 from lightning_psp.schedules import SCHEDULES
 from models import DigitsLeNet
 from networks import LeNet5, LeNet300

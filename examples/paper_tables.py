@@ -19,8 +19,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from curves import Curves, plot_curves
-from distribution_figure import add_histograms, plot_distributions
+from distributions import add_histograms
+from lightning_psp.plotting import plot_curves, plot_distributions
 from tables import markdown_table, mean_and_deviation
 
 # In the order of the table, those to point out last.
@@ -189,19 +189,19 @@ def pictured(techniques: Mapping[str, Sequence[Result]]) -> dict[str, list[str]]
 def draw_pictures(title: str, techniques: Mapping[str, Sequence[Result]], stem: str, folder: Path) -> None:
     """Draw the curves, and the distributions of ℓ2 and PSP where they were counted."""
     for end, drawn in pictured(techniques).items():
-        plot_curves(
-            [
-                Curves(
-                    label(technique, techniques[technique]),
-                    error=[[epoch["error"] for epoch in result["epochs"]] for result in techniques[technique]],
-                    z2=[[epoch["z2"] for epoch in result["epochs"]] for result in techniques[technique]],
-                )
+        figure, _ = plot_curves(
+            {
+                label(technique, techniques[technique]): [
+                    {key: [epoch[key] for epoch in result["epochs"]] for key in ("error", "z2")}
+                    for result in techniques[technique]
+                ]
                 for technique in drawn
-            ],
-            folder / f"{stem}_{end}.png",
-            title=f"{title}: test error",
-            measured_on="the test set",
+            },
+            keys=("error", "z2"),
+            titles={"error": f"{title}: test error", "z2": "Size of the potentials, on the test set"},
+            units={"error": "wrongly classified (%)", "z2": "mean squared potential ⟨z²⟩"},
         )
+        figure.savefig(folder / f"{stem}_{end}.png")
     for values in ("weights", "potentials"):
         counted = {
             label(technique, results): add_histograms([each[values] for each in results])
@@ -209,7 +209,8 @@ def draw_pictures(title: str, techniques: Mapping[str, Sequence[Result]], stem: 
             if technique in ("l2", "psp") and all(values in each for each in results)
         }
         if len(counted) == 2:
-            plot_distributions(counted, values.removesuffix("s"), folder / f"{stem}_{values}.png")
+            figure, _ = plot_distributions(counted, values=values.removesuffix("s"))
+            figure.savefig(folder / f"{stem}_{values}.png")
 
 
 def main() -> None:

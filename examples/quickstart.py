@@ -20,9 +20,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.loggers import TensorBoardLogger
 from tqdm import tqdm
 
-from curves import Curves, plot_curves
 from data import Digits
 from lightning_psp import PSPCallback
+from lightning_psp.plotting import plot_curves
 from models import DigitsLeNet
 from options import positive_integer
 from resumable import PROGRESS_FORMAT, silence_lightning
@@ -161,17 +161,15 @@ def main() -> None:
     print_table(rows)
     (arguments.output / "quickstart.md").write_text(markdown_table(HEADER, rows))
     picture = arguments.output / "quickstart.png"
-    plot_curves(
-        [
-            Curves(
-                technique.label,
-                error=[run.val_error for run in repeats],
-                z2=[run.val_z2 for run in repeats],
-            )
+    figure, _ = plot_curves(
+        {
+            technique.label: [{"val_error": run.val_error, "psp/z2_val": run.val_z2} for run in repeats]
             for technique, repeats in runs.items()
-        ],
-        picture,
+        },
+        titles={"val_error": "Error on unseen digits"},
+        units={"val_error": "wrongly classified (%)"},
     )
+    figure.savefig(picture)
     print(f"\nPicture: {shorten(picture)}")
     print("\nTo see every layer's ⟨z²⟩, start TensorBoard and open http://localhost:6006:")
     print(f"    {tensorboard_command(logs)}")

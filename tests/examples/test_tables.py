@@ -13,8 +13,7 @@ pytest.importorskip("sklearn")
 
 import lambda_sweep
 import paper_tables
-from curves import Curves, plot_curves
-from distribution_figure import add_histograms, plot_distributions
+from distributions import add_histograms
 from tables import markdown_table, mean_and_deviation
 
 LAYERS = ("conv1", "fc1")
@@ -119,10 +118,16 @@ def test_other_networks_and_kinds_of_psp(monkeypatch, tmp_path):
     for name, each in results.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(each))
     drawn = {}
+
+    class Picture:
+        def __init__(self, told):
+            self.told = told
+
+        def savefig(self, path):
+            drawn[path.name] = self.told
+
     monkeypatch.setattr(
-        paper_tables,
-        "plot_curves",
-        lambda curves, path, title, **more: drawn.update({path.name: (title, [each.label for each in curves])}),
+        paper_tables, "plot_curves", lambda curves, titles, **more: (Picture((titles["error"], list(curves))), None)
     )
     monkeypatch.setattr(sys, "argv", ["paper_tables.py", "--results", str(tmp_path), "--output", str(tmp_path / "out")])
     paper_tables.main()
@@ -182,72 +187,11 @@ def test_committed_tables_are_those_of_the_committed_trainings(monkeypatch, tmp_
             assert path.read_text() == (committed / name).read_text()
 
 
-def test_histograms_are_added_and_drawn_as_densities(tmp_path, monkeypatch):
+def test_histograms_are_added():
     seeds = [histogram(0.4, seed) for seed in (0, 1)]
     added = add_histograms([{"fc": each} for each in seeds])
-    expected = np.add(*(each["counts"] for each in seeds))
-    np.testing.assert_array_equal(added["fc"]["counts"], expected)
-    beyond = added["fc"]["beyond"]
-    assert beyond == sum(each["beyond"] for each in seeds) > 50
-
-    drawn = []
-    stairs = "matplotlib.axes.Axes.stairs"
-    monkeypatch.setattr(stairs, lambda axes, values, edges, **style: drawn.append((values, edges)))
-    monkeypatch.setattr("matplotlib.axes.Axes.set_xlim", lambda axes, *limits: drawn.append(limits))
-    narrow = {"limit": 1.0, "beyond": 0, "counts": [0] * 195 + [10] * 10 + [0] * 195}
-    plot_distributions({"ℓ2": added, "PSP": {"fc": narrow}}, "weight", tmp_path / "densities.png")
-    *drawn, limits = drawn
-    assert limits == (-1.0, 1.0)
-    for (density, edges), counts, number in zip(
-        drawn, (expected, narrow["counts"]), (beyond + expected.sum(), 100), strict=True
-    ):
-        widths = np.diff(edges)
-        assert np.allclose(widths, widths[0])
-        assert (density * widths).sum() == pytest.approx(np.sum(counts) / number)
-        for left, right, height in zip(edges, edges[1:], density, strict=False):
-            inside = (np.linspace(-1, 1, 401)[:-1] > left - 1e-9) & (np.linspace(-1, 1, 401)[1:] < right + 1e-9)
-            assert height == pytest.approx(np.asarray(counts)[inside].sum() / number / (right - left))
-
-
-def test_values_beyond_the_bins_are_told_of(tmp_path, monkeypatch):
-    told = []
-    monkeypatch.setattr(
-        "matplotlib.figure.Figure.savefig", lambda figure, path: told.extend(axes.get_xlabel() for axes in figure.axes)
-    )
-    inside, outside = ({"limit": 1.0, "beyond": number, "counts": [10] * 400} for number in (1, 40))
-    layers = {"ℓ2 (weight decay 0.1)": {"a": inside, "b": outside}, "PSP (λ = 0.1)": {"a": inside, "b": inside}}
-    plot_distributions(layers, "weight", tmp_path / "densities.png")
-    assert told == ["weight", "weight\nbeyond: ℓ2 1.0 %, PSP 0.0 %"]
-
-
-@pytest.mark.parametrize(("tail", "least"), [(1, 1e-5), (10**6, 1e-3)])
-def test_rare_values_do_not_stretch_the_axis_of_densities(tail, least, tmp_path, monkeypatch):
-    limits = []
-    monkeypatch.setattr(
-        "matplotlib.figure.Figure.savefig", lambda figure, path: limits.append(figure.axes[0].get_ylim())
-    )
-    wide, peaked = [1] * 40, [tail] * 40
-    peaked[20] = 10**9
-    counted = {"wide": wide, "peaked": peaked}
-    histograms = {name: {"fc": {"limit": 1.0, "beyond": 0, "counts": counts}} for name, counts in counted.items()}
-    plot_distributions(histograms, "weight", tmp_path / "densities.png")
-    ((bottom, top),) = limits
-    largest = 10**9 / sum(peaked) * 20
-    assert top > largest
-    assert bottom == pytest.approx(least * largest, rel=0.4)
-
-
-@pytest.mark.parametrize(
-    ("seeds", "caption"), [((1, 1), ""), ((3, 3, 3, 3), "mean of 3 trainings"), ((1, 3), "mean of 1 or 3 trainings")]
-)
-def test_curves_of_two_and_four_techniques(seeds, caption, tmp_path, monkeypatch):
-    captions = []
-    monkeypatch.setattr("matplotlib.figure.Figure.supxlabel", lambda figure, text, **style: captions.append(text))
-    techniques = [Curves(str(each), [[2.0, 1.0]] * number, [[3.0, 2.0]] * number) for each, number in enumerate(seeds)]
-    plot_curves(techniques, tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").stat().st_size > 10_000
-    assert ("Lines: " in captions[0]) == bool(caption)
-    assert caption in captions[0]
+    np.testing.assert_array_equal(added["fc"]["counts"], np.add(*(each["counts"] for each in seeds)))
+    assert added["fc"]["beyond"] == sum(each["beyond"] for each in seeds) > 50
 
 
 def test_markdown():

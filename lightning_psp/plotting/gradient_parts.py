@@ -1,4 +1,4 @@
-"""Pictures of results. Needs matplotlib, which the extra `plot` installs."""
+"""Which potentials the PSP gradient of each weight comes from."""
 
 from __future__ import annotations
 
@@ -6,16 +6,11 @@ import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from lightning_psp.analysis.gradient_parts import GradientParts
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
 
-try:
-    from matplotlib import pyplot
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        "`lightning_psp.plotting` needs matplotlib, which is not installed: pip install 'lightning_psp[plot]'"
-    ) from error
+from lightning_psp.analysis import GradientParts
 
 LARGEST_FIGURE = 16.0, 14.0  # inches
 MOST_CELLS_WITH_NUMBERS = 20, 60  # columns and rows; in smaller cells numbers could not be read

@@ -1,0 +1,130 @@
+"""Values over the epochs of trainings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+
+from lightning_psp.plotting.logs import read_log
+from lightning_psp.plotting.style import FAINT, given_axes, label_plainly, new_axes, styles, tidy
+
+# A training: its log's file or folder, or the values themselves by key, one an epoch.
+Log = str | Path | Mapping[str, Sequence[float]]
+
+_TITLES = {
+    "psp/z2_train": "Size of the potentials, in training",
+    "psp/z2_val": "Size of the potentials",
+    "psp/z2_test": "Size of the potentials, test set",
+    "psp/entropy_val": "PSP-entropy",
+    "val_error": "Validation error",
+    "val_loss": "Validation loss",
+}
+_UNITS = {
+    "psp/z2_train": "mean squared potential ⟨z²⟩",
+    "psp/z2_val": "mean squared potential ⟨z²⟩",
+    "psp/z2_test": "mean squared potential ⟨z²⟩",
+    "psp/entropy_val": "mean over hidden layers (bits)",
+}
+
+
+def plot_curves(
+    trainings: Mapping[str, Log | Sequence[Log]],
+    ax: Axes | Sequence[Axes] | None = None,
+    *,
+    keys: Sequence[str] = ("val_error", "psp/z2_val"),
+    titles: Mapping[str, str] | None = None,
+    units: Mapping[str, str] | None = None,
+    log_scale: bool = True,
+) -> tuple[Figure | SubFigure, tuple[Axes, ...]]:
+    """Draws logged values over the epochs, a panel a key and a line a technique: the first paper's Fig. 2.
+
+    Of several trainings of a technique, such as several seeds, the line is the mean, with a band from the lowest to the
+    highest (Tartaglione et al., 2019, Fig. 2 shows error and ⟨z²⟩).
+
+    Args:
+        trainings: for each label in the legend, one training or several; the one to point out last. A training is the
+            ``metrics.csv`` of Lightning's CSVLogger or a folder with it, a folder or file of TensorBoard's events, or a
+            mapping from key to one value an epoch.
+        ax: axes to draw into, one for each key; by default a new figure of pyplot.
+        keys: what is drawn, under the names that it is logged by.
+        titles: title of each key's panel, where it is to be another than the default.
+        units: label of each key's vertical axis, likewise.
+        log_scale: whether the vertical axes are logarithmic.
+
+    Returns:
+        The figure, and the axes in the order of `keys`.
+
+    Raises:
+        ValueError: if `trainings` or `keys` is empty, if there are not as many axes as keys, or if a log lacks a key,
+            which names those that it has.
+        FileNotFoundError: if a path leads to no log.
+        ModuleNotFoundError: if TensorBoard, which reads its events, is not installed.
+
+    Example:
+        >>> runs = {"none": {"val_error": [0.3, 0.2], "psp/z2_val": [1.0, 2.0]},
+        ...         "PSP": {"val_error": [0.3, 0.1], "psp/z2_val": [0.9, 0.8]}}
+        >>> figure, (error, z2) = plot_curves(runs)
+        >>> z2.get_ylabel()
+        'mean squared potential ⟨z²⟩ (log scale)'
+    """
+    if not trainings or not keys:
+        raise ValueError(f"Expected arguments `trainings` and `keys` not to be empty but got {trainings!r}, {keys!r}.")
+    curves = {label: _read(logs, keys) for label, logs in trainings.items()}
+    axes = new_axes(len(keys), (5 * len(keys), 4.4)) if ax is None else given_axes(ax, len(keys), ", ".join(keys))
+    for key, panel in zip(keys, axes, strict=True):
+        for (label, runs), style in zip(curves.items(), styles(len(curves)), strict=True):
+            _draw_band(panel, [run[key] for run in runs], label, style)
+        panel.set_title({**_TITLES, **(titles or {})}.get(key, key), fontweight="bold")
+        unit = {**_UNITS, **(units or {})}.get(key, key)
+        panel.set_ylabel(f"{unit} (log scale)" if log_scale else unit)
+        panel.set_xlabel("epoch")
+        panel.set_xlim(left=0)
+        if log_scale:
+            panel.set_yscale("log")
+            label_plainly(panel.yaxis)
+        tidy(panel)
+    if ax is None:
+        _explain(axes[0].figure, curves)
+    else:
+        axes[0].legend(frameon=False, handlelength=3)
+    return axes[0].figure, tuple(axes)
+
+
+def _read(logs: Log | Sequence[Log], keys: Sequence[str]) -> list[dict[str, np.ndarray]]:
+    """For each training the epochs (from 1) and values of each key, ``[2, epochs]``."""
+    several = [logs] if isinstance(logs, (str, Path, Mapping)) else list(logs)
+    return [_values(log, keys) if isinstance(log, Mapping) else read_log(Path(log), keys) for log in several]
+
+
+def _values(log: Mapping[str, Sequence[float]], keys: Sequence[str]) -> dict[str, np.ndarray]:
+    missing = [key for key in keys if key not in log]
+    if missing:
+        raise ValueError(f"Expected a training with values of {missing[0]!r} but got one with {', '.join(log)}.")
+    return {key: np.stack([np.arange(1.0, len(log[key]) + 1), np.asarray(log[key], dtype=float)]) for key in keys}
+
+
+def _draw_band(axes: Axes, runs: Sequence[np.ndarray], label: str, style: dict[str, str]) -> None:
+    """Draws the mean over trainings, as far as all have come, with a band from the lowest of them to the highest."""
+    epochs = runs[0][0]
+    for run in runs[1:]:
+        epochs = np.intersect1d(epochs, run[0])
+    values = np.stack([run[1][np.isin(run[0], epochs)] for run in runs])
+    axes.plot(epochs, values.mean(axis=0), label=label, linewidth=1.8, **style)
+    if len(runs) > 1:
+        lowest, highest = values.min(axis=0), values.max(axis=0)
+        axes.fill_between(epochs, lowest, highest, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def _explain(figure: Figure | SubFigure, curves: Mapping[str, Sequence[object]]) -> None:
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=min(len(labels), 4), frameon=False, fontsize=11, handlelength=3
+    )
+    numbers = sorted({len(runs) for runs in curves.values()})
+    if numbers[-1] > 1:
+        caption = f"Lines: mean of {' or '.join(map(str, numbers))} trainings; bands: lowest to highest of them."
+        figure.supxlabel(caption, fontsize=9, color=FAINT)

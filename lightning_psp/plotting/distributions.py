@@ -1,0 +1,123 @@
+"""Distributions of weights or potentials, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import MaxNLocator, NullFormatter
+
+from lightning_psp.plotting.style import FAINT, given_axes, new_axes, styles, tidy
+
+_SHARE_SHOWN = 0.9995
+_LEAST_SHOWN = 1e-5  # density, as a share of the largest one
+_LEAST_BINS = 40
+
+
+def plot_distributions(
+    techniques: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    ax: Axes | Sequence[Axes] | None = None,
+    *,
+    values: str = "weight",
+) -> tuple[Figure | SubFigure, tuple[Axes, ...]]:
+    """Draws densities of weights or potentials, a panel a layer and a line a technique: the first paper's Fig. 3.
+
+    Each panel shows the interval around 0 that holds 99.95 % of the values of every technique or, where more lie beyond
+    the bins, all bins, and says how many that are.
+
+    Args:
+        techniques: for each label in the legend and each layer its histogram, a mapping with ``counts``, the numbers of
+            values in equal bins from ``-limit`` to ``limit``, and ``beyond``, how many values lie outside; the technique
+            to point out last. All have the same layers and, for a layer, the same bins.
+        ax: axes to draw into, one for each layer; by default a new figure of pyplot.
+        values: what is counted, for the horizontal axes.
+
+    Returns:
+        The figure, and the axes in the order of the layers.
+
+    Raises:
+        ValueError: if there is nothing to draw, or if there are not as many axes as layers.
+
+    Example:
+        >>> histogram = {"limit": 1.0, "counts": [0, 3, 4, 1], "beyond": 0}
+        >>> figure, (axes,) = plot_distributions({"none": {"fc1": histogram}, "PSP": {"fc1": histogram}})
+        >>> axes.get_title()
+        'fc1'
+    """
+    layers = list(next(iter(techniques.values()), {}))
+    if not layers:
+        raise ValueError("Expected argument `techniques` to have histograms of at least one layer but got none.")
+    size = (3.1 * len(layers), 3.6)
+    panels = new_axes(len(layers), size) if ax is None else given_axes(ax, len(layers), ", ".join(layers))
+    for axes, layer in zip(panels, layers, strict=True):
+        of_layer = {label: histograms[layer] for label, histograms in techniques.items()}
+        _draw_layer(axes, of_layer)
+        axes.set_title(layer, fontweight="bold")
+        axes.set_xlabel("\n".join([values, *_left_out(of_layer)]))
+    panels[0].set_ylabel("density (log scale)")
+    figure = panels[0].figure
+    if ax is None:
+        caption = (
+            f"Each panel shows the interval around 0 that holds {100 * _SHARE_SHOWN:g} % of the values of every"
+            " technique or, where more lie beyond, all bins."
+        )
+        figure.supxlabel(caption, fontsize=9, color=FAINT)
+        handles, labels = panels[0].get_legend_handles_labels()
+        columns = min(len(labels), 4)
+        figure.legend(
+            handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=11, handlelength=3
+        )
+    else:
+        panels[0].legend(frameon=False, handlelength=3)
+    return figure, tuple(panels)
+
+
+def _draw_layer(axes: Axes, histograms: Mapping[str, Mapping[str, Any]]) -> None:
+    shown = max(_half_width(histogram) for histogram in histograms.values())
+    least = 0.0
+    for (label, histogram), style in zip(histograms.items(), styles(len(histograms)), strict=True):
+        density, edges = _density(histogram, shown)
+        least = max(least, _LEAST_SHOWN * density.max())
+        axes.stairs(density, edges, label=label, linewidth=1.4, **style)
+    axes.set_xlim(-shown, shown)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=max(least, axes.get_ylim()[0]))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    tidy(axes)
+
+
+def _left_out(histograms: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Says for each technique how many values lie beyond its bins, where these are more than are left out elsewhere."""
+    shares = {
+        label: histogram["beyond"] / (sum(histogram["counts"]) + histogram["beyond"])
+        for label, histogram in histograms.items()
+    }
+    if max(shares.values()) <= 1 - _SHARE_SHOWN:
+        return []
+    told = [f"{label.partition(' (')[0]} {100 * share:.1f} %" for label, share in shares.items()]
+    return ["beyond: " + ", ".join(told)]
+
+
+def _half_width(histogram: Mapping[str, Any]) -> float:
+    """Half of the narrowest interval around 0, of whole bins, that holds nearly all values."""
+    counts = np.asarray(histogram["counts"])
+    # The two bins at the same distance from 0 together, the nearest first.
+    by_distance = (counts + counts[::-1])[len(counts) // 2 :]
+    wanted = _SHARE_SHOWN * (counts.sum() + histogram["beyond"])
+    bins = np.searchsorted(np.cumsum(by_distance), wanted) + 1
+    return float(histogram["limit"] * min(bins, len(by_distance)) / len(by_distance))
+
+
+def _density(histogram: Mapping[str, Any], shown: float) -> tuple[np.ndarray, np.ndarray]:
+    """Density and edges of bins as wide as they may be with at least 40 of them from ``-shown`` to ``shown``."""
+    counts, limit = np.asarray(histogram["counts"], dtype=float), histogram["limit"]
+    wanted = _LEAST_BINS * limit / shown
+    numbers = [each for each in range(1, len(counts) + 1) if len(counts) % each == 0]
+    number = next((each for each in numbers if each >= wanted), len(counts))
+    share = counts / (counts.sum() + histogram["beyond"])
+    edges = np.linspace(-limit, limit, number + 1)
+    return share.reshape(number, -1).sum(axis=1) / np.diff(edges), edges

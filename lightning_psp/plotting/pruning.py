@@ -1,0 +1,85 @@
+"""Error against sparsity."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from lightning_psp.plotting.style import label_plainly, new_axes, styles, tidy
+
+
+def plot_pruning(
+    arms: Mapping[str, Sequence[tuple[float, float]]],
+    ax: Axes | None = None,
+    *,
+    error: str = "test error (%)",
+    log_scale: bool = True,
+) -> tuple[Figure | SubFigure, Axes]:
+    """Draws error against the share of pruned weights, a line for each way of pruning.
+
+    Tartaglione et al. (2020), Fig. 1: gradual pruning beside one-shot pruning at several compression levels. The
+    horizontal axis has equal steps for equal factors of the weights that are left. Several errors at one sparsity are
+    drawn as their mean with their standard deviation.
+
+    Args:
+        arms: for each label in the legend, the networks' sparsities (shares of zeros from 0 to 1) and errors; the one to
+            point out first.
+        ax: axes to draw into; by default a new figure of pyplot.
+        error: label of the vertical axis.
+        log_scale: whether the vertical axis is logarithmic; where an error is 0 it never is.
+
+    Returns:
+        The figure and the axes.
+
+    Raises:
+        ValueError: if `arms` is empty, or a sparsity is not from 0 to less than 1.
+
+    Example:
+        >>> arms = {"LOBSTER": [(0.0, 0.8), (0.9, 0.8), (0.98, 0.9)], "one-shot": [(0.9, 1.0), (0.9, 1.2)]}
+        >>> figure, axes = plot_pruning(arms)
+        >>> axes.get_xlabel()
+        'pruned weights (%)'
+    """
+    if not arms:
+        raise ValueError("Expected argument `arms` to have at least one way of pruning but got none.")
+    outside = [share for points in arms.values() for share, _ in points if not 0 <= share < 1]
+    if outside:
+        raise ValueError(f"Expected the sparsities of `arms` to be from 0 to less than 1 but got {outside[0]}.")
+    axes = new_axes(1, (7.2, 4.4))[0] if ax is None else ax
+    for (label, points), style in reversed(list(zip(arms.items(), reversed(styles(len(arms), markers=True)), strict=True))):
+        by_share: dict[float, list[float]] = defaultdict(list)
+        for share, value in points:
+            by_share[share].append(value)
+        left = [1 - share for share in sorted(by_share)]
+        values = [by_share[share] for share in sorted(by_share)]
+        means = [float(np.mean(each)) for each in values]
+        deviations = [float(np.std(each, ddof=1)) if len(each) > 1 else 0.0 for each in values]
+        bars = deviations if any(deviations) else None
+        axes.errorbar(left, means, bars, label=label, capsize=3, linewidth=1.6, markersize=4.5, **style)
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    _label_shares(axes)
+    axes.set_xlabel("pruned weights (%)")
+    if log_scale and all(value > 0 for points in arms.values() for _, value in points):
+        axes.set_yscale("log")
+        label_plainly(axes.yaxis)
+        error = f"{error}, log scale"
+    axes.set_ylabel(error)
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(handles[::-1], labels[::-1], frameon=False, handlelength=3)
+    tidy(axes)
+    return axes.figure, axes
+
+
+def _label_shares(axes: Axes) -> None:
+    """Labels the axis of what is left with what is pruned: 0, 50, 80, 90, 95, 98, 99, …"""
+    lowest, highest = axes.xaxis.get_data_interval()
+    left = [1.0] + [factor * 10.0**-power for power in range(1, 8) for factor in (5, 2, 1)]
+    axes.xaxis.set_major_locator(FixedLocator([share for share in left if 0.8 * lowest <= share <= 1.01 * max(highest, 0.5)]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * (1 - share):.10g}"))
+    axes.xaxis.set_minor_locator(NullLocator())

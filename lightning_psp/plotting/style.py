@@ -1,0 +1,80 @@
+"""What all pictures have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import cycle
+from typing import Any
+
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+# Okabe and Ito's palette, which colour-blind readers tell apart; dashes and markers do so in grey print.
+_STYLES: tuple[dict[str, Any], ...] = (
+    {"color": "#555555", "linestyle": ":", "marker": "o"},
+    {"color": "#0072B2", "linestyle": "--", "marker": "s"},
+    {"color": "#009E73", "linestyle": "-.", "marker": "^"},
+    {"color": "#CC79A7", "linestyle": (0, (5, 1, 1, 1, 1, 1)), "marker": "v"},
+    {"color": "#E69F00", "linestyle": (0, (1, 1)), "marker": "P"},
+    {"color": "#56B4E9", "linestyle": (0, (3, 1, 1, 1)), "marker": "X"},
+)
+_EMPHASISED: dict[str, Any] = {"color": "#D55E00", "linestyle": "-", "marker": "D"}
+
+FAINT = "#555555"  # captions and marks beside the data
+
+
+def styles(number: int, markers: bool = False) -> list[dict[str, Any]]:
+    """Gives styles of lines, the one to point out last.
+
+    Args:
+        number: how many are needed; beyond seven they come again.
+        markers: whether the lines have markers.
+    """
+    chosen: Iterator[dict[str, Any]] = cycle(_STYLES)
+    drawn = [dict(next(chosen)) for _ in range(number - 1)] + [dict(_EMPHASISED)]
+    return drawn if markers else [{key: style[key] for key in ("color", "linestyle")} for style in drawn]
+
+
+def new_axes(number: int, size: tuple[float, float]) -> list[Axes]:
+    """Makes axes side by side in a new figure of pyplot.
+
+    Args:
+        number: how many axes.
+        size: width and height of the figure in inches.
+    """
+    _, axes = pyplot.subplots(1, number, figsize=size, dpi=150, layout="constrained", squeeze=False)
+    return list(axes[0])
+
+
+def given_axes(ax: Axes | Sequence[Axes], number: int, shown: str) -> list[Axes]:
+    """Checks the axes that a user gave.
+
+    Args:
+        ax: axes, or a sequence of them.
+        number: how many are needed.
+        shown: what they show, one each, for the message.
+
+    Raises:
+        ValueError: if there are not as many.
+    """
+    axes = [ax] if isinstance(ax, Axes) else list(ax)
+    if len(axes) != number:
+        raise ValueError(f"Expected argument `ax` to be {number} axes, one for each of {shown}, but got {len(axes)}.")
+    return axes
+
+
+def tidy(axes: Axes) -> None:
+    """Draws a faint grid behind the lines, and no frame."""
+    axes.grid(color="#E5E5E5", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def label_plainly(axis: Axis) -> None:
+    """Labels a logarithmic axis, on which all is drawn, with 1, 2, 5, 10, … or more in place of powers of ten."""
+    lowest, highest = axis.get_data_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if highest > 6 * lowest else (1, 1.2, 1.5, *range(2, 10))))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())

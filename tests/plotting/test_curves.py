@@ -1,0 +1,117 @@
+"""Curves over the epochs: what is read from which log, and what is drawn."""
+
+import numpy as np
+import pytest
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from matplotlib.figure import Figure
+
+from lightning_psp.plotting import plot_curves
+
+ERRORS, SIZES = [[4.0, 3.0, 2.0], [2.0, 1.0, 1.0]], [[1.0, 2.0, 8.0], [3.0, 4.0, 10.0]]
+
+
+def trainings(number=2):
+    return [{"val_error": ERRORS[seed], "psp/z2_val": SIZES[seed]} for seed in range(number)]
+
+
+class Logged(LightningModule):
+    """Logs a value each step and one each epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def train_dataloader(self):
+        return [0, 1, 2]
+
+    def val_dataloader(self):
+        return [0]
+
+    def training_step(self, batch, batch_idx):
+        self.log("lam", float(10 * self.current_epoch + batch))
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_error", 0.5 / (1 + self.current_epoch))
+
+    def configure_optimizers(self):
+        return None
+
+
+def fit(logger, epochs=3):
+    Trainer(
+        max_epochs=epochs,
+        logger=logger,
+        log_every_n_steps=1,
+        accelerator="cpu",
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    ).fit(Logged())
+    return logger.log_dir
+
+
+def lines(axes):
+    return {line.get_label(): [line.get_xdata().tolist(), line.get_ydata().tolist()] for line in axes.lines}
+
+
+def test_mean_of_several_trainings_with_a_band():
+    figure, (error, z2) = plot_curves({"none": trainings(1), "PSP": trainings(2)})
+    assert lines(error) == {"none": [[1, 2, 3], [4, 3, 2]], "PSP": [[1, 2, 3], [3, 2, 1.5]]}
+    assert lines(z2)["PSP"] == [[1, 2, 3], [2, 3, 9]]
+    (band,) = z2.collections
+    corners = {tuple(corner) for corner in band.get_paths()[0].vertices.tolist()}
+    assert {(1, 1), (1, 3), (2, 2), (2, 4), (3, 8), (3, 10)} <= corners
+    assert "mean of 1 or 2 trainings" in figure.get_supxlabel()
+    assert z2.get_ylabel() == "mean squared potential ⟨z²⟩ (log scale)"
+    assert {error.get_yscale(), z2.get_yscale()} == {"log"}
+    figure.canvas.draw()
+
+
+def test_the_last_technique_stands_out():
+    _, (axes,) = plot_curves(dict.fromkeys("abc", trainings(1)), keys=["val_error"])
+    colours = [line.get_color() for line in axes.lines]
+    assert colours[-1] == "#D55E00"
+    assert len(set(colours)) == len({line.get_linestyle() for line in axes.lines}) == 3
+
+
+@pytest.mark.parametrize("where", ["folder", "file"])
+@pytest.mark.parametrize(("kind", "file"), [(CSVLogger, "metrics.csv"), (TensorBoardLogger, "events.out.tfevents*")])
+@pytest.mark.filterwarnings("ignore:.*configure_optimizers.*", "ignore:Checkpoint directory", "ignore::DeprecationWarning")
+def test_logs_of_lightning(kind, file, where, tmp_path):
+    folder = fit(kind(tmp_path))
+    log = folder if where == "folder" else next(tmp_path.rglob(file))
+    _, (error, lam) = plot_curves({"a": log}, keys=("val_error", "lam"), log_scale=False)
+    np.testing.assert_allclose(lines(error)["a"], [[1, 2, 3], [0.5, 0.25, 0.5 / 3]], rtol=1e-6)
+    assert lines(lam)["a"] == [[1, 2, 3], [2, 12, 22]]  # the last of each epoch
+
+
+def test_a_training_that_was_broken_off_shortens_the_mean():
+    short = {key: values[:2] for key, values in trainings(1)[0].items()}
+    _, (error, _) = plot_curves({"a": [short, trainings(2)[1]]})
+    assert lines(error) == {"a": [[1, 2], [3, 2]]}
+
+
+def test_given_axes_are_used():
+    axes = Figure().subplots(1, 2)
+    figure, drawn = plot_curves({"a": trainings()}, axes)
+    assert figure is axes[0].figure
+    assert drawn == tuple(axes)
+    assert axes[0].get_legend() is not None
+    with pytest.raises(ValueError, match="2 axes, one for each of val_error, psp/z2_val, but got 1"):
+        plot_curves({"a": trainings()}, axes[0])
+
+
+def test_nothing_to_draw_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="`trainings`"):
+        plot_curves({})
+    with pytest.raises(ValueError, match="'other' but got one with val_error, psp/z2_val"):
+        plot_curves({"a": trainings()}, keys=["other"])
+    with pytest.raises(FileNotFoundError, match=r"metrics\.csv"):
+        plot_curves({"a": tmp_path})
+
+
+@pytest.mark.filterwarnings("ignore:.*configure_optimizers.*", "ignore:Checkpoint directory")
+def test_a_log_without_the_key_names_those_it_has(tmp_path):
+    with pytest.raises(ValueError, match=r"'psp/z2_val' but found lam, val_error"):
+        plot_curves({"a": fit(CSVLogger(tmp_path), 1)})

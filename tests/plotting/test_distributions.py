@@ -1,0 +1,67 @@
+"""Histograms are drawn as densities."""
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from lightning_psp.plotting import plot_distributions
+
+EDGES = np.linspace(-1, 1, 401)
+
+
+def histogram(width, beyond=60):
+    counts = np.histogram(np.random.default_rng(0).normal(0, width, 5000), EDGES)[0]
+    return {"limit": 1.0, "beyond": beyond, "counts": counts.tolist()}
+
+
+def test_densities_hold_the_counts(monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.axes.Axes.stairs", lambda axes, values, edges, **style: drawn.append((values, edges)))
+    wide, narrow = histogram(0.4), {"limit": 1.0, "beyond": 0, "counts": [0] * 195 + [10] * 10 + [0] * 195}
+    _, (axes,) = plot_distributions({"ℓ2": {"fc": wide}, "PSP": {"fc": narrow}})
+    assert axes.get_xlim() == (-1, 1)
+    for (density, edges), counts in zip(drawn, (wide, narrow), strict=True):
+        number = sum(counts["counts"]) + counts["beyond"]
+        assert np.allclose(np.diff(edges), edges[1] - edges[0])
+        assert (density * np.diff(edges)).sum() == pytest.approx(sum(counts["counts"]) / number)
+        for left, right, height in zip(edges, edges[1:], density, strict=False):
+            inside = (EDGES[:-1] > left - 1e-9) & (EDGES[1:] < right + 1e-9)
+            assert height == pytest.approx(np.asarray(counts["counts"])[inside].sum() / number / (right - left))
+
+
+def test_values_beyond_the_bins_are_told_of():
+    inside, outside = ({"limit": 1.0, "beyond": number, "counts": [10] * 400} for number in (1, 40))
+    layers = {"ℓ2 (weight decay 0.1)": {"a": inside, "b": outside}, "PSP (λ = 0.1)": {"a": inside, "b": inside}}
+    _, axes = plot_distributions(layers, values="potential")
+    assert [panel.get_xlabel() for panel in axes] == ["potential", "potential\nbeyond: ℓ2 1.0 %, PSP 0.0 %"]
+
+
+@pytest.mark.parametrize(("tail", "least"), [(1, 1e-5), (10**6, 1e-3)])
+def test_rare_values_do_not_stretch_the_axis_of_densities(tail, least):
+    wide, peaked = [1] * 40, [tail] * 40
+    peaked[20] = 10**9
+    counted = {"wide": wide, "peaked": peaked}
+    _, (axes,) = plot_distributions(
+        {name: {"fc": {"limit": 1.0, "beyond": 0, "counts": counts}} for name, counts in counted.items()}
+    )
+    bottom, top = axes.get_ylim()
+    largest = 10**9 / sum(peaked) * 20
+    assert top > largest
+    assert bottom == pytest.approx(least * largest, rel=0.4)
+
+
+def test_three_techniques_in_given_axes():
+    axes = Figure().subplots(1, 2)
+    layers = {"conv1": histogram(0.2), "fc1": histogram(0.3)}
+    figure, drawn = plot_distributions(dict.fromkeys(("none", "ℓ2", "PSP"), layers), axes)
+    assert (figure, drawn) == (axes[0].figure, tuple(axes))
+    assert [text.get_text() for text in axes[0].get_legend().get_texts()] == ["none", "ℓ2", "PSP"]
+    assert [panel.get_title() for panel in axes] == ["conv1", "fc1"]
+    with pytest.raises(ValueError, match="2 axes, one for each of conv1, fc1, but got 1"):
+        plot_distributions({"none": layers}, axes[0])
+
+
+@pytest.mark.parametrize("nothing", [{}, {"none": {}}])
+def test_nothing_to_draw_is_an_error(nothing):
+    with pytest.raises(ValueError, match="at least one layer"):
+        plot_distributions(nothing)

@@ -1,0 +1,63 @@
+"""Error against sparsity."""
+
+import pytest
+from matplotlib.figure import Figure
+
+from lightning_psp.plotting import plot_pruning
+
+ARMS = {"gradual": [(0.9, 1.0), (0.0, 0.8), (0.98, 1.5)], "one-shot": [(0.9, 1.0), (0.9, 3.0), (0.98, 4.0)]}
+
+
+def points(axes):
+    drawn = {}
+    for bars in axes.containers:
+        line, _, (spread,) = bars
+        drawn[bars.get_label()] = [
+            (round(1 - left, 6), mean, round((segment[1][1] - segment[0][1]) / 2, 6))
+            for left, mean, segment in zip(*line.get_data(), spread.get_segments(), strict=True)
+        ]
+    return drawn
+
+
+def test_means_and_deviations_by_sparsity():
+    _, axes = plot_pruning({"one-shot": ARMS["one-shot"]})
+    (deviation,) = {2**0.5}
+    assert points(axes) == {"one-shot": [(0.9, 2.0, round(deviation, 6)), (0.98, 4.0, 0.0)]}
+
+
+def test_equal_steps_are_equal_factors_of_what_is_left():
+    figure, axes = plot_pruning(ARMS)
+    figure.canvas.draw()
+    labels = {text.get_text() for text in axes.get_xticklabels()}
+    assert {"0", "50", "90", "98"} <= labels
+    low, high = axes.get_xlim()
+    assert low > high  # more is pruned to the right
+    assert axes.get_xscale() == axes.get_yscale() == "log"
+    assert axes.get_ylabel() == "test error (%), log scale"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["gradual", "one-shot"]
+
+
+def test_the_first_arm_stands_out():
+    _, axes = plot_pruning(ARMS)
+    colours = {bars.get_label(): bars[0].get_color() for bars in axes.containers}
+    assert colours["gradual"] == "#D55E00"
+    assert colours["one-shot"] != "#D55E00"
+
+
+def test_an_error_of_zero_has_a_linear_axis():
+    _, axes = plot_pruning({"a": [(0.5, 0.0), (0.9, 1.0)]})
+    assert axes.get_yscale() == "linear"
+    assert axes.get_ylabel() == "test error (%)"
+
+
+def test_given_axes_are_used():
+    left, right = Figure().subplots(1, 2)
+    assert plot_pruning(ARMS, right) == (right.figure, right)
+    assert not left.containers
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="`arms`"):
+        plot_pruning({})
+    with pytest.raises(ValueError, match=r"less than 1 but got 98\.0"):
+        plot_pruning({"a": [(98.0, 1.0)]})
