@@ -80,7 +80,7 @@ def plot_curves(
             _draw_band(panel, [run[key] for run in runs], label, style)
         panel.set_title({**_TITLES, **(titles or {})}.get(key, key), fontweight="bold")
         unit = {**_UNITS, **(units or {})}.get(key, key)
-        panel.set_ylabel(f"{unit} (log scale)" if log_scale else unit)
+        panel.set_ylabel(_with_log_scale(unit) if log_scale else unit)
         panel.set_xlabel("epoch")
         panel.set_xlim(left=0)
         if log_scale:
@@ -119,10 +119,20 @@ def _draw_band(axes: Axes, runs: Sequence[np.ndarray], label: str, style: dict[s
         axes.fill_between(epochs, lowest, highest, color=style["color"], alpha=0.15, linewidth=0)
 
 
+def _with_log_scale(unit: str) -> str:
+    return f"{unit[:-1]}, log scale)" if unit.endswith(")") else f"{unit} (log scale)"
+
+
 def _explain(figure: Figure | SubFigure, curves: Mapping[str, Sequence[object]]) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside upper center", ncols=min(len(labels), 4), frameon=False, fontsize=11, handlelength=3
+        handles,
+        labels,
+        loc="outside upper center",
+        ncols=min(len(labels), 4),
+        frameon=False,
+        fontsize=11,
+        handlelength=3,
     )
     numbers = sorted({len(runs) for runs in curves.values()})
     if numbers[-1] > 1:

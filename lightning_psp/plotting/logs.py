@@ -29,9 +29,7 @@ def read_log(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
         path = path / "metrics.csv"
     if path.suffix == ".csv" and path.exists():
         found = _read_csv(path)
-    elif path.match(_EVENTS) and path.exists():
-        found = _read_events(path)
-    elif path.is_dir() and any(path.glob(_EVENTS)):
+    elif (path.match(_EVENTS) and path.exists()) or (path.is_dir() and any(path.glob(_EVENTS))):
         found = _read_events(path)
     else:
         raise FileNotFoundError(

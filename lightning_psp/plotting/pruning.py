@@ -51,7 +51,9 @@ def plot_pruning(
     if outside:
         raise ValueError(f"Expected the sparsities of `arms` to be from 0 to less than 1 but got {outside[0]}.")
     axes = new_axes(1, (7.2, 4.4))[0] if ax is None else ax
-    for (label, points), style in reversed(list(zip(arms.items(), reversed(styles(len(arms), markers=True)), strict=True))):
+    for (label, points), style in reversed(
+        list(zip(arms.items(), reversed(styles(len(arms), markers=True)), strict=True))
+    ):
         by_share: dict[float, list[float]] = defaultdict(list)
         for share, value in points:
             by_share[share].append(value)
@@ -80,6 +82,8 @@ def _label_shares(axes: Axes) -> None:
     """Labels the axis of what is left with what is pruned: 0, 50, 80, 90, 95, 98, 99, …"""
     lowest, highest = axes.xaxis.get_data_interval()
     left = [1.0] + [factor * 10.0**-power for power in range(1, 8) for factor in (5, 2, 1)]
-    axes.xaxis.set_major_locator(FixedLocator([share for share in left if 0.8 * lowest <= share <= 1.01 * max(highest, 0.5)]))
+    axes.xaxis.set_major_locator(
+        FixedLocator([share for share in left if 0.8 * lowest <= share <= 1.01 * max(highest, 0.5)])
+    )
     axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * (1 - share):.10g}"))
     axes.xaxis.set_minor_locator(NullLocator())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import cycle
 from typing import Any
 
@@ -32,7 +32,7 @@ def styles(number: int, markers: bool = False) -> list[dict[str, Any]]:
         number: how many are needed; beyond seven they come again.
         markers: whether the lines have markers.
     """
-    chosen: Iterator[dict[str, Any]] = cycle(_STYLES)
+    chosen = cycle(_STYLES if number > 2 else _STYLES[1:])  # two lines: blue and vermilion differ most
     drawn = [dict(next(chosen)) for _ in range(number - 1)] + [dict(_EMPHASISED)]
     return drawn if markers else [{key: style[key] for key in ("color", "linestyle")} for style in drawn]
 

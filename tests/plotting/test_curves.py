@@ -32,7 +32,7 @@ class Logged(LightningModule):
         self.log("lam", float(10 * self.current_epoch + batch))
 
     def validation_step(self, batch, batch_idx):
-        self.log("val_error", 0.5 / (1 + self.current_epoch))
+        self.log("val_error", 0.5 / (1 + self.current_epoch), batch_size=1)
 
     def configure_optimizers(self):
         return None
@@ -64,6 +64,7 @@ def test_mean_of_several_trainings_with_a_band():
     assert {(1, 1), (1, 3), (2, 2), (2, 4), (3, 8), (3, 10)} <= corners
     assert "mean of 1 or 2 trainings" in figure.get_supxlabel()
     assert z2.get_ylabel() == "mean squared potential ⟨z²⟩ (log scale)"
+    assert error.get_ylabel() == "val_error (log scale)"
     assert {error.get_yscale(), z2.get_yscale()} == {"log"}
     figure.canvas.draw()
 
@@ -77,7 +78,9 @@ def test_the_last_technique_stands_out():
 
 @pytest.mark.parametrize("where", ["folder", "file"])
 @pytest.mark.parametrize(("kind", "file"), [(CSVLogger, "metrics.csv"), (TensorBoardLogger, "events.out.tfevents*")])
-@pytest.mark.filterwarnings("ignore:.*configure_optimizers.*", "ignore:Checkpoint directory", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:.*configure_optimizers.*", "ignore:Checkpoint directory", "ignore::DeprecationWarning"
+)
 def test_logs_of_lightning(kind, file, where, tmp_path):
     folder = fit(kind(tmp_path))
     log = folder if where == "folder" else next(tmp_path.rglob(file))

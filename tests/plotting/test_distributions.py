@@ -16,7 +16,9 @@ def histogram(width, beyond=60):
 
 def test_densities_hold_the_counts(monkeypatch):
     drawn = []
-    monkeypatch.setattr("matplotlib.axes.Axes.stairs", lambda axes, values, edges, **style: drawn.append((values, edges)))
+    monkeypatch.setattr(
+        "matplotlib.axes.Axes.stairs", lambda axes, values, edges, **style: drawn.append((values, edges))
+    )
     wide, narrow = histogram(0.4), {"limit": 1.0, "beyond": 0, "counts": [0] * 195 + [10] * 10 + [0] * 195}
     _, (axes,) = plot_distributions({"ℓ2": {"fc": wide}, "PSP": {"fc": narrow}})
     assert axes.get_xlim() == (-1, 1)
