@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -107,7 +108,7 @@ def _values(log: Mapping[str, Sequence[float]], keys: Sequence[str]) -> dict[str
     return {key: np.stack([np.arange(1.0, len(log[key]) + 1), np.asarray(log[key], dtype=float)]) for key in keys}
 
 
-def _draw_band(axes: Axes, runs: Sequence[np.ndarray], label: str, style: dict[str, str]) -> None:
+def _draw_band(axes: Axes, runs: Sequence[np.ndarray], label: str, style: dict[str, Any]) -> None:
     """Draws the mean over trainings, as far as all have come, with a band from the lowest of them to the highest."""
     epochs = runs[0][0]
     for run in runs[1:]:

@@ -30,8 +30,8 @@ def plot_distributions(
 
     Args:
         techniques: for each label in the legend and each layer its histogram, a mapping with ``counts``, the numbers of
-            values in equal bins from ``-limit`` to ``limit``, and ``beyond``, how many values lie outside; the technique
-            to point out last. All have the same layers and, for a layer, the same bins.
+            values in equal bins from ``-limit`` to ``limit``, and ``beyond``, how many lie outside; the one to point
+            out last. All have the same layers and, for a layer, the same bins.
         ax: axes to draw into, one for each layer; by default a new figure of pyplot.
         values: what is counted, for the horizontal axes.
 

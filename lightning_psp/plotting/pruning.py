@@ -27,8 +27,8 @@ def plot_pruning(
     drawn as their mean with their standard deviation.
 
     Args:
-        arms: for each label in the legend, the networks' sparsities (shares of zeros from 0 to 1) and errors; the one to
-            point out first.
+        arms: for each label in the legend, the networks' sparsities (shares of zeros from 0 to 1) and errors; the one
+            to point out first.
         ax: axes to draw into; by default a new figure of pyplot.
         error: label of the vertical axis.
         log_scale: whether the vertical axis is logarithmic; where an error is 0 it never is.
@@ -51,11 +51,10 @@ def plot_pruning(
     if outside:
         raise ValueError(f"Expected the sparsities of `arms` to be from 0 to less than 1 but got {outside[0]}.")
     axes = new_axes(1, (7.2, 4.4))[0] if ax is None else ax
-    for (label, points), style in reversed(
-        list(zip(arms.items(), reversed(styles(len(arms), markers=True)), strict=True))
-    ):
+    # The first one is drawn last, above the others.
+    for label, style in zip(list(arms)[::-1], styles(len(arms), markers=True), strict=True):
         by_share: dict[float, list[float]] = defaultdict(list)
-        for share, value in points:
+        for share, value in arms[label]:
             by_share[share].append(value)
         left = [1 - share for share in sorted(by_share)]
         values = [by_share[share] for share in sorted(by_share)]
@@ -79,7 +78,7 @@ def plot_pruning(
 
 
 def _label_shares(axes: Axes) -> None:
-    """Labels the axis of what is left with what is pruned: 0, 50, 80, 90, 95, 98, 99, …"""
+    """Labels the axis of what is left with what is pruned: 0, 50, 80, 90, 95, 98, 99 and so on."""
     lowest, highest = axes.xaxis.get_data_interval()
     left = [1.0] + [factor * 10.0**-power for power in range(1, 8) for factor in (5, 2, 1)]
     axes.xaxis.set_major_locator(
