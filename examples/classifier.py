@@ -1,6 +1,6 @@
 """Classification with SGD as a plain LightningModule around any network: nothing in it knows of PSP."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -86,3 +86,16 @@ class Classifier(LightningModule):
         )
         scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, self.milestones, gamma=0.1)
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+
+def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Compute ``test_error`` in per cent and ``test_loss``, the mean cross-entropy, over batches of images."""
+    network.eval()
+    wrong, loss, images = 0, 0.0, 0
+    with torch.no_grad():
+        for inputs, labels in batches:
+            logits = network(inputs)
+            wrong += (logits.argmax(dim=1) != labels).sum().item()
+            loss += F.cross_entropy(logits, labels, reduction="sum").item()
+            images += len(labels)
+    return {"test_error": 100 * wrong / images, "test_loss": loss / images}

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
@@ -82,13 +82,13 @@ def run(training: Training, options: argparse.Namespace, bar: tqdm) -> dict[str,
     """Train, or read what was trained before."""
     bar.set_description(f"{training.schedule}, λ = {training.lam:g}")
 
-    def make() -> tuple[LightningModule, LightningDataModule, PSPCallback]:
+    def make() -> tuple[LightningModule, LightningDataModule, list[Callback]]:
         module = Classifier(NETWORKS[training.network](), milestones=training.milestones)
         if training.network == "DigitsLeNet":
             data: LightningDataModule = Digits()
         else:
             data = MNIST(options.data, download=options.download, held_out=HELD_OUT)
-        return module, data, PSPCallback(lam=training.lam, schedule=training.schedule)
+        return module, data, [PSPCallback(lam=training.lam, schedule=training.schedule)]
 
     path = options.output / "trainings" / training.file
     return train_once(path, asdict(training), make, bar=bar, accelerator=options.accelerator)

@@ -19,10 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from tqdm import tqdm
 
-from lightning_psp import PSPCallback
 from resumable import PROGRESS_FORMAT, silence_lightning, train_once
 from train import TrainCLI, make_cli
 
@@ -101,11 +100,11 @@ def describe(network: str, technique: str, options: argparse.Namespace, cli: Tra
 
 
 def make(read: Callable[..., TrainCLI], seed: int, milestones: list[int]) -> Callable[[], Any]:
-    """Return what makes module, data and PSP callback of a recipe."""
+    """Return what makes module, data and callback of a recipe."""
 
-    def make_now() -> tuple[LightningModule, LightningDataModule, PSPCallback]:
+    def make_now() -> tuple[LightningModule, LightningDataModule, list[Callback]]:
         cli = read(f"--seed_everything={seed}", f"--model.milestones={milestones}")
-        return cli.model, cli.datamodule, cli.config_init.psp
+        return cli.model, cli.datamodule, [cli.config_init.psp]
 
     return make_now
 

@@ -22,7 +22,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from tqdm import tqdm
 
 from classifier import Classifier
@@ -83,7 +83,7 @@ class Reproduction:
         """Train, or read what was trained before."""
         self.bar.set_description(training.file.removesuffix(".json"))
 
-        def make() -> tuple[LightningModule, LightningDataModule, PSPCallback]:
+        def make() -> tuple[LightningModule, LightningDataModule, list[Callback]]:
             module = Classifier(
                 LeNet5(dropout=training.dropout),
                 learning_rate=training.learning_rate,
@@ -96,7 +96,7 @@ class Reproduction:
                 held_out=training.held_out,
             )
             # With lam=0 the callback only watches: ⟨z²⟩ is logged for all techniques alike.
-            return module, data, PSPCallback(lam=training.lam, reduction=training.reduction)
+            return module, data, [PSPCallback(lam=training.lam, reduction=training.reduction)]
 
         return train_once(
             self.options.results / training.file,

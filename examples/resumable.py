@@ -6,7 +6,7 @@ import platform
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tqdm import tqdm
 
 import lightning_psp
-from lightning_psp import PSPCallback
 
 PROGRESS_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} epochs, {remaining} left"
 
@@ -41,11 +40,13 @@ class EpochRecorder(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lightning has validated this epoch by now, so its values are in ``callback_metrics``."""
         values = {name: value.item() for name, value in trainer.callback_metrics.items()}
-        self.epochs.append(
-            {
-                "error": round(100 * values["val_error"], 4),
-                "loss": values["val_loss"],
-                "train_loss": values["train_loss"],
+        epoch = {
+            "error": round(100 * values["val_error"], 4),
+            "loss": values["val_loss"],
+            "train_loss": values["train_loss"],
+        }
+        if "psp/z2_val" in values:
+            epoch |= {
                 "z2": values["psp/z2_val"],
                 "z2_train": values["psp/z2_train"],
                 "z2_layers": {
@@ -53,9 +54,8 @@ class EpochRecorder(Callback):
                     for name, value in values.items()
                     if name.startswith("psp_z2_val/")
                 },
-                "seconds": round(time.perf_counter() - self._start, 3),
             }
-        )
+        self.epochs.append({**epoch, "seconds": round(time.perf_counter() - self._start, 3)})
         self.bar.update()
 
     def state_dict(self) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class EpochRecorder(Callback):
 def train_once(
     path: Path,
     configuration: Mapping[str, Any],
-    make: Callable[[], tuple[LightningModule, LightningDataModule, PSPCallback]],
+    make: Callable[[], tuple[LightningModule, LightningDataModule, Sequence[Callback]]],
     *,
     bar: tqdm,
     accelerator: str = "auto",
@@ -93,7 +93,7 @@ def train_once(
         path: JSON file of the result.
         configuration: What tells this training from others. Its ``seed`` and ``epochs`` are used here; the whole is
             written into the result.
-        make: Makes module, data and PSP callback; called after seeding.
+        make: Makes module, data and callbacks; called after seeding.
         bar: Progress bar that counts epochs.
         accelerator: Accelerator of the Trainer.
         measure: Further values of the trained module, for the result.
@@ -111,7 +111,7 @@ def train_once(
         return result
 
     seed_everything(configuration["seed"], verbose=False)
-    module, data, psp = make()
+    module, data, callbacks = make()
     recorder = EpochRecorder(bar)
     folder = path.parent / "checkpoints" / path.stem
     begun, checkpoint = folder / "configuration.json", folder / "last.ckpt"
@@ -122,7 +122,7 @@ def train_once(
     trainer = Trainer(
         max_epochs=configuration["epochs"],
         callbacks=[
-            psp,
+            *callbacks,
             recorder,
             # No epoch is better than another: the last one is kept, to go on from.
             ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False),
