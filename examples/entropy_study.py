@@ -30,12 +30,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
-from data import Digits
-from entropy_figure import draw
 from lightning_psp import PSPCallback, record_potentials
 from lightning_psp.functional import psp_entropy
-from models import DigitsLeNet
-from quickstart import positive_integer, silence_lightning
+from support.data import Digits
+from support.entropy_figure import Run, draw
+from support.models import DigitsLeNet
+from support.options import positive_integer
+from support.resumable import silence_lightning
 
 CAPTION = (
     "Mean ± standard deviation over seeds, on images that were not trained on. A positive `entropy_weight` lowers the"
@@ -69,20 +70,6 @@ class Task:
     epochs: int
     weights: dict[float, tuple[float, ...]]  # for each temperature
     seeds: int
-
-
-@dataclass(frozen=True)
-class Run:
-    """One setting and what was found with it: errors in per cent, entropies in bits."""
-
-    task: str
-    entropy_weight: float
-    temperature: float
-    seed: int
-    error: float
-    transfer_error: float
-    entropy: dict[str, float]  # of each hidden layer
-    z2: dict[str, float]
 
 
 class MnistLeNet(DigitsLeNet):

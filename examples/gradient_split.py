@@ -21,16 +21,16 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer, see
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from data import Digits
-from images import MNIST
 from lightning_psp import PSPCallback
 from lightning_psp.analysis import GradientParts, psp_gradient_parts
 from lightning_psp.plotting import plot_gradient_parts
-from models import DigitsLeNet
-from networks import LeNet5
-from options import positive_integer
-from resumable import silence_lightning
-from tables import markdown_table
+from support.data import Digits
+from support.images import MNIST
+from support.models import DigitsLeNet
+from support.networks import LeNet5
+from support.options import positive_integer
+from support.resumable import silence_lightning
+from support.tables import markdown_table
 
 IMAGES = 500
 REDUCTIONS = ("mean", "sum")

@@ -27,16 +27,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from tqdm import tqdm
 
-from classifier import Classifier
-from data import Digits
-from images import MNIST
 from lightning_psp import PSPCallback
 from lightning_psp.plotting.style import label_plainly, tidy
 from lightning_psp.schedules import SCHEDULES
-from models import DigitsLeNet
-from networks import LeNet5, LeNet300
-from resumable import PROGRESS_FORMAT, silence_lightning, train_once, write_json
-from tables import markdown_table, mean_and_deviation
+from support.classifier import Classifier
+from support.data import Digits
+from support.images import MNIST
+from support.models import DigitsLeNet
+from support.networks import LeNet5, LeNet300
+from support.resumable import PROGRESS_FORMAT, silence_lightning, train_once, write_json
+from support.tables import markdown_table, mean_and_deviation
 
 HELD_OUT = 10_000
 NETWORKS = {"DigitsLeNet": DigitsLeNet, "LeNet5": LeNet5, "LeNet300": LeNet300}

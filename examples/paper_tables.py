@@ -19,9 +19,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from distributions import add_histograms
 from lightning_psp.plotting import plot_curves, plot_distributions
-from tables import markdown_table, mean_and_deviation
+from support.distributions import add_histograms
+from support.tables import markdown_table, mean_and_deviation
 
 # In the order of the table, those to point out last.
 LABELS = {

@@ -20,13 +20,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.loggers import TensorBoardLogger
 from tqdm import tqdm
 
-from data import Digits
 from lightning_psp import PSPCallback
 from lightning_psp.plotting import plot_curves
-from models import DigitsLeNet
-from options import positive_integer
-from resumable import PROGRESS_FORMAT, silence_lightning
-from tables import markdown_table, mean_and_deviation
+from support.data import Digits
+from support.models import DigitsLeNet
+from support.options import positive_integer
+from support.resumable import PROGRESS_FORMAT, silence_lightning
+from support.tables import markdown_table, mean_and_deviation
 
 HEADER = ("technique", "test error (%)", "⟨z²⟩ on test set")
 

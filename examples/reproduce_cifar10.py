@@ -22,7 +22,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from tqdm import tqdm
 
-from resumable import PROGRESS_FORMAT, silence_lightning, train_once
+from support.resumable import PROGRESS_FORMAT, silence_lightning, train_once
 from train import TrainCLI, make_cli
 
 CONFIGS = Path(__file__).parent / "configs"

@@ -25,12 +25,12 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from tqdm import tqdm
 
-from classifier import Classifier
-from distributions import potential_histograms, weight_histograms
-from images import MNIST, FashionMNIST
 from lightning_psp import PSPCallback
-from networks import LeNet5
-from resumable import PROGRESS_FORMAT, silence_lightning, train_once
+from support.classifier import Classifier
+from support.distributions import potential_histograms, weight_histograms
+from support.images import MNIST, FashionMNIST
+from support.networks import LeNet5
+from support.resumable import PROGRESS_FORMAT, silence_lightning, train_once
 
 SETS = {"MNIST": MNIST, "FashionMNIST": FashionMNIST}
 TECHNIQUES = ("psp", "none", "dropout", "l2")

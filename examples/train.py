@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from classifier import Classifier
 from lightning_psp import PSPCallback
+from support.classifier import Classifier
 
 
 class TrainCLI(LightningCLI):

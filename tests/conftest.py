@@ -9,8 +9,7 @@ from hypothesis import HealthCheck, settings
 # The tensors are small, and workers that each use all cores would wait for one another.
 torch.set_num_threads(1)
 
-# Programs, not tests: collecting them would put their folder before that of the examples, which has modules of the same
-# names.
+# Programs, not tests.
 collect_ignore = ["benchmarks"]
 
 # Lightning calls what jsonargparse deprecates, some versions as soon as their CLI is imported.

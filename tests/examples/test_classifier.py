@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from classifier import Classifier
+from support.classifier import Classifier
 from tests.support.small import quiet_trainer
 
 

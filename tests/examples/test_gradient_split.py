@@ -10,7 +10,7 @@ pytest.importorskip("sklearn")
 
 import gradient_split
 from lightning_psp.analysis import GradientParts
-from networks import LeNet5
+from support.networks import LeNet5
 from tests.examples.idx import write_sets
 
 

@@ -13,9 +13,9 @@ from lightning.pytorch import LightningModule
 from PIL import Image
 from torchvision import datasets
 
-from augmentation import crop_randomly, flip_randomly
-from cifar10 import CIFAR10, decode_once
-from images import MNIST, FashionMNIST
+from support.augmentation import crop_randomly, flip_randomly
+from support.cifar10 import CIFAR10, decode_once
+from support.images import MNIST, FashionMNIST
 from tests.examples.idx import SIZES, write_sets
 from tests.examples.small_cifar10 import write_archives, write_files
 from tests.support.small import quiet_trainer

@@ -5,8 +5,8 @@ import torch
 
 pytest.importorskip("torchvision")
 
-import networks
 from lightning_psp import record_potentials
+from support import networks
 
 
 def images(name, batch=2):

@@ -12,7 +12,7 @@ pytest.importorskip("torchvision")
 
 import paper_tables
 import reproduce_cifar10
-import resumable
+from support import resumable
 from tests.examples.small_cifar10 import write_archives, write_files
 
 pytestmark = [

@@ -13,9 +13,9 @@ pytest.importorskip("torchvision")
 pytest.importorskip("sklearn")
 
 import reproduce_lenet5
-import resumable
-from classifier import Classifier
-from distributions import Histogram
+from support import resumable
+from support.classifier import Classifier
+from support.distributions import Histogram
 from tests.examples.idx import write_sets
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")

@@ -13,8 +13,8 @@ pytest.importorskip("sklearn")
 
 import lambda_sweep
 import paper_tables
-from distributions import add_histograms
-from tables import markdown_table, mean_and_deviation
+from support.distributions import add_histograms
+from support.tables import markdown_table, mean_and_deviation
 
 LAYERS = ("conv1", "fc1")
 

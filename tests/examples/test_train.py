@@ -14,8 +14,8 @@ pytest.importorskip("jsonargparse")
 pytest.importorskip("torchvision")
 
 import train
-from images import MNIST
 from lightning_psp import PSPCallback
+from support.images import MNIST
 
 # Lightning calls what this version of jsonargparse deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

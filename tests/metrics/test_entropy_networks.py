@@ -1,6 +1,5 @@
 """PSP-entropy of real networks, their potentials recorded."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +22,9 @@ def recorded(network, inputs, **choice):
     return potentials
 
 
-def test_lenet_of_the_examples(monkeypatch):
+def test_lenet_of_the_examples():
     pytest.importorskip("torchvision")
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    monkeypatch.delitem(sys.modules, "models", raising=False)
-    from models import DigitsLeNet
+    from support.models import DigitsLeNet
 
     torch.manual_seed(0)
     network, images, labels = DigitsLeNet(), torch.randn(30, 1, 8, 8), torch.randint(0, 3, (30,))

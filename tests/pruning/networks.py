@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torchvision.models import resnet18
 
-from networks import LeNet5, LeNet300
+from support.networks import LeNet5, LeNet300
 
 VOCABULARY, WIDTH = 11, 8
 

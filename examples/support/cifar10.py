@@ -12,8 +12,8 @@ from torch import Tensor
 from torchvision import datasets
 from tqdm import tqdm
 
-from augmentation import crop_randomly, flip_randomly
-from images import ImageSets, open_files
+from support.augmentation import crop_randomly, flip_randomly
+from support.images import ImageSets, open_files
 
 
 class CIFAR10(ImageSets):

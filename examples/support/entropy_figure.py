@@ -2,8 +2,8 @@
 
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,22 +11,35 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from lightning_psp.plotting.style import tidy
 
-if TYPE_CHECKING:
-    from entropy_study import Run
-
 # Okabe and Ito's palette, which colour-blind readers tell apart; markers and dashes do so in grey print.
 STYLES: list[dict[str, str]] = [
     {"color": "#0072B2", "linestyle": "-", "marker": "o"},
     {"color": "#D55E00", "linestyle": "--", "marker": "s"},
 ]
-PANELS: list[tuple[str, str, Callable[["Run"], float]]] = [
+
+
+@dataclass(frozen=True)
+class Run:
+    """One setting and what was found with it: errors in per cent, entropies in bits."""
+
+    task: str
+    entropy_weight: float
+    temperature: float
+    seed: int
+    error: float
+    transfer_error: float
+    entropy: dict[str, float]  # of each hidden layer
+    z2: dict[str, float]
+
+
+PANELS: list[tuple[str, str, Callable[[Run], float]]] = [
     ("Error", "wrongly classified (%, log scale)", lambda run: run.error),
     ("PSP-entropy", "mean over hidden layers (bits)", lambda run: statistics.mean(run.entropy.values())),
     ("Transfer error", "wrong among 5 to 9 (%, log scale)", lambda run: run.transfer_error),
 ]
 
 
-def draw(runs: Sequence["Run"], path: Path) -> None:
+def draw(runs: Sequence[Run], path: Path) -> None:
     """Draw one row a data set and save the picture.
 
     Args:
@@ -57,7 +70,7 @@ def draw(runs: Sequence["Run"], path: Path) -> None:
     figure.savefig(path)
 
 
-def _draw_panel(axes: Axes, runs: Sequence["Run"], value: Callable[["Run"], float]) -> None:
+def _draw_panel(axes: Axes, runs: Sequence[Run], value: Callable[[Run], float]) -> None:
     weights = sorted({run.entropy_weight for run in runs})
     temperatures = list(dict.fromkeys(run.temperature for run in runs))
     # Weights of both signs and several sizes: equal steps show them all.

@@ -1,8 +1,0 @@
-"""The networks of the papers, as plain modules: nothing in them knows of PSP."""
-
-from networks.all_cnn import AllCNNC
-from networks.lenet import LeNet5, LeNet300
-from networks.mobilenet import MobileNetV2
-from networks.resnet import ResNet18, ResNet32
-
-__all__ = ["AllCNNC", "LeNet5", "LeNet300", "MobileNetV2", "ResNet18", "ResNet32"]

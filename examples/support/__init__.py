@@ -1,0 +1,1 @@
+"""What the examples share: data, networks, a classifier, resumable trainings, tables and pictures."""
