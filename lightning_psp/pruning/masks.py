@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from lightning_psp.functional.arguments import check_choice, check_integer, check_number
-from lightning_psp.pruning.prunable import Weight, norm_like, prunable_weights, refuse, weights_by_name
+from lightning_psp.pruning.bound_masks import Masks, bind_masks, check_masks
+from lightning_psp.pruning.prunable import prunable_weights
 
 Scope = Literal["global", "layer"]
-Masks = Mapping[str, Tensor]
 
 
 def magnitude_masks(
@@ -143,75 +142,6 @@ def apply_masks(module: nn.Module, masks: Masks) -> None:
     """
     for each in bind_masks(module, masks):
         each.apply()
-
-
-@dataclass(frozen=True, eq=False)
-class BoundMask:
-    """A mask together with the parameter that it belongs to.
-
-    Args:
-        weight: the parameter.
-        goes: True where a weight is to be 0, on the parameter's device.
-    """
-
-    weight: Weight
-    goes: Tensor
-
-    @torch.no_grad()
-    def apply(self) -> None:
-        """Sets the weights to 0."""
-        direction, scale = self.weight.parameter, self.weight.scale
-        if scale is None:
-            direction.masked_fill_(self.goes, 0.0)
-            return
-        before = norm_like(direction, scale)
-        direction.masked_fill_(self.goes, 0.0)
-        after = norm_like(direction, scale)
-        scale.copy_(torch.where(after == 0.0, 0.0, scale * (after / before)))
-        direction.copy_(torch.where(after == 0.0, 1.0, direction))
-
-
-def bind_masks(module: nn.Module, masks: Masks) -> list[BoundMask]:
-    """Finds the parameters of masks; errors as :func:`apply_masks`, which are thus raised before anything changes."""
-    check_masks(masks)
-    known = weights_by_name(module)
-    bound: dict[int, tuple[str, BoundMask]] = {}
-    for name, mask in masks.items():
-        weight = known.get(name)
-        if weight is None:
-            raise ValueError(
-                f"Expected argument `masks` to name parameters of {type(module).__name__} but got {name!r}. Its"
-                f" parameters are: {', '.join(known)}."
-            )
-        refuse(weight)
-        if mask.shape != weight.parameter.shape:
-            raise ValueError(
-                f"Expected the mask of {name!r} to have the parameter's shape {tuple(weight.parameter.shape)} but got"
-                f" {tuple(mask.shape)}."
-            )
-        if id(weight.parameter) in bound:
-            raise ValueError(
-                f"Expected argument `masks` to name each parameter once but got {bound[id(weight.parameter)][0]!r} and"
-                f" {name!r}, which are the same."
-            )
-        bound[id(weight.parameter)] = name, BoundMask(weight, ~mask.to(weight.parameter.device))
-    return [each for _, each in bound.values()]
-
-
-def check_masks(masks: Masks) -> None:
-    """Raises an error unless masks are a mapping from names to bool tensors, with at least one entry."""
-    if not isinstance(masks, Mapping):
-        raise TypeError(
-            f"Expected argument `masks` to map parameter names to bool tensors but got {type(masks).__name__}."
-        )
-    for name, mask in masks.items():
-        if not isinstance(name, str) or not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-            raise TypeError(
-                f"Expected argument `masks` to map parameter names to bool tensors but got {got} for {name!r}."
-            )
-    if not masks:
-        raise ValueError("Expected argument `masks` to hold at least one mask but got none.")
 
 
 def _smallest(magnitudes: Tensor, share: float) -> Tensor:

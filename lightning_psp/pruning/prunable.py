@@ -26,6 +26,7 @@ class Weight:
         names: its names, that of ``named_parameters()`` first.
         parameter: the parameter; with weight norm the direction v.
         scale: with weight norm the length g of the direction: the weight is g·v/‖v‖.
+        scale_names: the names of that.
         is_prunable: whether it is the weight of a linear or convolution layer.
         problem: why its weights cannot be set to 0, and what to do; empty where they can.
     """
@@ -33,6 +34,7 @@ class Weight:
     names: tuple[str, ...]
     parameter: nn.Parameter
     scale: nn.Parameter | None = None
+    scale_names: tuple[str, ...] = ()
     is_prunable: bool = False
     problem: str = ""
 
@@ -47,7 +49,8 @@ class Weight:
 
 def norm_like(direction: Tensor, scale: Tensor) -> Tensor:
     """The Euclidean norms of the parts of a direction that share an element of its scale."""
-    return direction.square().sum_to_size(scale.shape).sqrt()
+    wide = direction.to(torch.promote_types(direction.dtype, torch.float32))  # squares of half precision overflow
+    return wide.abs().square().sum_to_size(scale.shape).sqrt()
 
 
 def prunable_parameters(
@@ -146,8 +149,9 @@ def weights(module: nn.Module) -> Iterator[Weight]:
     roles = _roles(module)
     for parameter in module.parameters():
         scale, is_prunable, problem = roles.get(id(parameter), (None, False, ""))
+        scale_names = () if scale is None else tuple(names[id(scale)])
         problem = problem or _problem(parameter)
-        yield Weight(tuple(names[id(parameter)]), parameter, scale, is_prunable, problem)
+        yield Weight(tuple(names[id(parameter)]), parameter, scale, scale_names, is_prunable, problem)
 
 
 def weights_by_name(module: nn.Module) -> dict[str, Weight]:

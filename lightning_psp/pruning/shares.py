@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lightning_psp.pruning.masks import Masks, check_masks
+from lightning_psp.pruning.bound_masks import Masks, check_masks
 from lightning_psp.pruning.prunable import prunable_weights, select
 
 

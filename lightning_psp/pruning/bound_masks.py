@@ -1,0 +1,104 @@
+"""Masks together with the parameters that they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_psp.pruning.prunable import Weight, norm_like, refuse, weights_by_name
+
+Masks = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class BoundMask:
+    """A mask together with the parameter that it belongs to.
+
+    Args:
+        weight: the parameter.
+        goes: True where a weight is to be 0, on the parameter's device.
+        is_open: whether it lets all weights stay, and there is nothing to do.
+    """
+
+    weight: Weight
+    goes: Tensor
+    is_open: bool
+
+    def apply(self) -> None:
+        """Sets the weights to 0."""
+        if not self.is_open:
+            _set_to_zero(self.weight.parameter, self.weight.scale, self.goes)
+
+    def apply_to_gradient(self) -> None:
+        """Sets the gradient of these weights to 0, where there is one."""
+        if not self.is_open and self.weight.parameter.grad is not None:
+            _set_to_zero(self.weight.parameter.grad, None, self.goes)
+
+    def apply_to_state(self, state: dict[str, Tensor]) -> None:
+        """Sets the weights to 0 in a state dict of the module, which may hold other values and fewer of them."""
+        if self.is_open:
+            return
+        scale_names = self.weight.scale_names or (None,) * len(self.weight.names)
+        for name, scale_name in zip(self.weight.names, scale_names, strict=True):
+            if name in state:
+                _set_to_zero(state[name], state[scale_name] if scale_name else None, self.goes)
+
+
+@torch.no_grad()
+def _set_to_zero(direction: Tensor, scale: Tensor | None, goes: Tensor) -> None:
+    goes = goes.to(direction.device)  # a trainer moves modules
+    if scale is None:
+        direction.masked_fill_(goes, 0.0)
+        return
+    before = norm_like(direction, scale)
+    direction.masked_fill_(goes, 0.0)
+    after = norm_like(direction, scale)
+    scale.copy_(torch.where(after == 0.0, 0.0, scale * (after / before)))
+    direction.copy_(torch.where(after == 0.0, 1.0, direction))
+
+
+def bind_masks(module: nn.Module, masks: Masks) -> list[BoundMask]:
+    """Finds the parameters of masks; errors as :func:`~lightning_psp.pruning.apply_masks`, before anything changes."""
+    check_masks(masks)
+    known = weights_by_name(module)
+    bound: dict[int, tuple[str, BoundMask]] = {}
+    for name, mask in masks.items():
+        weight = known.get(name)
+        if weight is None:
+            raise ValueError(
+                f"Expected argument `masks` to name parameters of {type(module).__name__} but got {name!r}. Its"
+                f" parameters are: {', '.join(known)}."
+            )
+        refuse(weight)
+        if mask.shape != weight.parameter.shape:
+            raise ValueError(
+                f"Expected the mask of {name!r} to have the parameter's shape {tuple(weight.parameter.shape)} but got"
+                f" {tuple(mask.shape)}."
+            )
+        if id(weight.parameter) in bound:
+            raise ValueError(
+                f"Expected argument `masks` to name each parameter once but got {bound[id(weight.parameter)][0]!r} and"
+                f" {name!r}, which are the same."
+            )
+        goes = ~mask.to(weight.parameter.device)
+        bound[id(weight.parameter)] = name, BoundMask(weight, goes, is_open=not bool(goes.any()))
+    return [each for _, each in bound.values()]
+
+
+def check_masks(masks: Masks) -> None:
+    """Raises an error unless masks are a mapping from names to bool tensors, with at least one entry."""
+    if not isinstance(masks, Mapping):
+        raise TypeError(
+            f"Expected argument `masks` to map parameter names to bool tensors but got {type(masks).__name__}."
+        )
+    for name, mask in masks.items():
+        if not isinstance(name, str) or not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(
+                f"Expected argument `masks` to map parameter names to bool tensors but got {got} for {name!r}."
+            )
+    if not masks:
+        raise ValueError("Expected argument `masks` to hold at least one mask but got none.")

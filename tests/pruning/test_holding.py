@@ -1,0 +1,169 @@
+"""Pruned weights are 0 wherever they can be looked at, however the network is trained."""
+
+import pytest
+import torch
+
+from lightning_psp.pruning import MaskedTraining
+from tests.pruning.networks import NETWORKS, effective_weights
+from tests.pruning.training import Pruned, loader_for, masks_for, pruned_without_masks
+from tests.support.small import quiet_trainer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+    pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step.. before `optimizer.step"),
+    pytest.mark.filterwarnings("ignore:`LightningModule.configure_optimizers` returned `None`"),
+    pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback, but saving"),
+]
+
+
+class TwoOptimizers(Pruned):
+    """Manual optimisation by two optimisers, the second after a look at what the first has done."""
+
+    def __init__(self, network, optimizer=None):
+        super().__init__(network, optimizer)
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_index):
+        for optimizer in self.optimizers():
+            self.look("training step")
+            optimizer.zero_grad()
+            self.manual_backward(self.loss(batch))
+            optimizer.step()
+
+    def configure_optimizers(self):
+        parameters = list(self.parameters())
+        return [self.make_optimizer(parameters[:2]), self.make_optimizer(parameters[2:])]
+
+
+class OwnOptimizer(TwoOptimizers):
+    """Torch's own optimiser, of which Lightning knows nothing."""
+
+    def on_fit_start(self):
+        self.own = [super(TwoOptimizers, self).configure_optimizers()]
+
+    def optimizers(self):
+        return self.own
+
+    def configure_optimizers(self):
+        return None
+
+
+class Compiled(Pruned):
+    """The names of its parameters have `_orig_mod` in them."""
+
+    def __init__(self, network, optimizer=None):
+        super().__init__(torch.compile(network, backend="eager"), optimizer)
+
+
+class CompiledWhole(Pruned):
+    def __init__(self, network, optimizer=None):
+        super().__init__(network, optimizer)
+        self.compile(backend="eager")
+
+
+class Looping(torch.optim.SGD):
+    """Takes its step through another's."""
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        super().step()
+        return loss
+
+
+def adamw(**settings):
+    return lambda parameters: torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1, **settings)
+
+
+def sgd(**settings):
+    return lambda parameters: torch.optim.SGD(parameters, lr=0.05, weight_decay=0.1, **settings)
+
+
+def lbfgs(parameters):
+    return torch.optim.LBFGS(parameters, lr=0.1, max_iter=4, line_search_fn="strong_wolfe")
+
+
+OPTIMIZERS = {
+    "SGD": sgd(momentum=0.9, nesterov=True),
+    "SGD foreach": sgd(momentum=0.9, foreach=True),
+    "SGD fused": sgd(momentum=0.9, fused=True),
+    "AdamW": adamw(),
+    "AdamW foreach": adamw(foreach=True),
+    "AdamW fused": adamw(fused=True),
+    "Adagrad": lambda parameters: torch.optim.Adagrad(parameters, lr=0.1),
+    "LBFGS": lbfgs,
+    "own step": lambda parameters: Looping(parameters, lr=0.05, momentum=0.9),
+}
+# Kind of module, and settings of the trainer.
+REGIMES = {
+    "two optimisers": (TwoOptimizers, {}),
+    "an optimiser of the user's": (OwnOptimizer, {}),
+    "compiled": (Compiled, {}),
+    "compiled whole": (CompiledWhole, {}),
+    "accumulation": (Pruned, {"accumulate_grad_batches": 2}),
+    "clipping": (Pruned, {"gradient_clip_val": 0.1}),
+    "clipping by value": (Pruned, {"gradient_clip_val": 0.1, "gradient_clip_algorithm": "value"}),
+    "bf16": (Pruned, {"precision": "bf16-mixed"}),
+    "bf16 true": (Pruned, {"precision": "bf16-true"}),
+    "validation in mid-epoch": (Pruned, {"val_check_interval": 1}),
+}
+
+
+def fit(module, *callbacks, **settings):
+    settings = {"precision": "32-true", "max_epochs": 2, **settings}
+    if "plugins" in settings:
+        del settings["precision"]
+    network = getattr(module.network, "_orig_mod", module.network)
+    trainer = quiet_trainer(*callbacks, **settings)
+    trainer.fit(module, loader_for(network), loader_for(network, 1, seed=1))
+    return trainer
+
+
+def assert_held(module, places=("training step", "validation step", "after a batch", "at the end")):
+    assert {place for place, _ in module.seen} >= set(places)
+    assert [(place, largest) for place, largest in module.seen if largest != 0] == []
+
+
+def check(module, **settings):
+    masks = masks_for(module)
+    before = effective_weights(module)
+    fit(module, MaskedTraining(masks), **settings)
+    assert_held(module)
+    for name, weight in effective_weights(module).items():
+        assert (weight[~masks[name]] == 0).all()
+        assert weight.isfinite().all()
+        assert not torch.equal(weight, (before[name] * masks[name]).to(weight.dtype)), name
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "resnet18"])
+def test_networks(name):
+    torch.manual_seed(0)
+    check(Pruned(NETWORKS[name](), adamw()))
+
+
+@pytest.mark.slow
+def test_resnet18():
+    torch.manual_seed(0)
+    check(Pruned(NETWORKS["resnet18"]()))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers(name):
+    torch.manual_seed(0)
+    check(Pruned(NETWORKS["weight norm"](), OPTIMIZERS[name]))
+
+
+@pytest.mark.parametrize("name", REGIMES)
+def test_regimes(name):
+    torch.manual_seed(0)
+    kind, settings = REGIMES[name]
+    check(kind(NETWORKS["lstm"]()), **settings)
+
+
+@pytest.mark.parametrize("name", ["SGD", "LBFGS"])
+def test_the_looks_see_weights_that_are_not_held(name):
+    """Else the tests here test nothing."""
+    torch.manual_seed(0)
+    module = Pruned(NETWORKS["lenet300"](), OPTIMIZERS[name])
+    pruned_without_masks(module)
+    fit(module)
+    assert [largest for place, largest in module.seen if place == "validation step"][1] > 0

@@ -1,0 +1,87 @@
+"""A training that looks at the pruned weights wherever they have to be 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from lightning_psp.pruning import apply_masks, magnitude_masks, sparsity
+from tests.pruning.networks import VOCABULARY, effective_weights
+
+Batch = tuple[Tensor, Tensor]
+
+
+def loader_for(network: nn.Module, count: int = 3, seed: int = 0) -> DataLoader[Any]:
+    """Batches of inputs and labels that fit a network of `tests.pruning.networks`."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(3, (count, 4), generator=generator)
+    kind = type(network).__name__
+    if kind == "TiedTransformer":
+        inputs = torch.randint(VOCABULARY, (count, 4, 5), generator=generator)
+        return DataLoader(list(zip(inputs, inputs.roll(1, 2), strict=True)), batch_size=None)
+    shapes = {"LinearBesideLSTM": (6, 5), "LeNet5": (1, 28, 28), "LeNet300": (1, 28, 28), "ResNet": (3, 32, 32)}
+    inputs = torch.randn(count, 4, *shapes.get(kind, (1, 8, 8)), generator=generator)
+    return DataLoader(list(zip(inputs, labels, strict=True)), batch_size=None)
+
+
+class Pruned(LightningModule):
+    """Trains a network and keeps, in order, where its pruned weights were looked at and the largest one there.
+
+    Args:
+        network: the network.
+        optimizer: makes the optimiser of some parameters.
+    """
+
+    def __init__(self, network: nn.Module, optimizer: Callable[[Any], torch.optim.Optimizer] | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.make_optimizer = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9))
+        self.masks: dict[str, Tensor] = {}
+        self.seen: list[tuple[str, float]] = []
+
+    def look(self, place: str) -> None:
+        weights = effective_weights(self)
+        # a mask that was named with `_orig_mod` or without it
+        largest = [weights[name][~mask].abs().max().item() for name, mask in self.masks.items() if not mask.all()]
+        assert largest
+        self.seen.append((place, max(largest)))
+
+    def loss(self, batch: Batch) -> Tensor:
+        return functional.cross_entropy(self.network(batch[0]).flatten(0, -2), batch[1].flatten())
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        self.look("training step")
+        loss = self.loss(batch)
+        self.log("loss", loss)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        self.look("validation step")
+        self.log("val_loss", self.loss(batch), batch_size=4)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.look("after a batch")
+
+    def on_train_end(self) -> None:
+        self.look("at the end")
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.make_optimizer(self.parameters())
+
+
+def masks_for(module: Pruned, share: float = 0.6) -> dict[str, Tensor]:
+    """Masks by magnitude, which the module looks at, too."""
+    module.masks = magnitude_masks(module, sparsity=share)
+    return module.masks
+
+
+def pruned_without_masks(module: Pruned) -> None:
+    """Sets the weights to 0 once, as somebody does who has no callback."""
+    apply_masks(module, masks_for(module))
+    assert sparsity(module).network > 0.5
