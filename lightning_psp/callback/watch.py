@@ -15,6 +15,7 @@ from lightning_psp.capture.mode import Capture
 from lightning_psp.capture.nonlinearities import Nonlinearities
 from lightning_psp.capture.origin import Potential
 from lightning_psp.capture.selection import LayerSelection
+from lightning_psp.compilation.listening import announce_graph, told_of_graphs
 from lightning_psp.functional.penalty import Reduction
 from lightning_psp.functional.totals import Total, add_up, read_on_processor
 from lightning_psp.gradient.class_states import BatchClasses, ClassStates
@@ -102,6 +103,7 @@ class Watch:
             tracks_units=reduction == "sum" or measure.unit == "channel",
             takes_foreign=True,
             reduction=reduction,
+            traced=announce_graph,
         )
         self._capture.on_backward = self._check_backward
         self._capture.ledger.on_drop = measure.discard
@@ -247,11 +249,11 @@ class Watch:
         self._is_training = is_training
         # Compiled code gives potentials themselves where their states are counted.
         self._capture.set_reduction(None if not is_training and self._measure.is_counting else self._reduction)
-        self._capture.penalises = is_training and self.adds_gradients
+        self._capture.fused_calls.attaches = is_training and self.adds_gradients
         # A strategy that wraps the module runs a step through the module's own `forward`.
         self._capture.redirected = self._strategy.model is not self._strategy.lightning_module
         try:
-            with self._capture:
+            with told_of_graphs(self._capture), self._capture:
                 self._is_running = True
                 output = step(*args, **kwargs)
                 loss = _loss_in(output)

@@ -102,6 +102,7 @@ class Frames:
         self.resumed = [Frame(frame.module, frame.known) for frame in running]
         self.running = list(self.resumed)
         self.outside = Frame(self._root, Known("", True, None, False))  # of every module
+        self.suppressed = 0  # how many of them are activations that the user names, or make a weight
         self._parameters = {}
 
     def modules(self) -> Iterable[nn.Module]:

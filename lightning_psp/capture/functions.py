@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 TorchFunction = Callable[..., Any]
+# What is done with a call: it is given the function, its arguments and those by keyword, and returns the result.
+Handler = Callable[[TorchFunction, tuple[Any, ...], dict[str, Any]], Any]
 
 NAMESPACES: tuple[Any, ...] = (functional, torch, Tensor, torch.special, torch._C._nn)
 

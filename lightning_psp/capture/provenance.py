@@ -11,17 +11,14 @@ Every function call of a forward pass passes by here. What is known of a tensor 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from lightning_psp.capture.functions import FEATURES_LAST, SUMMING, Role, TorchFunction
+from lightning_psp.capture.functions import FEATURES_LAST, SUMMING, Handler, Role, TorchFunction
 from lightning_psp.capture.origin import LINEAR, Origin, Source, tensors_in
 from lightning_psp.capture.origins import Origins, shape_of
-
-Handler = Callable[[TorchFunction, tuple[Any, ...], dict[str, Any]], Any]
 
 
 class Provenance:
@@ -33,19 +30,22 @@ class Provenance:
     """
 
     def __init__(self, origins: Origins, tracks_units: bool) -> None:
-        self.handlers: dict[Role, Handler] = {
+        self._origins = origins
+        self._tracks_units = tracks_units
+
+    def handlers(self) -> dict[Role, Handler]:
+        """What to do with a call of a function by what it gives."""
+        return {
             Role.VIEW: self._view,
             Role.PART: self._part,
             Role.REARRANGEMENT: self._rearrange,
             Role.HANDING: self._hand_on,
-            Role.WEIGHING: self._weigh,
+            Role.WEIGHING: self.weigh,
             Role.ATTENTION: self._attend,
             Role.JOINING: self._join,
             Role.BROADCAST: self._broadcast,
             Role.CONSTANT: self._ignore,
         }
-        self._origins = origins
-        self._tracks_units = tracks_units
 
     def _view(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
@@ -107,7 +107,8 @@ class Provenance:
                         derived.sums = origin.values
         return result
 
-    def _weigh(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def weigh(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Calls a function that maps by weights that it is given."""
         result = func(*args, **kwargs)
         weight: str | None = None
         is_made, dims, weighings = False, 0, 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -52,19 +53,28 @@ def is_memory_held_elsewhere(tensor: Tensor) -> bool:
     return bool(_storage_use_count(handle._cdata) != 2)
 
 
-def swap_contents(tensor: Tensor, other: Tensor) -> None:
-    """Has two tensors exchange values and graph, without the checks that `torch.utils.swap_tensors` makes.
+def swap(tensor: Tensor, other: Tensor) -> None:
+    """Has two tensors exchange values and graph, as `torch.utils.swap_tensors` does.
 
-    The caller knows that both are plain tensors without attributes and weak references, and that nothing else holds
-    them. Where this version of torch has no such exchange, the one with the checks is made.
+    Its checks are made only where one of them can fail, and where this version of torch has no exchange without them.
 
     Example:
         >>> one, two = torch.ones(2), torch.zeros(1)
-        >>> swap_contents(one, two)
+        >>> swap(one, two)
         >>> one, two
         (tensor([0.]), tensor([1., 1.]))
     """
-    if _swap_tensor_impl is None:
-        swap_tensors(tensor, other)
-    else:
+    if _swap_tensor_impl is not None and _is_plain(tensor) and _is_plain(other):
         _swap_tensor_impl(tensor, other)
+    else:
+        swap_tensors(tensor, other)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether nothing else holds a tensor, and nothing belongs to it but its values and its graph."""
+    return (
+        type(tensor) is Tensor
+        and not tensor.__dict__
+        and not weakref.getweakrefcount(tensor)
+        and not is_held_elsewhere(tensor)
+    )

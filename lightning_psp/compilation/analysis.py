@@ -6,9 +6,9 @@ are those outside.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,14 +16,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_psp.capture.functions import overwriting
 from lightning_psp.capture.graph import Edge, edges_below, reach_from
+from lightning_psp.capture.mode import Capture
 from lightning_psp.capture.nonlinearities import Activation
 from lightning_psp.capture.origin import Origin, Potential, Source
 from lightning_psp.capture.outputs import Target
 from lightning_psp.compilation.region import Mention, Neurons, Region, ResultOrigin, Returned
 from lightning_psp.compilation.rewriting import Place, Point, Rewriting
-
-if TYPE_CHECKING:
-    from lightning_psp.capture.mode import Capture
+from lightning_psp.functional.penalty import Reduction
 
 _MODULE_STACK = "nn_module_stack"
 # A call of a module: the number of the module with that of the call, and where the module was found. Both differ
@@ -51,33 +50,60 @@ class _Seen(NamedTuple):
         """Has nothing to let go of."""
 
 
-def find_potentials(graph: fx.GraphModule, examples: Sequence[Any], capture: Capture[Any]) -> Region:
+def find_potentials(
+    graph: fx.GraphModule,
+    examples: Sequence[Any],
+    *,
+    make_capture: Callable[[Callable[[Tensor, Potential[_Seen], bool], _Seen]], Capture[_Seen]],
+    network: nn.Module,
+    name_of_parameter: Callable[[Any], str | None],
+    prefix: str,
+    reduction: Reduction | None,
+) -> Region:
     """Finds the potentials of a graph and has the graph tell of them.
 
     Args:
         graph: the graph, which is changed: it takes as many further inputs as the region has coefficients.
         examples: its inputs.
-        capture: the capture under which it was traced.
+        make_capture: given what is called with each potential, makes a capture with the rules of the one under which
+            the graph was traced, that starts at the same place in the network.
+        network: the network.
+        name_of_parameter: gives the name of a parameter of it.
+        prefix: path of the module in whose forward the graph is made.
+        reduction: reduction of the penalty; None if the values of potentials are asked for.
 
     Raises:
         NotImplementedError: if a potential lies where it cannot be told of.
     """
-    return _Analysis(graph, examples, capture).region
+    analysis = _Analysis(graph, make_capture, network, reduction)
+    return analysis.find(examples, name_of_parameter, prefix)
 
 
 class _Analysis(fx.Interpreter):
-    def __init__(self, graph: fx.GraphModule, examples: Sequence[Any], capture: Capture[Any]) -> None:
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        make_capture: Callable[[Callable[[Tensor, Potential[_Seen], bool], _Seen]], Capture[_Seen]],
+        network: nn.Module,
+        reduction: Reduction | None,
+    ) -> None:
         super().__init__(graph, garbage_collect_values=False)
-        self._static: Capture[_Seen] = capture.duplicate(self._see)
-        self._modules = {str(id(module)): module for module in capture.root.modules()}
+        self._static = make_capture(self._see)
+        self._modules = {str(id(module)): module for module in network.modules()}
         self._nodes = list(graph.graph.nodes)
         self._placeholders = [node for node in self._nodes if node.op == "placeholder"]
         self._stack: list[tuple[_Entry, nn.Module]] = []
         self._node = self._nodes[0]  # that is being run
         self._givers: dict[int, list[fx.Node]] = {}  # by the identity of the tensor
         self._edges_of_inputs: dict[int, Edge] = {}
+        self._graph = graph
+        self._reduction = reduction
+
+    def find(self, examples: Sequence[Any], name_of_parameter: Callable[[Any], str | None], prefix: str) -> Region:
+        """Runs the graph on tensors like the examples, and changes it; see :func:`find_potentials`."""
         is_dynamic = any(not isinstance(example, Tensor) for example in examples)
-        self._rewriting = Rewriting(graph, capture.reduction, is_dynamic)
+        self._rewriting = Rewriting(self._graph, self._reduction, is_dynamic)
+        self.region = Region(prefix, self._rewriting.number_of_results, self._rewriting.coefficients)
         has_grad = torch.is_grad_enabled()
         # Tensors made in inference mode do not say whether they are overwritten.
         with (
@@ -86,23 +112,18 @@ class _Analysis(fx.Interpreter):
             FakeTensorMode(allow_non_fake_inputs=True),
             self._static,
         ):
-            self._static.resume_in(capture)
-            self.region = Region(
-                capture.frames.innermost_path(),
-                self._rewriting.number_of_results,
-                self._rewriting.coefficients,
-            )
-            self._find(capture, examples)
+            self._find(examples, name_of_parameter)
         self._rewriting.finish()
+        return self.region
 
-    def _find(self, capture: Capture[Any], examples: Sequence[Any]) -> None:
+    def _find(self, examples: Sequence[Any], name_of_parameter: Callable[[Any], str | None]) -> None:
         with self._static.suspended():
             inputs = [_without_values(example) for example in examples]
         before = [tensor._version if isinstance(tensor, Tensor) else 0 for tensor in inputs]
         for index, (tensor, example) in enumerate(zip(inputs, examples, strict=True)):
             if isinstance(tensor, nn.Parameter):
                 origin = self._static.origins.of(tensor)
-                origin.weight = capture.frames.name_of_parameter(example)
+                origin.weight = name_of_parameter(example)
                 origin.is_weight = origin.weight is not None
             elif isinstance(tensor, Tensor):
                 self._edges_of_inputs[index] = (tensor.grad_fn, tensor.output_nr)

@@ -14,6 +14,7 @@ from lightning_psp.capture.mode import Capture
 from lightning_psp.capture.nonlinearities import find_nonlinearities
 from lightning_psp.capture.origin import Potential
 from lightning_psp.capture.selection import LayerSelection
+from lightning_psp.compilation.listening import announce_graph, told_of_graphs
 
 
 class Potentials(dict[str, Tensor]):
@@ -94,10 +95,19 @@ def record_potentials(
         return _Recorded(z.clone() if in_place else z)
 
     nonlinearities = find_nonlinearities(activations)
-    capture = Capture(module, nonlinearities, selection, keep, tracks_units=True, takes_foreign=False, reduction=None)
+    capture = Capture(
+        module,
+        nonlinearities,
+        selection,
+        keep,
+        tracks_units=True,
+        takes_foreign=False,
+        reduction=None,
+        traced=announce_graph,
+    )
     capture.on_outputs = lambda: _collect(capture, selection, recorded)
     try:
-        with capture:
+        with told_of_graphs(capture), capture:
             yield recorded
         if not capture.ledger.potentials and capture.ledger.has_skipped:
             raise ValueError(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_psp import psp_penalty, record_potentials
 from lightning_psp.capture import torch_private
-from lightning_psp.capture.swapping import swap
+from lightning_psp.capture.torch_private import swap
 from lightning_psp.gradient.kernels import can_be_overwritten
 
 NAMES = ["_use_count", "_swap_tensor_impl", "_storage_use_count"]

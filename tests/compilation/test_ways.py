@@ -294,7 +294,7 @@ def test_histograms_are_said_to_be_missing():
 
 
 def test_cuda_graphs_are_known():
-    from lightning_psp.compilation.runs import uses_cuda_graphs
+    from lightning_psp.compilation.listening import uses_cuda_graphs
 
     def backend(name, config=None):
         def compile_graph(graph, inputs):

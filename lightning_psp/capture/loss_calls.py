@@ -2,34 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_psp.capture.functions import TorchFunction, all_forms_of
+from lightning_psp.capture.frames import Frames
+from lightning_psp.capture.functions import Handler, TorchFunction, all_forms_of
+from lightning_psp.capture.ledger import Ledger
 from lightning_psp.capture.nonlinearities import Nonlinearities
 from lightning_psp.capture.origin import Kept, Origin, Potential
-from lightning_psp.capture.provenance import Handler
-
-if TYPE_CHECKING:
-    from lightning_psp.capture.mode import Capture
+from lightning_psp.capture.origins import Origins
+from lightning_psp.capture.outputs import OutputFinder
+from lightning_psp.capture.settlement import Settlement
+from lightning_psp.capture.shadow import Graph
 
 _SOFTMAX = (functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)
 _LOG_SOFTMAX = (functional.log_softmax, torch.log_softmax, Tensor.log_softmax, torch.special.log_softmax)
+_NORMALISING = all_forms_of("logsumexp")
+
+
+def loss_functions(known: Nonlinearities) -> list[TorchFunction]:
+    """The functions whose calls tell of an output layer."""
+    return [
+        *_SOFTMAX,
+        *_LOG_SOFTMAX,
+        *known.output,
+        *_NORMALISING,
+        *known.direct_losses,
+        *known.probability_losses,
+    ]
 
 
 class LossCalls(Generic[Kept]):
     """Takes what enters the softmax or sigmoid of a loss for logits.
 
     Args:
-        capture: the capture that sees the calls.
+        known: the functions of losses.
+        ledger: takes the potentials.
+        settlement: finds of which tensor one stands for.
+        outputs: is told of what enters losses inside the network.
+        frames: the running modules.
+        origins: what is known of tensors.
+        graph: the graph in which they are.
+        note_other: notes what follows for the result of a function of which nothing else is known.
     """
 
-    def __init__(self, capture: Capture[Kept]) -> None:
-        self._capture = capture
+    def __init__(
+        self,
+        known: Nonlinearities,
+        *,
+        ledger: Ledger[Kept],
+        settlement: Settlement[Kept],
+        outputs: OutputFinder[Kept],
+        frames: Frames,
+        origins: Origins,
+        graph: Graph,
+        note_other: Callable[[tuple[Any, ...], Any], None],
+    ) -> None:
+        self._known = known
+        self._ledger = ledger
+        self._settlement = settlement
+        self._outputs = outputs
+        self._frames = frames
+        self._origins = origins
+        self._graph = graph
+        self._note_other = note_other
         self.start()
 
     def start(self) -> None:
@@ -42,25 +83,25 @@ class LossCalls(Generic[Kept]):
             self._last_softmax.entering = None
             self._last_softmax = None
 
-    def handlers(self, known: Nonlinearities) -> dict[TorchFunction, Handler]:
+    def handlers(self) -> dict[TorchFunction, Handler]:
         """The functions in question, and what to do with a call of them."""
+        known = self._known
         handlers: dict[TorchFunction, Handler] = dict.fromkeys(_SOFTMAX, self._softmax)
         handlers.update(dict.fromkeys(_LOG_SOFTMAX, self._log_softmax))
         handlers.update(dict.fromkeys(known.output, self._loss))
-        handlers.update(dict.fromkeys(all_forms_of("logsumexp"), self._normalise))
+        handlers.update(dict.fromkeys(_NORMALISING, self._normalise))
         handlers.update(dict.fromkeys(known.direct_losses, self._direct_loss))
         handlers.update(dict.fromkeys(known.probability_losses, self._probability_loss))
         return handlers
 
     def _loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self._run_loss(func, args, kwargs, self._capture.nonlinearities.output.get(func, "log_softmax"))
+        return self._run_loss(func, args, kwargs, self._known.output.get(func, "log_softmax"))
 
     def _normalise(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = self._run_other(func, args, kwargs)
         z = args[0] if args else kwargs.get("input")
         if isinstance(z, Tensor) and self._is_of_network(z):
-            origins = self._capture.origins
-            origins.of(result).normalises = origins.of(z).values
+            self._origins.of(result).normalises = self._origins.of(z).values
         return result
 
     def _run_loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any], label: str) -> Any:
@@ -68,64 +109,62 @@ class LossCalls(Generic[Kept]):
         entering = self._enter_loss(z, label) if isinstance(z, Tensor) else []
         result = self._run_other(func, args, kwargs)
         for potential in entering:
-            potential.results.append(self._capture.graph.edge(result))
+            potential.results.append(self._graph.edge(result))
         return result
 
     def _run_other(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
-        self._capture.provenance.note_other((args, kwargs), result)
+        self._note_other((args, kwargs), result)
         return result
 
     def _enter_loss(self, z: Tensor, label: str) -> list[Potential[Kept]]:
         """Takes the tensor that enters a loss's own softmax or sigmoid for the output layer."""
-        capture = self._capture
-        if capture.suppressed or not capture.ledger.is_potential(z):
+        if self._frames.suppressed or not self._ledger.is_potential(z):
             return []
-        if not capture.ledger.in_call and not self._is_of_network(z):
+        if not self._ledger.in_call and not self._is_of_network(z):
             return []
-        origin = capture.origins.of(z)
-        root = capture.origins.root(origin)
+        origin = self._origins.of(z)
+        root = self._origins.root(origin)
         if root.potential is not None:  # logits that a nonlinearity bounds
             return [self._take(root.potential)]
         if root.entering is not None and root.entering is not z:  # logarithms of probabilities
             return self._enter_loss(root.entering, label)
-        top = capture.origins.top(root)
+        top = self._origins.top(root)
         values, whole = top.values, top.reference()
         if not values.potentials:
-            if whole is None or not capture.ledger.is_potential(whole):
+            if whole is None or not self._ledger.is_potential(whole):
                 values, whole = origin.values, z
             if not values.potentials:
-                capture.ledger.add(whole, label, in_place=False, is_output=True)
+                self._ledger.add(whole, label, in_place=False, is_output=True)
         for potential in values.potentials:
             potential.is_output = potential.enters_loss = True
         return values.potentials
 
     def _take(self, potential: Potential[Kept]) -> Potential[Kept]:
-        whole = self._capture.settlement.whole_potential(potential)
+        whole = self._settlement.whole_potential(potential)
         whole.is_output = whole.enters_loss = True
         return whole
 
     def _is_of_network(self, z: Tensor) -> bool:
-        origin = self._capture.origins.find(z)
+        origin = self._origins.find(z)
         return origin is not None and origin.is_made
 
     def _direct_loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        capture = self._capture
-        if capture.ledger.in_call and capture.ledger.counts():
+        if self._ledger.in_call and self._ledger.counts():
             for tensor in [*args, *kwargs.values()][:2]:
                 if isinstance(tensor, Tensor) and self._is_of_network(tensor):
-                    target = capture.settlement.target(tensor, "output")
+                    target = self._settlement.target(tensor, "output")
                     if target is not None:
-                        capture.outputs.inputs_of_losses.append(replace(target, may_be_term=False))
+                        self._outputs.inputs_of_losses.append(replace(target, may_be_term=False))
         return self._run_other(func, args, kwargs)
 
     def _log_softmax(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Outside the network it belongs to the loss; inside, its result must reach the output or a loss first.
-        handler = self._softmax if self._capture.ledger.in_call else self._loss
+        handler = self._softmax if self._ledger.in_call else self._loss
         return handler(func, args, kwargs)
 
     def _probability_loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        origin = self._capture.origins.find(args[0] if args else kwargs.get("input"))
+        origin = self._origins.find(args[0] if args else kwargs.get("input"))
         result = self._run_other(func, args, kwargs)
         if origin is None:
             return result
@@ -133,16 +172,16 @@ class LossCalls(Generic[Kept]):
             self._take(origin.potential)
         elif origin.entering is not None:
             for potential in self._enter_loss(origin.entering, "log_softmax"):
-                potential.results.append(self._capture.graph.edge(result))
+                potential.results.append(self._graph.edge(result))
         return result
 
     def _softmax(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = self._run_other(func, args, kwargs)
         z = args[0] if args else kwargs.get("input")
-        if isinstance(z, Tensor) and self._capture.ledger.is_potential(z):
+        if isinstance(z, Tensor) and self._ledger.is_potential(z):
             # Whether these are probabilities of the output or weights of attention shows later. Of a softmax only the
             # last can be the network's output: the tensors of all others are let go.
-            origin = self._capture.origins.of(result)
+            origin = self._origins.of(result)
             origin.entering = z
             if func in _SOFTMAX:
                 if self._last_softmax is not None:

@@ -1,0 +1,126 @@
+"""Calls of functions that are no nonlinearities by themselves: tensors are followed through them.
+
+Such functions still make layers: activations are written out in them, and weights are used outside of every module.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Generic
+
+from torch import Tensor
+
+from lightning_psp.capture.frames import Frames
+from lightning_psp.capture.functions import MASKING, Handler, Role, TorchFunction, name_of, overwriting, roles
+from lightning_psp.capture.ledger import Ledger
+from lightning_psp.capture.origin import Kept
+from lightning_psp.capture.origins import Origins
+from lightning_psp.capture.outputs import Call, OutputFinder
+from lightning_psp.capture.pointwise import Pointwise
+from lightning_psp.capture.provenance import Provenance
+from lightning_psp.capture.settlement import Settlement
+from lightning_psp.capture.shadow import Graph
+from lightning_psp.capture.witness import Witness, is_suspicious
+from lightning_psp.capture.written_activations import WrittenActivations
+
+
+class FollowedCalls(Generic[Kept]):
+    """Notes what each function does with the tensors that it is given, and what that shows of layers.
+
+    Args:
+        provenance: follows tensors through functions of the table.
+        pointwise: follows them through functions value by value.
+        written: takes what is computed between two tensors for an activation.
+        witness: is told of what may be an activation that nobody sees.
+        settlement: keeps outputs that are overwritten.
+        outputs: is told of calls of the network.
+        ledger: the potentials.
+        frames: the running modules.
+        origins: what is known of tensors.
+        graph: the graph in which they are.
+    """
+
+    def __init__(
+        self,
+        *,
+        provenance: Provenance,
+        pointwise: Pointwise,
+        written: WrittenActivations[Kept],
+        witness: Witness,
+        settlement: Settlement[Kept],
+        outputs: OutputFinder[Kept],
+        ledger: Ledger[Kept],
+        frames: Frames,
+        origins: Origins,
+        graph: Graph,
+    ) -> None:
+        self._provenance = provenance
+        self._pointwise = pointwise
+        self._written = written
+        self._witness = witness
+        self._settlement = settlement
+        self._outputs = outputs
+        self._ledger = ledger
+        self._frames = frames
+        self._origins = origins
+        self._graph = graph
+        self._roles = {**overwriting(), **roles()}
+
+    def handlers(self) -> dict[TorchFunction, Handler]:
+        """The functions in question, and what to do with a call of them."""
+        by_role = {
+            **self._provenance.handlers(),
+            Role.ARITHMETIC: self._compute,
+            Role.POINTWISE: self._compute,
+            Role.WEIGHING: self._weigh,
+        }
+        handlers: dict[TorchFunction, Handler] = {function: by_role[role] for function, role in roles().items()}
+        handlers.update(dict.fromkeys(overwriting(), self._overwrite))
+        return handlers
+
+    def _compute(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        role = self._roles[func]
+        assert role is not None
+        join, note = self._pointwise.compute(func, role, args, kwargs)
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor):
+            argument = self._origins.argument(args)
+            note(result)
+            if argument is not None and self._ledger.in_call and is_suspicious(func) and result.grad_fn is not None:
+                place, edge = self._frames.host(name_of(func)), self._graph.edge(result)
+                self._witness.note_suspect(func, place, argument, self._origins.of(result), edge)
+            if join is not None and not self._frames.suppressed:
+                self._written.close(join, result, name_of(func))
+        else:
+            self._provenance.note_other(args, result)
+        return result
+
+    def _overwrite(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        join, note = self._pointwise.overwrite(self._roles[func], func, args, kwargs)
+        label = name_of(func)
+        is_seen = not self._frames.suppressed
+        overwritten = self._origins.find(args[0]) if args else None
+        if overwritten is not None and is_seen and self._written.overwrites_potential(overwritten, join):
+            self._ledger.meet(args[0], label, in_place=True)
+        elif overwritten is not None:
+            self._settlement.save_overwritten(overwritten, args[0], func in MASKING)
+        result = func(*args, **kwargs)
+        written = args[0] if result is None and args else result  # of an assignment to a part
+        if isinstance(written, Tensor):
+            note(written)
+            if join is not None and is_seen:
+                self._written.close(join, written, label)
+        return result
+
+    def _weigh(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = self._provenance.weigh(func, args, kwargs)
+        origin = self._origins.find(result) if isinstance(result, Tensor) else None
+        weights = [self._origins.find(value) for value in args if isinstance(value, Tensor)]
+        has_weights = any(weight is not None and weight.weight is not None for weight in weights)
+        if has_weights and origin is not None and origin.path is not None and self._ledger.counts():
+            self._witness.weights.add(origin.path)
+            if not self._ledger.in_call:
+                # A weight that is used outside of every module is a call of the network.
+                edge = self._graph.edge(result)
+                target = self._settlement.target_of(edge, result, origin.path, False)
+                self._outputs.calls.append(Call([target], [edge], True))
+        return result
