@@ -12,21 +12,12 @@ from lightning_psp import psp_penalty, record_potentials
 from lightning_psp.analysis import GradientParts, psp_gradient_parts
 from tests.support.cases import REDUCTIONS
 from tests.support.networks import BasicBlock, LeNet5, SharedWeights
-
-SAMPLES = 5
+from tests.support.two_layers import SAMPLES, random, two_layers
 
 
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
-
-
-def two_layers(bias=True):
-    return nn.Sequential(nn.Linear(4, 6, bias), nn.ReLU(), nn.Linear(6, 3, bias)).double()
-
-
-def random(*shape):
-    return torch.randn(*shape, dtype=torch.float64)
 
 
 def parts_by_autograd(network, arguments, reduction):

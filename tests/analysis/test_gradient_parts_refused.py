@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from lightning_psp.analysis import psp_gradient_parts
-from tests.analysis.test_gradient_parts import SAMPLES, random, two_layers
 from tests.support.networks import LeNet5
+from tests.support.two_layers import SAMPLES, random, two_layers
 
 
 @pytest.mark.parametrize("inputs", [[torch.ones(1, 4)], {"x": torch.ones(1, 4)}, None])

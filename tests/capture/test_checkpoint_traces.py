@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from lightning_psp import PSPCallback, record_potentials
-from tests.gradient.test_gradient import assert_equal_gradients
 from tests.support.cases import Case, classification_batch, cross_entropy
-from tests.support.cases_checkpoints import (
+from tests.support.cases.checkpoints import (
     KINDS,
     around,
     checkpoint_cases,
@@ -23,6 +22,7 @@ from tests.support.cases_checkpoints import (
     layer,
     originals_are_back,
 )
+from tests.support.gradients import assert_equal_gradients
 from tests.support.lightning_cases import fit
 from tests.support.reference import reference_step
 from tests.support.small import BATCH, FEATURES, Classifier, loader, quiet_trainer

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lightning_psp import PSPCallback, record_potentials
 from tests.support.lightning_cases import fit
-from tests.support.random_networks import programs
-from tests.support.random_programs import Program
+from tests.support.random_networks.grammar import programs
+from tests.support.random_networks.program import Program
 
 OVERWRITTEN = "overwritten in place after their nonlinearity"
 

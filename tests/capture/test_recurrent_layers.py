@@ -12,7 +12,9 @@ from torch.utils.data import DataLoader
 from lightning_psp import PSPCallback, psp_penalty, record_potentials
 from lightning_psp.capture import fused_calls
 from lightning_psp.capture.recurrent import attach, parse_call
-from tests.capture.test_recurrent import (
+from tests.support.lightning_cases import Training, fit
+from tests.support.processor import skip_unless_torch_runs_in_bfloat16
+from tests.support.recurrent import (
     KINDS,
     LAM,
     SETTINGS,
@@ -25,8 +27,6 @@ from tests.capture.test_recurrent import (
     loss_of,
     seeded_loss,
 )
-from tests.support.lightning_cases import Training, fit
-from tests.support.processor import skip_unless_torch_runs_in_bfloat16
 from tests.support.small import quiet_trainer
 from tests.support.unrolled import BATCH, FEATURES, STEPS, Setting, unrolled
 

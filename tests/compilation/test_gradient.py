@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from lightning_psp import PSPCallback
-from tests.gradient.test_gradient import assert_equal_gradients, assert_matters
 from tests.support.cases import Case
-from tests.support.cases_activations import ACTIVATION_CASES
-from tests.support.cases_structures import STRUCTURE_CASES
-from tests.support.cases_torchvision import TORCHVISION_CASES
+from tests.support.cases.activations import ACTIVATION_CASES
+from tests.support.cases.structures import STRUCTURE_CASES
+from tests.support.cases.torchvision import TORCHVISION_CASES
+from tests.support.gradients import assert_equal_gradients, assert_matters
 from tests.support.lightning_cases import fit
 from tests.support.reference import reference_step
 

@@ -5,7 +5,6 @@ import torch
 from torch.nn import functional
 
 from lightning_psp import PSPCallback
-from tests.callback.test_manual_optimization import Gan
 from tests.support.compiled import (
     COMPILED,
     LAM,
@@ -21,6 +20,7 @@ from tests.support.compiled import (
     uses,
     whole_module,
 )
+from tests.support.gan import Gan
 from tests.support.small import loader, quiet_trainer
 
 pytestmark = COMPILED

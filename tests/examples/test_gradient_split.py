@@ -11,7 +11,7 @@ pytest.importorskip("sklearn")
 import gradient_split
 from lightning_psp.analysis import GradientParts
 from support.networks import LeNet5
-from tests.examples.idx import write_sets
+from tests.support.idx import write_sets
 
 
 @pytest.fixture

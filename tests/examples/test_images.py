@@ -16,9 +16,9 @@ from torchvision import datasets
 from support.augmentation import crop_randomly, flip_randomly
 from support.cifar10 import CIFAR10, decode_once
 from support.images import MNIST, FashionMNIST
-from tests.examples.idx import SIZES, write_sets
-from tests.examples.small_cifar10 import write_archives, write_files
+from tests.support.idx import SIZES, write_sets
 from tests.support.small import quiet_trainer
+from tests.support.small_cifar10 import write_archives, write_files
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 

@@ -13,7 +13,7 @@ pytest.importorskip("torchvision")
 import paper_tables
 import reproduce_cifar10
 from support import resumable
-from tests.examples.small_cifar10 import write_archives, write_files
+from tests.support.small_cifar10 import write_archives, write_files
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),

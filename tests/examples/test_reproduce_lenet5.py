@@ -16,7 +16,7 @@ import reproduce_lenet5
 from support import resumable
 from support.classifier import Classifier
 from support.distributions import Histogram
-from tests.examples.idx import write_sets
+from tests.support.idx import write_sets
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 ONE = ["--sets", "MNIST", "--techniques", "dropout", "--seeds", "1"]

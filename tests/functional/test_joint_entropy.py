@@ -18,7 +18,7 @@ from lightning_psp.functional import (
     set_entropy,
 )
 from lightning_psp.functional.states import pack_states, states_of_units, unpack_states
-from tests.functional.test_entropy import CASES, batch
+from tests.support.entropy_cases import CASES, batch
 from tests.support.entropy_reference import mean_over_sets, observations, of_set
 
 

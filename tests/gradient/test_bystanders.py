@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_psp import PSPCallback, record_potentials
-from tests.gradient.test_gradient import assert_equal_gradients
 from tests.support.cases import REDUCTIONS, cross_entropy
+from tests.support.gradients import assert_equal_gradients
 from tests.support.lightning_cases import Training
 from tests.support.reference import reference_step
 

@@ -10,7 +10,7 @@ from lightning_psp.callback import entropy_settings
 from lightning_psp.gradient.class_states import BatchClasses, ClassStates
 from lightning_psp.gradient.entropy_term import EntropyTerm
 from lightning_psp.schedules import WarmUp
-from tests.gradient.test_entropy_term import entropy
+from tests.support.entropy_reference import soft_entropy
 from tests.support.followed import Followed, assert_same, mean_square, potentials, total
 from tests.support.small import FEATURES, Classifier, loader, quiet_trainer
 
@@ -83,7 +83,7 @@ class Together(Classifier):
 def summed(module, features, labels, lam=LAM, weight=WEIGHT):
     first, second, logits = potentials(module, features)
     terms = lam * sum(map(mean_square, (first, second, logits))) / 3
-    terms = terms + weight * (entropy(first, labels, 1.0) + entropy(second, labels, 1.0)) / 2
+    terms = terms + weight * (soft_entropy(first, labels, 1.0) + soft_entropy(second, labels, 1.0)) / 2
     return functional.cross_entropy(logits, labels), terms
 
 
@@ -164,7 +164,7 @@ def test_chosen_layers():
     module, _ = trained(Classifier, PSPCallback(lam=0.0, entropy_weight=WEIGHT, exclude=("first",)))
     features, labels = batch()
     _, second, logits = potentials(module, features)
-    value = functional.cross_entropy(logits, labels) + WEIGHT * entropy(second, labels, 1.0)
+    value = functional.cross_entropy(logits, labels) + WEIGHT * soft_entropy(second, labels, 1.0)
     assert_same(module.gradients[0], torch.autograd.grad(value, list(module.parameters())))
 
 
@@ -389,7 +389,7 @@ def test_channels_are_units_where_the_callback_is_told_so():
     # [batch, position, unit]: positions are observations
     terms = []
     for z in (first.movedim(1, 2), second):
-        terms.append(entropy(z.flatten(0, 1), labels.repeat_interleave(z.shape[1]), temperature=1.0))
+        terms.append(soft_entropy(z.flatten(0, 1), labels.repeat_interleave(z.shape[1]), temperature=1.0))
     loss = functional.cross_entropy(logits, labels) + WEIGHT * sum(terms) / 2
     assert_same(module.gradients[0], torch.autograd.grad(loss, [*module.parameters()]))
     value = float(trainer.callback_metrics["psp/entropy_term"])

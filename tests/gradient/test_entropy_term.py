@@ -2,6 +2,7 @@
 
 import math
 from collections import namedtuple
+from functools import partial
 
 import pytest
 import torch
@@ -9,12 +10,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_psp import PSPCallback
-from tests.gradient.test_gradient import ScaledLoss, assert_equal_gradients
 from tests.support.cases import Case, classification_batch, cross_entropy
-from tests.support.cases_activations import ACTIVATION_CASES
-from tests.support.cases_checkpoints import KINDS, checkpoint_cases
-from tests.support.cases_structures import STRUCTURE_CASES
-from tests.support.cases_torchvision import TORCHVISION_CASES
+from tests.support.cases.activations import ACTIVATION_CASES
+from tests.support.cases.checkpoints import KINDS, checkpoint_cases
+from tests.support.cases.structures import STRUCTURE_CASES
+from tests.support.cases.torchvision import TORCHVISION_CASES
+from tests.support.entropy_reference import soft_entropy
+from tests.support.gradients import ScaledLoss, assert_equal_gradients
 from tests.support.lightning_cases import fit
 from tests.support.reference import norm, reference_step
 
@@ -28,20 +30,12 @@ CASES += [case for case in TORCHVISION_CASES if case.name in TORCHVISION]
 BY_NAME = {case.name: case for case in CASES}
 TEMPERATURE = 0.7
 Terms = namedtuple("Terms", "lam weight gradients value penalty")
+entropy = partial(soft_entropy, temperature=TEMPERATURE)
 
 
 def labels_of(batch):
     """Three classes of unequal sizes, whatever the loss makes of the batch."""
     return torch.arange(len(batch[0])) % 5 // 2
-
-
-def entropy(z, labels, temperature=TEMPERATURE):
-    """The soft entropy of a layer, written out class by class."""
-    total = 0.0
-    for label in labels.unique():
-        p = (1 / (1 + torch.exp(-z[labels == label].flatten(1) / temperature))).mean(0)
-        total = total - p * p.log2() - (1 - p) * (1 - p).log2()
-    return total.mean()
 
 
 def term_of(case, batch):

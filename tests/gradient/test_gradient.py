@@ -1,19 +1,18 @@
 """The gradient with the penalty, inside Lightning and outside, against the explicit reference."""
 
 import copy
-from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 from lightning_psp import PSPCallback, psp_penalty, record_potentials
 from tests.support.cases import REDUCTIONS, Case
-from tests.support.cases_activations import ACTIVATION_CASES
-from tests.support.cases_structures import HARD_CASES, STRUCTURE_CASES
-from tests.support.cases_torchvision import TORCHVISION_CASES
+from tests.support.cases.activations import ACTIVATION_CASES
+from tests.support.cases.structures import HARD_CASES, STRUCTURE_CASES
+from tests.support.cases.torchvision import TORCHVISION_CASES
+from tests.support.gradients import ScaledLoss, assert_equal_gradients, assert_matters
 from tests.support.lightning_cases import fit
 from tests.support.reference import norm, reference_step
 
@@ -58,23 +57,6 @@ def gradients_outside_lightning(case: Case, reduction: str, lam: float) -> dict[
         for name, p in network.named_parameters()
         if p.requires_grad
     }
-
-
-def assert_equal_gradients(found, expected, tolerance: float) -> None:
-    length = norm(expected)
-    difference = {name: found[name].double() - g for name, g in expected.items()}
-    assert norm(difference) <= tolerance * length
-    for name, g in expected.items():
-        # a bias before a batch norm has a gradient of nothing but rounding
-        scale = max(g.norm().item(), 1e-4 * length.item())
-        assert difference[name].norm() <= tolerance * scale, name
-
-
-def assert_matters(step, lam: float) -> None:
-    """Without the penalty the test would fail."""
-    gradients = step.gradients(lam)
-    missing = {name: g - step.loss_gradients[name] for name, g in gradients.items()}
-    assert norm(missing) > 1e-3 * norm(gradients)
 
 
 @runs(CASES)
@@ -199,18 +181,6 @@ def test_accumulated_gradients(name, reduction):
         with torch.no_grad():
             for parameter_name, p in follower.named_parameters():
                 p -= 0.1 * expected[parameter_name]
-
-
-class ScaledLoss(MixedPrecision):
-    """The scaled loss of fp16 training without its rounding, so that errors show."""
-
-    def __init__(self, autocast: bool) -> None:
-        scaler = torch.amp.GradScaler("cpu", init_scale=65536.0)
-        super().__init__("16-mixed", "cpu", scaler=scaler)
-        self.autocast = autocast
-
-    def forward_context(self):
-        return super().forward_context() if self.autocast else nullcontext()
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_psp import PSPCallback
-from tests.support.cases_checkpoints import KINDS
+from tests.support.cases.checkpoints import KINDS
 from tests.support.layers.activations import Swish, swish
 from tests.support.layers.case import LayerCase, affine, cross_entropy, expected, mse_loss, one
 from tests.support.layers.cases_logits import labelled, mlp, of_logits

@@ -10,7 +10,7 @@ from torchmetrics import MetricCollection
 from lightning_psp.functional import psp_entropy
 from lightning_psp.metrics import MeanSquarePotential, PSPEntropy
 from lightning_psp.metrics.fixed_types import _keeping_types
-from tests.functional.test_entropy import batch
+from tests.support.entropy_cases import batch
 from tests.support.small import quiet_trainer
 
 HALF = (torch.float16, torch.bfloat16)

@@ -11,7 +11,7 @@ from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
 from lightning_psp.functional import estimate_psp_entropy, mean_square_potential, psp_entropy
 from lightning_psp.metrics import MeanSquarePotential, PSPEntropy
-from tests.functional.test_entropy import CASES, batch
+from tests.support.entropy_cases import CASES, batch
 from tests.support.entropy_reference import classwise, mean_over_sets, observations
 
 

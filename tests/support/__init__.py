@@ -5,4 +5,6 @@ No file here imports a test. Start with `small.py`, a classifier to train, and `
 
 import pytest
 
-pytest.register_assert_rewrite("tests.support.layers.watched")
+pytest.register_assert_rewrite(
+    "tests.support.gradients", "tests.support.recurrent", "tests.support.layers.watched", "tests.support.followed"
+)

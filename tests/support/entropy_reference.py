@@ -1,4 +1,4 @@
-"""PSP-entropy counted in loops with numpy, independent of the package."""
+"""PSP-entropy counted in loops with numpy, and the soft one class by class, independent of the package."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 
 import numpy as np
+import torch
 
 
 def observations(z, target, unit="element", unit_dim=1):
@@ -57,3 +58,12 @@ def mean_over_sets(states, classes, order):
 def entropy_by_hand(z, target, order):
     """Joint entropy in bits of the sets of units of potentials `[observations, units]`: its mean over sets."""
     return mean_over_sets(*observations(z, target), order)
+
+
+def soft_entropy(z, labels, temperature):
+    """The soft entropy of a layer, written out class by class."""
+    total = 0.0
+    for label in labels.unique():
+        p = (1 / (1 + torch.exp(-z[labels == label].flatten(1) / temperature))).mean(0)
+        total = total - p * p.log2() - (1 - p) * (1 - p).log2()
+    return total.mean()

@@ -6,9 +6,9 @@ from torch import nn
 from torch.nn.modules import activation
 
 from tests.support.cases import Case, cross_entropy
-from tests.support.cases_activations import ACTIVATION_CASES, GLU_FORMS, MODULES
-from tests.support.cases_structures import HARD_CASES, STRUCTURE_CASES
-from tests.support.cases_torchvision import TORCHVISION_CASES
+from tests.support.cases.activations import ACTIVATION_CASES, GLU_FORMS, MODULES
+from tests.support.cases.structures import HARD_CASES, STRUCTURE_CASES
+from tests.support.cases.torchvision import TORCHVISION_CASES
 from tests.support.reference import norm, reference_penalty, reference_potentials, reference_step
 
 

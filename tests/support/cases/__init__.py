@@ -1,6 +1,6 @@
 """The form of a test case: a network, a batch, a loss and what is known about the layers.
 
-The tables are in `cases_activations`, `cases_structures` and `cases_torchvision`.
+The tables are in `activations`, `structures`, `checkpoints` and `torchvision`.
 """
 
 from collections.abc import Callable

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.support.random_programs import (
+from tests.support.random_networks.program import (
     DETACHED,
     RESHAPED,
     SAME,

@@ -10,7 +10,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from tests.support.cases import Case, classification_batch, cross_entropy
-from tests.support.cases_structures import loss_inside
+from tests.support.cases.structures import loss_inside
 
 KINDS = pytest.mark.parametrize("reentrant", [False, True], ids=["non-reentrant", "reentrant"])
 GLOBALS = [name for name in vars(torch.utils.checkpoint) if name.startswith("_checkpoint_without_reentrant")] + [

@@ -2,8 +2,8 @@
 
 from hypothesis import strategies as st
 
-from tests.support.random_programs import LOSSES, Program, Term, Value
-from tests.support.random_statements import Statements
+from tests.support.random_networks.program import LOSSES, Program, Term, Value
+from tests.support.random_networks.statements import Statements
 
 
 class Builder(Statements):
