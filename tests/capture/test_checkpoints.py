@@ -11,7 +11,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import Checkpoi
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from lightning_psp import PSPCallback, psp_penalty, record_potentials
-from tests.support.cases import REDUCTIONS, Case
+from tests.support.cases import REDUCTIONS, Case, classification_batch, cross_entropy
 from tests.support.cases.checkpoints import (
     KINDS,
     Checkpoint,
