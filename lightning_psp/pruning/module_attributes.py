@@ -1,0 +1,62 @@
+"""The Python attributes of a network's modules, kept and given back: metrics, lists of outputs, counters."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict, deque
+from typing import Any
+
+from torch import Tensor, nn
+
+_CONTAINERS = (list, tuple, set, dict, OrderedDict, defaultdict, deque)
+# What makes a module a module: no step changes it, but for the mode.
+_NOT_KEPT = vars(nn.Module()).keys() - {"training"}
+
+
+class ModuleAttributes:
+    """What the modules of a network hold besides parameters and buffers, as it was when this was made.
+
+    States of metrics are among it, modes, and whatever a step gathers in plain containers. Tensors and containers are
+    copied, other objects are held as they are.
+
+    Args:
+        module: the network.
+
+    Example:
+        >>> module = nn.Linear(1, 1)
+        >>> module.losses = []
+        >>> attributes = ModuleAttributes(module)
+        >>> module.losses.append(0.5)
+        >>> attributes.restore()
+        >>> module.losses
+        []
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._attributes = [(part, _copies(_own(part))) for part in module.modules()]
+
+    def restore(self) -> None:
+        """Gives them back, as often as is asked for."""
+        for part, attributes in self._attributes:
+            vars(part).update(_copies(attributes))
+
+
+def _own(part: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(part).items() if name not in _NOT_KEPT}
+
+
+def _copies(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {name: _copy(value) for name, value in attributes.items()}
+
+
+def _copy(value: Any) -> Any:
+    if type(value) is Tensor and value.grad_fn is None:
+        return value.detach().clone().requires_grad_(value.requires_grad)
+    if type(value) not in _CONTAINERS:
+        return value
+    if isinstance(value, defaultdict):
+        return defaultdict(value.default_factory, {key: _copy(each) for key, each in value.items()})
+    if isinstance(value, dict):
+        return type(value)((key, _copy(each)) for key, each in value.items())
+    if isinstance(value, deque):
+        return deque(map(_copy, value), value.maxlen)
+    return type(value)(map(_copy, value))

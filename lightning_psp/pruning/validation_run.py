@@ -1,0 +1,167 @@
+"""Validating in the middle of a fit, with nothing to see of it afterwards.
+
+What is used of Lightning without being its public interface is all in this file, and looked for before a fit starts.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lightning_psp.lightnings.any_callback import AnyCallback
+from lightning_psp.pruning.module_attributes import ModuleAttributes
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+_OF_TRAINER = ("_logger_connector", "fit_loop.epoch_loop.val_loop")
+_OF_LOOP = ("_combined_loader", "_max_batches", "_last_val_dl_reload_epoch", "_trainer_fn", "_stage", "inference_mode")
+
+
+def check_lightning(trainer: Trainer) -> None:
+    """Raises an error where this version of Lightning lacks what :func:`validations_without_trace` uses."""
+    missing = [f"Trainer.{name}" for name in _OF_TRAINER if not _has(trainer, name)]
+    missing = missing or [f"_EvaluationLoop.{name}" for name in _OF_LOOP if not _has(_validation_loop(trainer), name)]
+    if missing:
+        package = type(trainer).__module__.partition(".")[0]
+        raise NotImplementedError(
+            f"LobsterPruning cannot validate by itself with version {sys.modules[package].__version__} of {package},"
+            f" which has no {', '.join(missing)}. Use a version from 2.4 to 2.6."
+        )
+
+
+@contextmanager
+def validations_without_trace(
+    trainer: Trainer, pl_module: LightningModule, before: ModuleAttributes
+) -> Iterator[Callable[[], dict[str, float]]]:
+    """Gives a function that runs the trainer's validation once more and returns what it logged.
+
+    Every run is one of Lightning's own validation loop over the trainer's validation data: the LightningModule's hooks
+    are called, limits and several dataloaders are respected, values are synchronised as the user asked for. All runs
+    draw the same random numbers. Callbacks are not called and loggers write nothing, though they are there to be looked
+    at. Afterwards, metrics and progress of the trainer, random states, modes and attributes of the modules are as they
+    were; parameters and buffers are the caller's business. To be used within a validation (`on_validation_end`).
+
+    Args:
+        trainer: the trainer that fits.
+        pl_module: its module.
+        before: the module's attributes as they were when the validation began, with which each run begins.
+    """
+    epoch_loop: Any = trainer.fit_loop.epoch_loop
+    loop, connector = epoch_loop.val_loop, trainer._logger_connector
+    callbacks: list[AnyCallback] = trainer.callbacks  # type: ignore[attr-defined]
+    loggers = trainer.loggers
+    last_time = getattr(trainer, "_last_val_time", None)  # newer versions can validate by the clock
+    now = ModuleAttributes(pl_module)
+
+    def run() -> dict[str, float]:
+        before.restore()
+        epoch_loop.val_loop = own = type(loop)(
+            trainer, loop._trainer_fn, loop._stage, verbose=False, inference_mode=loop.inference_mode
+        )
+        own._combined_loader, own._max_batches = loop._combined_loader, loop._max_batches
+        own._last_val_dl_reload_epoch = loop._last_val_dl_reload_epoch
+        trainer._logger_connector = type(connector)(trainer)
+        with _random_states_kept(trainer):
+            own.run()
+        return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+    try:
+        trainer.callbacks = [_muted_callback(each) for each in callbacks]  # type: ignore[attr-defined]
+        trainer.loggers = [_muted_logger(each) for each in loggers]
+        yield run
+    finally:
+        epoch_loop.val_loop, trainer._logger_connector = loop, connector
+        trainer.callbacks, trainer.loggers = callbacks, loggers  # type: ignore[attr-defined]
+        if last_time is not None:
+            trainer._last_val_time = last_time  # type: ignore[attr-defined]
+        now.restore()
+
+
+def _validation_loop(trainer: Trainer) -> Any:
+    return trainer.fit_loop.epoch_loop.val_loop
+
+
+def _has(thing: Any, path: str) -> bool:
+    for name in path.split("."):
+        if not hasattr(thing, name):
+            return False
+        thing = getattr(thing, name)
+    return True
+
+
+@contextmanager
+def _random_states_kept(trainer: Trainer) -> Iterator[None]:
+    """Gives the random generators, global and of the validation data, the states back that they had."""
+    generators = {id(each): each for each in _generators(_validation_loop(trainer)._combined_loader)}.values()
+    states = [(generator, generator.get_state()) for generator in generators]
+    of_python = random.getstate()
+    numpy: Any = sys.modules.get("numpy")
+    of_numpy = None if numpy is None else numpy.random.get_state()
+    device = trainer.strategy.root_device
+    with torch.random.fork_rng(
+        () if device.type == "cpu" else (device,), device_type="cuda" if device.type == "cpu" else device.type
+    ):
+        try:
+            yield
+        finally:
+            for generator, state in states:
+                generator.set_state(state)
+            random.setstate(of_python)
+            if numpy is not None:
+                numpy.random.set_state(of_numpy)
+
+
+def _generators(combined_loader: Any) -> Iterator[torch.Generator]:
+    for loader in combined_loader.flattened:
+        sampler, batch_sampler = getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
+        for holder in (loader, sampler, batch_sampler, getattr(batch_sampler, "sampler", None)):
+            generator = getattr(holder, "generator", None)
+            if isinstance(generator, torch.Generator):
+                yield generator
+
+
+class _Silence:
+    """Takes whatever is done with the object that a logger writes to."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> _Silence:
+        return self
+
+    def __getattr__(self, name: str) -> _Silence:
+        return self
+
+    def __getitem__(self, key: Any) -> _Silence:
+        return self
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Takes it."""
+
+
+_SILENCE = _Silence()
+
+
+def _muted_callback(callback: AnyCallback) -> Any:
+    """The callback as it can be looked at, that does nothing when it is called by a trainer."""
+    return _disguised(callback, {name: _SILENCE for name in dir(type(callback)) if name.startswith("on_")})
+
+
+def _muted_logger(logger: Any) -> Any:
+    """The logger as it can be looked at, that writes nothing."""
+    writes = [name for name in dir(type(logger)) if name.startswith(("log_", "save_", "after_")) and name != "log_dir"]
+    names = {*writes, "experiment", "save", "finalize"} - {"save_dir"}
+    return _disguised(logger, dict.fromkeys(names, _SILENCE))
+
+
+def _disguised(thing: Any, replaced: dict[str, _Silence]) -> Any:
+    """An object of the same class, as far as `isinstance` tells, and with the same attributes but some."""
+    kind: Any = type(thing)
+    # A property, for some classes have functions among the attributes of their objects.
+    silent = type(kind.__name__, (kind,), {name: property(lambda _, value=value: value) for name, value in replaced.items()})
+    disguise = object.__new__(silent)
+    object.__setattr__(disguise, "__dict__", vars(thing))
+    return disguise
