@@ -1,11 +1,21 @@
 """Pruning: setting weights to 0 and keeping them there.
 
 A network goes in, masks come out (`masks.py`: open it first), and callbacks hold them while a trainer fits
-(`holding.py`).
+(`holding.py`), under given masks or such that grow during the training (`lobster.py`).
 """
 
+from lightning_psp.pruning.lobster import LobsterPruning, PruningStep
 from lightning_psp.pruning.masked_training import MaskedTraining
 from lightning_psp.pruning.masks import apply_masks, magnitude_masks, random_masks_like
 from lightning_psp.pruning.shares import Sparsity, sparsity
 
-__all__ = ["MaskedTraining", "Sparsity", "apply_masks", "magnitude_masks", "random_masks_like", "sparsity"]
+__all__ = [
+    "LobsterPruning",
+    "MaskedTraining",
+    "PruningStep",
+    "Sparsity",
+    "apply_masks",
+    "magnitude_masks",
+    "random_masks_like",
+    "sparsity",
+]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Numbers of a piece of a tensor, below which torch does not share an operation out among threads, and of the pieces that
-# go through all operations together: these fit a processor's cache, so memory is read and written once.
+# Numbers of a piece of a tensor, up to which torch does not share an operation out among threads, and of the pieces
+# that go through all operations together: they fit a processor's cache, so memory is read and written once.
 _PIECE = 1 << 15
 _PIECES_TOGETHER = 1 << 18
 

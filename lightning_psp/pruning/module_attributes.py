@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict, deque
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 _CONTAINERS = (list, tuple, set, dict, OrderedDict, defaultdict, deque)
@@ -31,9 +32,12 @@ class ModuleAttributes:
         []
     """
 
+    # What is kept is to outlive a validation, whose tensors no training could use.
+    @torch.inference_mode(False)
     def __init__(self, module: nn.Module) -> None:
         self._attributes = [(part, _copies(_own(part))) for part in module.modules()]
 
+    @torch.inference_mode(False)
     def restore(self) -> None:
         """Gives them back, as often as is asked for."""
         for part, attributes in self._attributes:

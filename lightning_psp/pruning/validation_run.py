@@ -160,8 +160,15 @@ def _muted_logger(logger: Any) -> Any:
 def _disguised(thing: Any, replaced: dict[str, _Silence]) -> Any:
     """An object of the same class, as far as `isinstance` tells, and with the same attributes but some."""
     kind: Any = type(thing)
-    # A property, for some classes have functions among the attributes of their objects.
-    silent = type(kind.__name__, (kind,), {name: property(lambda _, value=value: value) for name, value in replaced.items()})
-    disguise = object.__new__(silent)
+    # Properties, for some callbacks have functions among the attributes of the object itself.
+    silent = type(kind.__name__, (kind,), {name: _constant(value) for name, value in replaced.items()})
+    disguise: Any = object.__new__(silent)
     object.__setattr__(disguise, "__dict__", vars(thing))
     return disguise
+
+
+def _constant(value: _Silence) -> property:
+    def get(_: Any) -> _Silence:
+        return value
+
+    return property(get)

@@ -1,0 +1,70 @@
+"""The gradients that an optimiser is about to use, from before they are clipped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_psp.pruning.optimizer_steps import gradient_scale
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+# Hooks of a LightningModule in which it can change gradients.
+_HOOKS = ("configure_gradient_clipping", "on_before_optimizer_step")
+
+
+class UnclippedGradients:
+    """Gradients as they are when `on_before_optimizer_step` is called, until the step has ended.
+
+    They are copied only where something may change them afterwards: clipping, the LightningModule's own hooks, an
+    optimiser that unscales by itself. Elsewhere ``parameter.grad`` still is the same after the step.
+    """
+
+    def __init__(self) -> None:
+        self._copies: dict[int, Tensor] = {}
+        self._kept: set[int] = set()
+
+    def keep(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer, parameters: Sequence[nn.Parameter]
+    ) -> None:
+        """Takes the gradients of these parameters, unscaled."""
+        scale = gradient_scale(trainer, optimizer)
+        if scale == 1.0 and not trainer.gradient_clip_val and not _overrides(pl_module):
+            return
+        for parameter in parameters:
+            gradient = parameter.grad
+            assert gradient is not None
+            copied = self._copies.get(id(parameter))
+            if copied is None or copied.device != gradient.device or copied.shape != gradient.shape:
+                copied = self._copies[id(parameter)] = torch.empty_like(gradient)
+            copied.copy_(gradient)
+            if scale != 1.0:
+                copied.div_(scale)
+            self._kept.add(id(parameter))
+
+    def take(self, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+        """The gradients of a step that has ended."""
+        found = []
+        for parameter in parameters:
+            assert parameter.grad is not None
+            was_kept = id(parameter) in self._kept
+            found.append(self._copies[id(parameter)] if was_kept else parameter.grad)
+            self._kept.discard(id(parameter))
+        return found
+
+    def forget(self) -> None:
+        """Lets go of all copies."""
+        self._copies, self._kept = {}, set()
+
+
+def _overrides(pl_module: LightningModule) -> bool:
+    """Whether a hook that can change gradients is the module's own."""
+    return any(
+        getattr(getattr(pl_module, hook), "__module__", "").partition(".")[0] not in ("lightning", "pytorch_lightning")
+        for hook in _HOOKS
+    )
