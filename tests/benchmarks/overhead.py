@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from models import LAM, MODELS, SMALL_MODELS, Classifier
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
@@ -37,7 +38,6 @@ from tqdm import tqdm
 
 import lightning_psp
 from lightning_psp import PSPCallback
-from models import LAM, MODELS, SMALL_MODELS, Classifier
 
 BLOCK = 6
 NOT_COUNTED = 2

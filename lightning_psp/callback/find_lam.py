@@ -1,0 +1,182 @@
+"""A search for λ by short trainings."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import logging
+import math
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm.auto import tqdm
+
+from lightning_psp.analysis.unchanged import Unchanged
+from lightning_psp.callback.lam_search import LamSearch, Mode
+from lightning_psp.callback.psp_callback import PSPCallback
+from lightning_psp.functional.arguments import check_choice, check_number
+from lightning_psp.lightnings.any_callback import refuse_other_lightning
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+LAMS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+
+def find_lam(
+    trainer: Trainer,
+    module: LightningModule,
+    train_dataloaders: Any = None,
+    val_dataloaders: Any = None,
+    datamodule: Any = None,
+    *,
+    lams: Sequence[float] = LAMS,
+    epochs: int = 3,
+    monitor: str = "val_loss",
+    mode: Mode = "min",
+) -> LamSearch:
+    """Tries several λ, each by a short training from the same start, and leaves everything as it was.
+
+    Trains `module` once without penalty and once for each λ, with the trainer's own settings and random numbers, and
+    notes everything that was logged by the end, ⟨z²⟩ included. The penalty's other settings are those of the trainer's
+    `PSPCallback` where it has one. Its other callbacks and its loggers take no part. Weights, random state and the
+    trainer's counters are as before afterwards, also after an exception or Ctrl-C.
+
+    Short trainings tell which λ are far too weak or too strong, not the last factor of two; and a cross-entropy can
+    rise with λ while the error falls, so `monitor` should be what counts in the end.
+
+    Args:
+        trainer: the trainer of the training to come, with one process, and not yet training.
+        module: the user's module.
+        train_dataloaders: as in ``trainer.fit``.
+        val_dataloaders: as in ``trainer.fit``.
+        datamodule: as in ``trainer.fit``.
+        lams: the λ to try beside 0, each more than 0.
+        epochs: length of each training.
+        monitor: name under which the module logs the value to choose by.
+        mode: ``"min"`` where lower is better, or ``"max"``.
+
+    Returns:
+        A :class:`~lightning_psp.LamSearch`, with ``suggestion()`` and ``plot()``.
+
+    Raises:
+        ValueError: if an argument is outside what is allowed, if the trainer has several processes, or if `monitor` is
+            not logged.
+        TypeError: if trainer and module are of different Lightning packages.
+        RuntimeError: if the trainer is training.
+
+    Example:
+        >>> import torch
+        >>> from lightning.pytorch import LightningModule, Trainer
+        >>> from lightning_psp import find_lam
+        >>> class Regression(LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.network = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+        ...     def training_step(self, batch, batch_idx):
+        ...         return (self.network(batch) - batch.sum(1, keepdim=True)).square().mean()
+        ...     def validation_step(self, batch, batch_idx):
+        ...         self.log("val_loss", self.training_step(batch, batch_idx))
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.SGD(self.parameters(), lr=0.01)
+        >>> loader = torch.utils.data.DataLoader(torch.randn(32, 3), batch_size=8)
+        >>> trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        >>> search = find_lam(trainer, Regression(), loader, loader, lams=(0.01, 0.1), epochs=1)
+        >>> search.lams
+        (0.0, 0.01, 0.1)
+    """
+    refuse_other_lightning(trainer, module)
+    check_choice("mode", mode, ("min", "max"))
+    check_number("epochs", epochs, at_least=1)
+    tried = sorted(set(lams))
+    if not tried or not all(math.isfinite(lam) and lam > 0 for lam in tried):
+        raise ValueError(f"Expected argument `lams` to be finite numbers greater than 0 but got {tuple(lams)!r}.")
+    if trainer.world_size > 1:
+        raise ValueError(
+            f"Expected argument `trainer` to have one process but got {trainer.world_size}: search with"
+            " `Trainer(devices=1)`, and train with what it suggests."
+        )
+    if trainer.state.status == "running":
+        raise RuntimeError("Expected argument `trainer` not to be training: call `find_lam` before `trainer.fit`.")
+    callbacks: list[Any] = vars(trainer)["callbacks"]
+    own = [each for each in callbacks if isinstance(each, PSPCallback)]
+    callback = copy.deepcopy(own[0]) if own else PSPCallback()
+    found: list[dict[str, float]] = []
+    unchanged = Unchanged(module)
+    with unchanged, unchanged, tqdm([0.0, *tried], unit="training", desc="λ") as bar:
+        for lam in bar:
+            bar.set_postfix_str(f"{lam:g}")
+
+            each = copy.deepcopy(callback)
+            each.lam = lam
+            with Unchanged(module), _same_random_numbers(), _short_training(trainer, each, epochs):
+                trainer.fit(module, train_dataloaders, val_dataloaders, datamodule)
+                if trainer.interrupted:
+                    raise KeyboardInterrupt
+                found.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+            if monitor not in found[-1]:
+                raise ValueError(
+                    f"Expected argument `monitor` to be a value that the module logs in each epoch but got {monitor!r}."
+                    f" Logged were {', '.join(found[-1]) or 'none'}."
+                )
+    names = dict.fromkeys(name for values in found for name in values)
+    values = {name: tuple(each.get(name, math.nan) for each in found) for name in names}
+    return LamSearch((0.0, *tried), values, monitor, mode)
+
+
+@contextmanager
+def _same_random_numbers() -> Iterator[None]:
+    """Gives the random numbers of PyTorch, Python and NumPy back."""
+    states = torch.get_rng_state(), [*torch.cuda.get_rng_state_all()], random.getstate()
+    numpy = sys.modules.get("numpy")
+    numpys = None if numpy is None else numpy.random.get_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        torch.cuda.set_rng_state_all(states[1])
+        random.setstate(states[2])
+        if numpy is not None:
+            numpy.random.set_state(numpys)
+
+
+@contextmanager
+def _short_training(trainer: Trainer, callback: PSPCallback, epochs: int) -> Iterator[None]:
+    """Has the trainer train from its first epoch, watched by nothing but the callback; then all is as it was."""
+    loop = trainer.fit_loop
+    package = type(trainer).__module__.partition(".trainer")[0]
+    says_how_it_ended = logging.getLogger(f"{package}.utilities.rank_zero")
+    settings: list[tuple[Any, str, Any]] = [
+        (trainer, "callbacks", [callback]),
+        (trainer, "loggers", _silent_loggers(trainer, package)),
+        (trainer, "check_val_every_n_epoch", 1 if trainer.check_val_every_n_epoch else None),
+        (trainer, "num_sanity_val_steps", 0),
+        (trainer, "should_stop", False),
+        (trainer, "state", copy.copy(trainer.state)),
+        (loop, "max_epochs", trainer.current_epoch + epochs),
+        (loop.epoch_loop, "max_steps", -1),
+    ]
+    before = [getattr(owner, name) for owner, name, _ in settings]
+    level = says_how_it_ended.level
+    counters = copy.deepcopy(loop.state_dict())
+    try:
+        for owner, name, value in settings:
+            setattr(owner, name, value)
+        says_how_it_ended.setLevel(logging.WARNING)
+        yield
+    finally:
+        for (owner, name, _), value in zip(settings, before, strict=True):
+            setattr(owner, name, value)
+        says_how_it_ended.setLevel(level)
+        loop.load_state_dict(counters)
+        loop.restarting = False
+
+
+def _silent_loggers(trainer: Trainer, package: str) -> list[Any]:
+    """As many loggers as the trainer has, so that `self.logger` of the module is none only where it was."""
+    dummy = importlib.import_module(f"{package}.loggers.logger").DummyLogger
+    return [dummy() for _ in trainer.loggers]

@@ -1,0 +1,92 @@
+"""What a search for λ found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Mode = Literal["min", "max"]
+
+
+@dataclass(frozen=True)
+class LamSearch:
+    """Result of :func:`~lightning_psp.find_lam`: what was logged by the end of each short training.
+
+    Attributes:
+        lams: the λ that were tried, in ascending order, 0 among them.
+        values: for each logged name its value at the end of each training, in the order of `lams`; NaN where it was not
+            logged.
+        monitor: name of the value by which λ is chosen.
+        mode: whether the lowest of its values is the best, or the highest.
+
+    Example:
+        >>> search = LamSearch((0.0, 0.1, 1.0), {"val_loss": (0.5, 0.4, 0.9)}, "val_loss", "min")
+        >>> search.suggestion()
+        0.1
+    """
+
+    lams: tuple[float, ...]
+    values: dict[str, tuple[float, ...]]
+    monitor: str
+    mode: Mode
+
+    def suggestion(self) -> float:
+        """The λ with the best value of `monitor`, of equal ones the largest; 0 where no penalty was best.
+
+        Raises:
+            ValueError: if no training ended with a finite value.
+        """
+        sign = 1 if self.mode == "min" else -1
+        finite = [
+            (sign * value, -lam)
+            for lam, value in zip(self.lams, self.values[self.monitor], strict=True)
+            if math.isfinite(value)
+        ]
+        if not finite:
+            raise ValueError(
+                f"No training ended with a finite {self.monitor!r}: try smaller λ, or a lower learning rate."
+            )
+        return -min(finite)[1] + 0.0
+
+    def plot(self, ax: Axes | Sequence[Axes] | None = None, keys: Sequence[str] | None = None) -> tuple[Any, Any]:
+        """Draws logged values against λ, with the suggestion marked and the training without penalty as a line.
+
+        Args:
+            ax: axes to draw into, one for each key; by default a new figure of pyplot.
+            keys: names of the values; by default `monitor` and ⟨z²⟩ of the validation data.
+
+        Returns:
+            The figure, and the axes in the order of `keys`.
+
+        Raises:
+            ValueError: if a key was not logged, or there are not as many axes as keys.
+            ModuleNotFoundError: if matplotlib, which the extra ``plot`` installs, is missing.
+        """
+        from lightning_psp.plotting.style import given_axes, new_axes, tidy
+
+        names = [name for name in (self.monitor, "psp/z2_val") if name in self.values] if keys is None else list(keys)
+        missing = [name for name in names if name not in self.values]
+        if missing:
+            raise ValueError(f"Expected argument `keys` to be among {', '.join(self.values)} but got {missing[0]!r}.")
+        size = (4.6 * len(names), 3.8)
+        axes = new_axes(len(names), size) if ax is None else given_axes(ax, len(names), ", ".join(names))
+        tried = [place for place, lam in enumerate(self.lams) if lam > 0]
+        chosen = self.suggestion()
+        for name, panel in zip(names, axes, strict=True):
+            values = self.values[name]
+            lams = [self.lams[place] for place in tried]
+            panel.plot(lams, [values[place] for place in tried], color="#D55E00", marker="o", linewidth=1.6)
+            panel.axhline(values[0], color="#555555", linestyle=":", label="λ = 0")
+            if chosen > 0:
+                panel.axvline(chosen, color="#0072B2", linestyle="--", label=f"suggestion: {chosen:g}")
+            panel.set_xscale("log")
+            panel.set_xlabel("λ")
+            panel.set_ylabel("⟨z²⟩ of the validation data" if name == "psp/z2_val" else name)
+            tidy(panel)
+        axes[0].legend(frameon=False)
+        return axes[0].figure, tuple(axes)

@@ -1,0 +1,181 @@
+"""The search for λ: each short training is what a training of its own would be, and nothing is left of them."""
+
+import copy
+import importlib
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_psp import LamSearch, PSPCallback, find_lam
+from tests.support.either_lightning import NAMES
+
+LAMS = (0.1, 3.0)
+
+
+def make(package="lightning.pytorch", fails_at=None, error=RuntimeError):
+    """A small classifier with batch norm and dropout, whose step can fail."""
+    lightning = importlib.import_module(package)
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(1)
+            self.network = nn.Sequential(
+                nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3)
+            )
+            self.steps = 0
+
+        def training_step(self, batch, batch_idx):
+            self.steps += 1
+            if self.steps == fails_at:
+                raise error("here")
+            return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
+
+        def validation_step(self, batch, batch_idx):
+            logits = self.network(batch[0])
+            self.log("val_loss", nn.functional.cross_entropy(logits, batch[1]))
+            self.log("val_error", (logits.argmax(1) != batch[1]).float().mean())
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)]
+
+    return Module()
+
+
+def loaders():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(60, 5, generator=generator)
+    data = TensorDataset(inputs, inputs[:, :3].argmax(1))
+    return DataLoader(data, batch_size=10, shuffle=True), DataLoader(data, batch_size=30)
+
+
+def trainer(package="lightning.pytorch", callbacks=(), **settings):
+    settings = {"max_epochs": 2, "logger": False, "enable_checkpointing": False, **settings}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+    return importlib.import_module(package).Trainer(accelerator="cpu", callbacks=list(callbacks), **settings, **quiet)
+
+
+def numbers_of(values):
+    return {name: float(value) for name, value in values.items()}
+
+
+@pytest.mark.parametrize("package", NAMES)
+def test_each_training_is_what_one_alone_would_be(package):
+    module = make(package)
+    start = copy.deepcopy(module.state_dict())
+    torch.manual_seed(2)
+    search = find_lam(trainer(package), module, *loaders(), lams=LAMS, epochs=2, monitor="val_error")
+    assert search.lams == (0.0, *LAMS)
+    for place, lam in enumerate(search.lams):
+        alone, other = trainer(package, [PSPCallback(lam=lam)]), make(package)
+        other.load_state_dict(start)
+        torch.manual_seed(2)
+        alone.fit(other, *loaders())
+        expected = numbers_of(alone.callback_metrics)
+        assert {name: values[place] for name, values in search.values.items()} == pytest.approx(
+            expected, abs=0, rel=0, nan_ok=True
+        )
+    assert search.values["psp/z2_val"][2] < search.values["psp/z2_val"][0]
+
+
+@pytest.mark.parametrize("failure", [None, RuntimeError, KeyboardInterrupt])
+def test_everything_is_as_before(failure):
+    # Six steps an epoch: the second training fails.
+    module = make(fails_at=None if failure is None else 9, error=failure or RuntimeError)
+    own = PSPCallback(lam=0.5)
+    found = trainer(callbacks=[own], num_sanity_val_steps=2, check_val_every_n_epoch=2, max_steps=11)
+    before = copy.deepcopy(module.state_dict())
+    callbacks, loggers = list(found.callbacks), found.loggers
+    torch.manual_seed(3)
+    random = torch.get_rng_state()
+    if failure is None:
+        find_lam(found, module, *loaders(), lams=LAMS, epochs=1)
+    else:
+        # Some versions of Lightning end with SystemExit where they were interrupted.
+        with pytest.raises((failure, SystemExit)):
+            find_lam(found, module, *loaders(), lams=LAMS, epochs=1)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert found.callbacks == callbacks
+    assert found.loggers == loggers
+    assert (found.current_epoch, found.global_step, found.should_stop) == (0, 0, False)
+    assert (found.max_epochs, found.max_steps, found.num_sanity_val_steps) == (2, 11, 2)
+    assert found.check_val_every_n_epoch == 2
+    assert own.lam == 0.5
+    assert module.training
+
+
+def test_the_training_after_it_is_the_one_without_it():
+    ended = []
+    for searches in (False, True):
+        module, found = make(), trainer(callbacks=[PSPCallback(lam=0.1)], max_epochs=3)
+        torch.manual_seed(4)
+        if searches:
+            find_lam(found, module, *loaders(), lams=LAMS, epochs=1)
+        found.fit(module, *loaders())
+        ended.append((module.state_dict(), numbers_of(found.callback_metrics), found.current_epoch, found.global_step))
+    (weights, values, *counts), (weights_after, values_after, *counts_after) = ended
+    assert all(torch.equal(value, weights_after[name]) for name, value in weights.items())
+    assert values == values_after
+    assert counts == counts_after == [3, 18]
+
+
+def test_the_settings_of_the_trainers_callback_are_used():
+    module = make()
+    own = trainer(callbacks=[PSPCallback(lam=9.0, reduction="sum", output=False, entropy=())])
+    sums = find_lam(own, module, *loaders(), lams=[0.01], epochs=1).values
+    means = find_lam(trainer(), module, *loaders(), lams=[0.01], epochs=1).values
+    assert "psp/entropy_val" in means
+    assert "psp/entropy_val" not in sums
+    assert sums["psp/penalty"][1] > 5 * means["psp/penalty"][1]
+
+
+def test_suggestion():
+    values = {"val_loss": (0.5, 0.3, 0.3, math.nan, 0.4), "accuracy": (0.5, 0.3, 0.3, math.inf, 0.4)}
+    lams = (0.0, 0.1, 1.0, 10.0, 100.0)
+    assert LamSearch(lams, values, "val_loss", "min").suggestion() == 1.0
+    assert LamSearch(lams, values, "accuracy", "max").suggestion() == 0.0
+    with pytest.raises(ValueError, match="'val_loss'"):
+        LamSearch((0.0, 1.0), {"val_loss": (math.nan, math.inf)}, "val_loss", "min").suggestion()
+
+
+@pytest.mark.filterwarnings("ignore:The potentials of layer .* hold NaN or infinity")
+def test_a_training_that_blows_up_is_not_suggested():
+    found = find_lam(trainer(), make(), *loaders(), lams=[1e-3, 1e12], epochs=1, monitor="val_loss")
+    assert not math.isfinite(found.values["val_loss"][2])
+    assert found.suggestion() in (0.0, 1e-3)
+
+
+def test_plot():
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    values = {"val_error": (0.5, 0.2, 0.4), "psp/z2_val": (5.0, 2.0, 0.1), "val_loss": (1.0, 2.0, 3.0)}
+    search = LamSearch((0.0, 0.1, 1.0), values, "val_error", "min")
+    figure, (error, z2) = search.plot()
+    curve, without, chosen = error.lines
+    assert curve.get_xydata().tolist() == [[0.1, 0.2], [1.0, 0.4]]
+    assert without.get_ydata()[0] == 0.5
+    assert chosen.get_xdata()[0] == 0.1
+    assert z2.get_ylabel() == "⟨z²⟩ of the validation data"
+    with pytest.raises(ValueError, match="val_error, psp/z2_val, val_loss but got 'loss'"):
+        search.plot(keys=["loss"])
+    pyplot.close("all")
+    assert figure
+
+
+def test_bad_arguments():
+    module = make()
+    for lams in ((), (0.0, 1.0), (-1.0,), (math.inf,)):
+        with pytest.raises(ValueError, match="`lams`"):
+            find_lam(trainer(), module, *loaders(), lams=lams)
+    with pytest.raises(ValueError, match="`epochs`"):
+        find_lam(trainer(), module, *loaders(), epochs=0)
+    with pytest.raises(ValueError, match="`mode`"):
+        find_lam(trainer(), module, *loaders(), mode="lowest")
+    with pytest.raises(ValueError, match=r"`monitor`.*'accuracy'.*val_error"):
+        find_lam(trainer(), module, *loaders(), epochs=1, monitor="accuracy")
+    with pytest.raises(ValueError, match=r"one process but got 2.*devices=1"):
+        find_lam(trainer(devices=2, strategy="ddp"), module, *loaders())
