@@ -43,11 +43,11 @@ class LinearBesideLSTM(nn.Module):
         return self.head(self.lstm(self.first(sequence).relu())[0][:, -1])
 
 
-def old_weight_norm(layer: nn.Module, dim: int | None = 0) -> nn.Module:
+def old_weight_norm(layer: nn.Module, name: str = "weight", dim: int | None = 0) -> nn.Module:
     """Weight norm by a hook, without torch's warning that it is deprecated."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.nn.utils.weight_norm(layer, dim=dim)
+        return torch.nn.utils.weight_norm(layer, name, dim)
 
 
 def _with_weight_norm(weight_norm: Callable[[nn.Module], nn.Module]) -> nn.Module:
@@ -61,7 +61,7 @@ def _with_weight_norm(weight_norm: Callable[[nn.Module], nn.Module]) -> nn.Modul
     )
 
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "lenet300": LeNet300,
     "lenet5": LeNet5,
     "resnet18": lambda: resnet18(num_classes=10),

@@ -2,18 +2,13 @@
 
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 
 from lightning_psp.pruning import MaskedTraining
 from tests.pruning.networks import NETWORKS, effective_weights
-from tests.pruning.training import Pruned, loader_for, masks_for, pruned_without_masks
-from tests.support.small import quiet_trainer
+from tests.pruning.training import Pruned, adamw, assert_held, fit, masks_for, pruned_without_masks, sgd
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
-    pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step.. before `optimizer.step"),
-    pytest.mark.filterwarnings("ignore:`LightningModule.configure_optimizers` returned `None`"),
-    pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback, but saving"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:`LightningModule.configure_optimizers` returned `None`")
 
 
 class TwoOptimizers(Pruned):
@@ -70,14 +65,6 @@ class Looping(torch.optim.SGD):
         return loss
 
 
-def adamw(**settings):
-    return lambda parameters: torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1, **settings)
-
-
-def sgd(**settings):
-    return lambda parameters: torch.optim.SGD(parameters, lr=0.05, weight_decay=0.1, **settings)
-
-
 def lbfgs(parameters):
     return torch.optim.LBFGS(parameters, lr=0.1, max_iter=4, line_search_fn="strong_wolfe")
 
@@ -108,19 +95,8 @@ REGIMES = {
 }
 
 
-def fit(module, *callbacks, **settings):
-    settings = {"precision": "32-true", "max_epochs": 2, **settings}
-    if "plugins" in settings:
-        del settings["precision"]
-    network = getattr(module.network, "_orig_mod", module.network)
-    trainer = quiet_trainer(*callbacks, **settings)
-    trainer.fit(module, loader_for(network), loader_for(network, 1, seed=1))
-    return trainer
-
-
-def assert_held(module, places=("training step", "validation step", "after a batch", "at the end")):
-    assert {place for place, _ in module.seen} >= set(places)
-    assert [(place, largest) for place, largest in module.seen if largest != 0] == []
+def half_precision(init_scale):
+    return {"plugins": MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=init_scale))}
 
 
 def check(module, **settings):
@@ -157,6 +133,19 @@ def test_regimes(name):
     torch.manual_seed(0)
     kind, settings = REGIMES[name]
     check(kind(NETWORKS["lstm"]()), **settings)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("init_scale", [2.0**10, 2.0**40])
+def test_half_precision_with_steps_that_are_skipped(fused, init_scale):
+    torch.manual_seed(0)
+    module = Pruned(NETWORKS["lenet300"](), sgd(momentum=0.9, fused=fused))
+    masks = masks_for(module)
+    settings = half_precision(init_scale)
+    scaler = settings["plugins"].scaler
+    fit(module, MaskedTraining(masks), max_epochs=8, **settings)
+    assert_held(module)
+    assert (scaler.get_scale() < init_scale) == (init_scale == 2.0**40)
 
 
 @pytest.mark.parametrize("name", ["SGD", "LBFGS"])

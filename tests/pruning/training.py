@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from lightning_psp.pruning import apply_masks, magnitude_masks, sparsity
 from tests.pruning.networks import VOCABULARY, effective_weights
+from tests.support.small import quiet_trainer
 
 Batch = tuple[Tensor, Tensor]
+MakeOptimizer = Callable[[Any], torch.optim.Optimizer]
 
 
 def loader_for(network: nn.Module, count: int = 3, seed: int = 0) -> DataLoader[Any]:
@@ -30,6 +33,14 @@ def loader_for(network: nn.Module, count: int = 3, seed: int = 0) -> DataLoader[
     return DataLoader(list(zip(inputs, labels, strict=True)), batch_size=None)
 
 
+def adamw(**settings: Any) -> MakeOptimizer:
+    return partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1, **settings)
+
+
+def sgd(**settings: Any) -> MakeOptimizer:
+    return partial(torch.optim.SGD, lr=0.05, weight_decay=0.1, **settings)
+
+
 class Pruned(LightningModule):
     """Trains a network and keeps, in order, where its pruned weights were looked at and the largest one there.
 
@@ -38,10 +49,10 @@ class Pruned(LightningModule):
         optimizer: makes the optimiser of some parameters.
     """
 
-    def __init__(self, network: nn.Module, optimizer: Callable[[Any], torch.optim.Optimizer] | None = None) -> None:
+    def __init__(self, network: nn.Module, optimizer: MakeOptimizer | None = None) -> None:
         super().__init__()
         self.network = network
-        self.make_optimizer = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9))
+        self.make_optimizer = optimizer or partial(torch.optim.SGD, lr=0.05, momentum=0.9)
         self.masks: dict[str, Tensor] = {}
         self.seen: list[tuple[str, float]] = []
 
@@ -85,3 +96,22 @@ def pruned_without_masks(module: Pruned) -> None:
     """Sets the weights to 0 once, as somebody does who has no callback."""
     apply_masks(module, masks_for(module))
     assert sparsity(module).network > 0.5
+
+
+def fit(module: Pruned, *callbacks: Callback, **settings: Any) -> Trainer:
+    """Two epochs, each with a validation."""
+    precision = None if "plugins" in settings else "32-true"
+    settings = {"precision": precision, "max_epochs": 2, **settings}
+    checkpoint = settings.pop("ckpt_path", None)
+    network = getattr(module.network, "_orig_mod", module.network)
+    trainer = quiet_trainer(*callbacks, **settings)
+    trainer.fit(module, loader_for(network), loader_for(network, 1, seed=1), ckpt_path=checkpoint)
+    return trainer
+
+
+def assert_held(
+    module: Pruned, places: tuple[str, ...] = ("training step", "validation step", "after a batch", "at the end")
+) -> None:
+    """The module has looked at these places, and all pruned weights were 0."""
+    assert {place for place, _ in module.seen} >= set(places)
+    assert [(place, largest) for place, largest in module.seen if largest != 0] == []
