@@ -219,6 +219,7 @@ class _Analysis(fx.Interpreter):
         reached = [(place, edges_below(edge)) for place, edge in edges if edge[0] is not None]
         numbers = {id(potential): number for number, potential in enumerate(static.ledger.potentials)}
         known_sources: dict[int, int] = {}
+        candidates: dict[int, Mention] = {}  # by the identity of the tensor
         evaluations: dict[int, int] = {}
         outer = [frame.turns for frame in (static.frames.outside, *static.frames.resumed)]
 
@@ -250,6 +251,8 @@ class _Analysis(fx.Interpreter):
             found = known(origin)
             if found.points:
                 return found
+            if id(tensor) in candidates:
+                return candidates[id(tensor)]
             givers = self._givers[id(tensor)]
             if givers[0].op == "placeholder":
                 return Mention([], place=Place(True, self._placeholders.index(givers[0])))
@@ -271,7 +274,8 @@ class _Analysis(fx.Interpreter):
             )
             self._rewriting.include(point, tensor, givers, None, tensor.requires_grad, False)
             region.points.append(point)
-            return Mention([len(region.points) - 1])
+            candidates[id(tensor)] = Mention([len(region.points) - 1])
+            return candidates[id(tensor)]
 
         def whole_of(origin: Origin) -> Mention | None:
             top = static.origins.stands_for(origin)
@@ -330,7 +334,9 @@ class _Analysis(fx.Interpreter):
         for place, tensor in results:
             origin = static.origins.find(tensor)
             if origin is not None:
-                entering = None if origin.entering is None else mention(origin.entering)
+                # Of what leaves the graph, only the graph knows of what it is a nonlinear function, value by value.
+                root = static.origins.root(origin)
+                entering = None if root.entering is None else mention(root.entering)
                 source = None if place.is_input and origin.source is None else source_of(origin.source)
                 region.origins.append(
                     ResultOrigin(

@@ -24,28 +24,25 @@ QUICK = {
     "returned part, multiple",
     "losses inside, smooth L1",
     "coupling flow",
+    "returned mixture of probabilities",
 }
-NETWORKS_THAT_DIFFER = {"returned mixture of probabilities": "the probabilities are taken for the output"}
-STEPS_THAT_DIFFER = {"mean and variance of one head": "what enters softplus is taken for the output"}
 
 
-def cases(differ, always_slow=False):
-    """All cases; `differ` tells why some of them are not as in eager."""
+def cases(always_slow=False):
+    """All cases, those that take long marked."""
     found = []
     for case in CASES:
         marks = [pytest.mark.slow] if always_slow or case.name not in QUICK else []
-        if case.name in differ:
-            marks.append(pytest.mark.xfail(reason=differ[case.name]))
         found.append(pytest.param(case, marks=marks, id=case.name))
     return pytest.mark.parametrize("case", found)
 
 
-@cases(NETWORKS_THAT_DIFFER)
+@cases()
 def test_compiled_network(case):
     check(case, network_by_method)
 
 
-@cases(STEPS_THAT_DIFFER, always_slow=True)
+@cases(always_slow=True)
 def test_compiled_step(case):
     before = graphs()
     check(case, step)
