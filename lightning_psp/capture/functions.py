@@ -131,6 +131,8 @@ def roles() -> dict[TorchFunction, Role]:
     found = {function: role for role, names in _NAMES.items() for function in all_forms_of(names)}
     for role, names in _PROPERTIES.items():
         found.update({getattr(Tensor, name).__get__: role for name in names.split()})
+    # What compiled graphs call in place of these properties.
+    found.update({getattr(torch.ops.aten, name): Role.VIEW for name in ("numpy_T", "mT", "matrix_H", "mH")})
     # What torch calls in place of a function with a further result.
     for size in "123":
         for name in (f"max_pool{size}d", f"adaptive_max_pool{size}d"):

@@ -57,13 +57,19 @@ class Source:
         evaluation: the same object for all that one call of a module returned.
     """
 
-    __slots__ = ("evaluation", "path", "place", "turn")
+    __slots__ = ("_evaluation", "path", "place", "turn")
 
     def __init__(self, path: str | None, evaluation: object | None = None) -> None:
         self.path = path
         self.place: str | None = None
         self.turn: tuple[dict[str, int], str, int] | None = None  # who counts the names of places, and which it is
-        self.evaluation = self if evaluation is None else evaluation
+        self._evaluation = evaluation
+
+    @property
+    def evaluation(self) -> object:
+        """The same object for all parts of one passage."""
+        # Not kept as an attribute: a reference to itself would outlive all others.
+        return self if self._evaluation is None else self._evaluation
 
     @property
     def name(self) -> str | None:

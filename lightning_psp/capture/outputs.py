@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Any, Generic, NamedTuple
 
 from torch import Tensor
 
@@ -19,6 +19,18 @@ _OF_TERMS = frozenset(
     " mul narrow nanmean nansum neg permute radd ravel rdiv reshape reshapealias rmul rsub select slice split squeeze"
     " stack sub sum t to tocopy transpose truediv type unbind unsafeview unsqueeze view".split()
 )
+
+
+class Way(NamedTuple):
+    """A way back in the graph.
+
+    Args:
+        edge: where it leads.
+        is_of_terms: whether it goes by sums, means and factors alone.
+    """
+
+    edge: Edge
+    is_of_terms: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +79,7 @@ class OutputFinder(Generic[Kept]):
         """Forgets everything."""
         self.calls: list[Call[Kept]] = []
         self.inputs_of_losses: list[Target[Kept]] = []  # of losses that a network computes itself
+        self.inside: dict[Edge, list[Way]] = {}  # the ways inside compiled functions, from one of their results
         self._scalars: list[tuple[weakref.ref[Tensor] | None, Edge]] = []
         self._backward: list[Edge] = []
 
@@ -118,7 +131,7 @@ class OutputFinder(Generic[Kept]):
             for target in call.targets
             if call.is_trained or not any_trained or any(target.origin is whole for whole in wholes)
         ]
-        return _walk(losses, [*entering, *returned, *self.inputs_of_losses])
+        return _walk(losses, [*entering, *returned, *self.inputs_of_losses], self.inside)
 
     def is_hidden(self, potential: Potential[Kept]) -> bool:
         """Whether a call of the network that came after a nonlinearity outside of it uses its result."""
@@ -131,7 +144,25 @@ class OutputFinder(Generic[Kept]):
         return any(not edges_below(edge).isdisjoint(returned) for edge in potential.results)
 
 
-def _walk(losses: Sequence[Edge], targets: Sequence[Target[Kept]]) -> tuple[list[Target[Kept]], set[Any]]:
+def ways_to(edges: Collection[Edge], start: Edge) -> list[Way]:
+    """The ways back from an edge to the first of these edges that are met on them."""
+    found: dict[Way, None] = {}
+    seen: set[Way] = set()
+    pending = [Way(start, True)]
+    for way in pending:
+        (node, _), is_of_terms = way
+        if node is not None and way.edge != start and way.edge in edges:
+            found[way] = None
+        elif node is not None and way not in seen:
+            seen.add(way)
+            goes_on = is_of_terms and _is_of_terms(node)
+            pending.extend(Way(following, goes_on) for following in node.next_functions)
+    return list(found)
+
+
+def _walk(
+    losses: Sequence[Edge], targets: Sequence[Target[Kept]], inside: Mapping[Edge, list[Way]]
+) -> tuple[list[Target[Kept]], set[Any]]:
     """The first targets that are met on the ways back from losses, and the nodes before them."""
     by_edge: dict[Edge, list[int]] = {}
     for number, target in enumerate(targets):
@@ -140,6 +171,7 @@ def _walk(losses: Sequence[Edge], targets: Sequence[Target[Kept]]) -> tuple[list
                 by_edge.setdefault(edge, []).append(number)
     found: dict[int, None] = {}
     seen: set[tuple[Any, bool]] = set()
+    seen_inside: set[tuple[Edge, bool]] = set()
     pending = [(edge, True) for edge in losses]
     for edge, is_term in pending:
         node = edge[0]
@@ -148,7 +180,11 @@ def _walk(losses: Sequence[Edge], targets: Sequence[Target[Kept]]) -> tuple[list
         met = [number for number in by_edge.get(edge, ()) if not (is_term and targets[number].may_be_term)]
         if met:
             found.update(dict.fromkeys(met))
-        elif (node, is_term) not in seen:
+            continue
+        if edge in inside and (edge, is_term) not in seen_inside:
+            seen_inside.add((edge, is_term))
+            pending.extend((way.edge, is_term and way.is_of_terms) for way in inside[edge])
+        if (node, is_term) not in seen:
             seen.add((node, is_term))
             goes_on = is_term and _is_of_terms(node)
             pending.extend((following, goes_on) for following in node.next_functions)

@@ -19,7 +19,7 @@ from lightning_psp.capture.graph import Edge, edges_below, reach_from
 from lightning_psp.capture.mode import Capture
 from lightning_psp.capture.nonlinearities import Activation
 from lightning_psp.capture.origin import Origin, Potential, Source
-from lightning_psp.capture.outputs import Target
+from lightning_psp.capture.outputs import Target, ways_to
 from lightning_psp.compilation.region import Mention, Neurons, Region, ResultOrigin, Returned
 from lightning_psp.compilation.rewriting import Place, Point, Rewriting
 from lightning_psp.functional.penalty import Reduction
@@ -286,6 +286,11 @@ class _Analysis(fx.Interpreter):
                 return None
             return mention(tensor)
 
+        def may_be_output(tensor: Tensor) -> bool:
+            origin = static.origins.of(tensor)
+            is_made_here = id(tensor) in self._givers and self._givers[id(tensor)][0].op != "placeholder"
+            return is_made_here and origin.is_made and tensor.ndim > 0 and not known(origin).points
+
         def returned(target: Target[_Seen]) -> Returned:
             known = target.potentials[0] if target.tensor is None else None
             found = mention(target.tensor) if target.tensor is not None else Mention([numbers[id(known)]])
@@ -326,17 +331,21 @@ class _Analysis(fx.Interpreter):
                 for target in static.outputs.inputs_of_losses
                 if _is_there(target, numbers)
             ]
-        for point, potential in zip(region.points, static.ledger.potentials, strict=False):
-            top = static.origins.stands_for(cast(Origin, potential.origin))
-            tensor = top.reference()
-            if top is not potential.origin and top.is_returned and tensor is not None:
-                point.returned = next(iter(mention(tensor).points), None)
+        by_edge = {edge: place for place, edge in edges if edge[0] is not None}
+        for edge, place in by_edge.items():
+            ways = ways_to(by_edge, edge)
+            region.ways.extend((place, by_edge[way.edge], way.is_of_terms) for way in ways)
+        used = {end for _, end, _ in region.ways}
         for place, tensor in results:
             origin = static.origins.find(tensor)
             if origin is not None:
                 # Of what leaves the graph, only the graph knows of what it is a nonlinear function, value by value.
                 root = static.origins.root(origin)
                 entering = None if root.entering is None else mention(root.entering)
+                whole = whole_of(origin)
+                if whole is None and place in used and may_be_output(tensor):
+                    # A gradient that another result hands to it inside the graph is no gradient of this result.
+                    whole = mention(tensor)
                 source = None if place.is_input and origin.source is None else source_of(origin.source)
                 region.origins.append(
                     ResultOrigin(
@@ -349,10 +358,16 @@ class _Analysis(fx.Interpreter):
                         origin.made_of,
                         known(origin),
                         entering,
-                        whole_of(origin),
+                        whole,
                         origin.weighings,
                     )
                 )
+        for point, potential in zip(region.points, static.ledger.potentials, strict=False):
+            top = static.origins.stands_for(cast(Origin, potential.origin))
+            tensor = top.reference()
+            may_be_output = top.is_returned or (tensor is not None and id(tensor) in candidates)
+            if top is not potential.origin and may_be_output and tensor is not None:
+                point.returned = next(iter(mention(tensor).points), None)
 
     def _input_of(self, tensor: Tensor) -> Place | None:
         giver = self._givers.get(id(tensor), [None])[0]

@@ -85,3 +85,5 @@ class Region:
     origins: list[ResultOrigin] = field(default_factory=list)
     calls: list[tuple[list[Returned], list[Place], bool]] = field(default_factory=list)
     inputs_of_losses: list[Returned] = field(default_factory=list)
+    # From one result to another that it is made of, and whether by sums, means and factors alone.
+    ways: list[tuple[Place, Place, bool]] = field(default_factory=list)

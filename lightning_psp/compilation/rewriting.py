@@ -216,8 +216,9 @@ class _PassWithPenalty(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, coefficient: Tensor) -> Tensor:
-        ctx.save_for_backward(z, coefficient)
-        return z.view_as(z)
+        passed = _same_memory(z)
+        ctx.save_for_backward(passed, coefficient)
+        return passed
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -230,11 +231,17 @@ class _PassWithPenaltyOfMean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, coefficient: Tensor) -> Tensor:
         ctx.save_for_backward(z.mean(dim=0, dtype=coefficient.dtype), coefficient)
-        return z.view_as(z)
+        return _same_memory(z)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return _add_product(gradient, *ctx.saved_tensors), None
+
+
+def _same_memory(z: Tensor) -> Tensor:
+    # Of views, compilers hand out the base, and make views of it anew: the gradient would go around the penalty.
+    passed: Tensor = torch.ops.aten._unsafe_view(z, z.size())
+    return passed
 
 
 def _add_product(gradient: Tensor, potential: Tensor, coefficient: Tensor) -> Tensor:

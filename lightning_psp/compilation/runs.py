@@ -13,7 +13,7 @@ from lightning_psp.capture.graph import Edge
 from lightning_psp.capture.ledger import Ledger
 from lightning_psp.capture.origin import Measured, Origin, Potential, Source, is_within
 from lightning_psp.capture.origins import Origins
-from lightning_psp.capture.outputs import Call, OutputFinder, Target
+from lightning_psp.capture.outputs import Call, OutputFinder, Target, Way
 from lightning_psp.capture.shadow import Graph
 from lightning_psp.compilation.region import Mention, Region, Returned
 from lightning_psp.compilation.rewriting import Place, Point
@@ -106,6 +106,9 @@ class Run:
         for returned, places, is_trained in region.calls:
             targets = [self._target(found) for found in returned]
             seen.calls.append(Call(targets, self._edges(places), is_trained))
+        for start, end, is_of_terms in region.ways:
+            start_edge, end_edge = self._edges([start, end])
+            seen.inside.setdefault(start_edge, []).append(Way(end_edge, is_of_terms))
         seen.inputs_of_losses.extend(self._target(found) for found in region.inputs_of_losses)
         if not self._ledger.in_call:
             for found in region.origins:

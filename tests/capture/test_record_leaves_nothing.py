@@ -111,7 +111,6 @@ def test_what_is_kept_is_what_was_recorded():
     assert all(z.grad_fn is not None for z in potentials.values())
 
 
-@pytest.mark.xfail(reason="what was known of the network's modules and tensors refers to itself")
 def test_nothing_else_of_the_capture_is_left():
     network = Noted()
     before = objects_of_the_capture()

@@ -26,6 +26,7 @@ QUICK = {
     "coupling flow",
     "returned mixture of probabilities",
 }
+REFUSED = {"LSTM cell"}  # whose gates are inside one operation of the compiled network
 
 
 def cases(always_slow=False):
@@ -39,7 +40,11 @@ def cases(always_slow=False):
 
 @cases()
 def test_compiled_network(case):
-    check(case, network_by_method)
+    if case.name in REFUSED:
+        with pytest.raises(Exception, match="cannot be looked into"):
+            check(case, network_by_method)
+    else:
+        check(case, network_by_method)
 
 
 @cases(always_slow=True)
