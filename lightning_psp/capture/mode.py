@@ -185,7 +185,6 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     def close(self) -> None:
         """Lets go of everything, for good: nothing waits for cycles of references to be collected."""
         self.ledger.forget()
-        self.provenance.handlers.clear()  # which refer to it
         vars(self).clear()
 
     def __torch_function__(

@@ -364,10 +364,9 @@ class _Analysis(fx.Interpreter):
                 )
         for point, potential in zip(region.points, static.ledger.potentials, strict=False):
             top = static.origins.stands_for(cast(Origin, potential.origin))
-            tensor = top.reference()
-            may_be_output = top.is_returned or (tensor is not None and id(tensor) in candidates)
-            if top is not potential.origin and may_be_output and tensor is not None:
-                point.returned = next(iter(mention(tensor).points), None)
+            computed = top.reference()
+            if computed is not None and top is not potential.origin and (top.is_returned or id(computed) in candidates):
+                point.returned = next(iter(mention(computed).points), None)
 
     def _input_of(self, tensor: Tensor) -> Place | None:
         giver = self._givers.get(id(tensor), [None])[0]
