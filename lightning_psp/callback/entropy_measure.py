@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from torch import Tensor
 
-from lightning_psp.callback.layer_entropies import LayerEntropies
+from lightning_psp.callback.entropy_counts import EntropyCounts
+from lightning_psp.callback.step import Step
 from lightning_psp.callback.targets import Target, find_target
 from lightning_psp.capture.origin import Potential
 from lightning_psp.functional.arguments import check_choice
 from lightning_psp.functional.estimate import EntropyEstimate
 from lightning_psp.functional.validation import MAX_ORDER, UNITS, Unit
 from lightning_psp.lightnings import OnceAFit
+from lightning_psp.metrics import PSPEntropy
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -46,53 +48,54 @@ class EntropyMeasure:
         self._target = target
         self._say = say
         self._waits_for_others = False
-        max_bytes = None if self._is_asked_for else _MAX_BYTES
-        self._entropies = LayerEntropies(self._orders, unit, num_classes, max_bytes)
+        self.release()
 
-    def start(self, trainer: Trainer) -> None:
-        """Starts a new evaluation."""
-        self._entropies.reset()
+    def start(self, trainer: Trainer) -> Mapping[str, Mapping[int, PSPEntropy]]:
+        """Starts a new evaluation, and returns what it will fill: the metrics of each layer by order."""
+        self.release()
         # An error in one of several processes would leave the others waiting for it.
         self._waits_for_others = trainer.world_size > 1
+        return self._counts.metrics
 
     def release(self) -> None:
-        """Lets go of all counts."""
-        self._entropies.reset()
+        """Lets go of the last evaluation, whose metrics stay with those who have them."""
+        max_bytes = None if self._is_asked_for else _MAX_BYTES
+        self._counts = EntropyCounts(self._orders, self.unit, self._num_classes, max_bytes)
 
     @property
     def is_counting(self) -> bool:
         """Whether potentials of the running step are to be counted."""
-        return self._entropies.is_counting
+        return self._counts.is_counting
 
     def start_batch(self, batch: Any) -> None:
         """Finds the class labels of the batch that is about to be evaluated."""
-        if not self._orders or self._entropies.problem is not None:
+        if not self._orders or self._counts.problem is not None:
             return
         target = find_target(batch, self._target)
         if target is None:
-            self._entropies.give_up(
+            self._counts.give_up(
                 "no class labels, a tensor [batch] of an integer type, were found in a batch: say with `target` where"
                 " they are"
             )
         else:
-            self._entropies.start_batch(target)
+            self._counts.start_batch(target)
         if not self._waits_for_others:
             self._check()
 
     def add(self, potential: Potential[Any], z: Tensor) -> None:
         """Counts potentials ``[batch, …]`` of the running step."""
-        self._entropies.add(potential.layer, z, potential.unit_dim, potential, potential.evaluation)
+        self._counts.add(potential, z)
 
     def discard(self, potential: Potential[Any]) -> None:
         """Forgets what turned out to be no potential of its own."""
-        self._entropies.discard(potential)
+        self._counts.discard(potential)
 
-    def end_batch(self, not_hidden: Sequence[str], output_sizes: set[int], logit_sizes: set[int]) -> None:
-        """Ends the batch; see :meth:`LayerEntropies.end_batch`. The number of logits is that of the classes."""
-        self._entropies.end_batch(not_hidden, logit_sizes or output_sizes)
-        allowed = {max(2, size) for size in logit_sizes}
+    def end_batch(self, step: Step) -> None:
+        """Ends the batch of a step. The number of logits is that of the classes."""
+        self._counts.end_batch(step.not_hidden, step.logit_sizes or step.output_sizes)
+        allowed = {max(2, size) for size in step.logit_sizes}
         if self._num_classes is not None and self._orders and allowed and self._num_classes not in allowed:
-            self._entropies.give_up(
+            self._counts.give_up(
                 f"Expected argument `num_classes` to be the number of logits, {' or '.join(map(str, sorted(allowed)))},"
                 f" but got {self._num_classes}. Without it, the number is taken from them.",
                 is_error=True,
@@ -114,12 +117,14 @@ class EntropyMeasure:
         if not self._orders:
             return {}
         if trainer.world_size > 1:
-            self._entropies.synchronise(trainer.strategy.root_device)
+            self._counts.synchronise(trainer.strategy.root_device)
             self._check()
         # A state was counted for NaN, too.
         broken = {layer for layer, mean_square in mean_squares.items() if math.isnan(mean_square)}
         values: dict[str, float] = {}
-        for order, estimates in self._entropies.compute().items():
+        for order in self._orders:
+            metrics = {layer: found[order] for layer, found in self._counts.metrics.items() if order in found}
+            estimates = {layer: metric.silent_estimate() for layer, metric in metrics.items()}
             self._say_what_is_missing(order, estimates)
             layers = {layer: math.nan if layer in broken else found.value for layer, found in estimates.items()}
             name = "entropy" if order == 1 else f"entropy{order}"
@@ -127,7 +132,7 @@ class EntropyMeasure:
                 values[f"psp/{name}_{stage}"] = sum(layers.values()) / len(layers)
             if by_layer:
                 values.update({f"psp_{name}_{stage}/{layer}": value for layer, value in layers.items()})
-        empty = self._entropies.empty_classes()
+        empty = self._counts.empty_classes()
         if empty:
             self._say(
                 "empty classes",
@@ -137,7 +142,7 @@ class EntropyMeasure:
         return values
 
     def _say_what_is_missing(self, order: int, estimates: Mapping[str, EntropyEstimate]) -> None:
-        small = self._entropies.smaller_than(order)
+        small = self._counts.smaller_than(order)
         if small:
             self._say(
                 f"small {order}",
@@ -156,8 +161,8 @@ class EntropyMeasure:
 
     def _check(self) -> None:
         """Says what cannot be measured, or raises an error where it was asked for."""
-        problem, left_out = self._entropies.problem, self._entropies.left_out
-        if problem is not None and self._entropies.is_error:
+        problem, left_out = self._counts.problem, self._counts.left_out
+        if problem is not None and self._counts.is_error:
             raise ValueError(problem)
         if problem is not None and self._is_asked_for:
             raise ValueError(f"PSPCallback(entropy={self._orders}) cannot be measured: {problem}. Or pass entropy=().")

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from lightning_psp.callback.entropy_measure import EntropyMeasure, Orders
-from lightning_psp.callback.entropy_settings import EntropySettings
+from lightning_psp.callback.epochs import Epochs, Stage
 from lightning_psp.callback.histograms import write_histograms
-from lightning_psp.callback.layer_means import LayerMeans, mean_over_layers
-from lightning_psp.callback.step_log import STEP_VALUES, finish_row, is_logging_step, log_step
-from lightning_psp.callback.step_report import (
-    report_backward,
-    report_broken,
-    report_unseen,
-    report_unseen_backward,
-    report_untrained,
-)
+from lightning_psp.callback.layer_metrics import LayerMetrics
+from lightning_psp.callback.reports import Reports
+from lightning_psp.callback.settings import EntropySettings, Settings
+from lightning_psp.callback.step import Seen
+from lightning_psp.callback.step_log import finish_row, is_logging_step, log_step, step_values
 from lightning_psp.callback.targets import Target
 from lightning_psp.callback.trainer_state import (
     first_learning_rate,
     has_callback,
     loss_scale,
-    means_over_processes,
     refuse_second_callback,
     refuse_what_needs_one_process,
     training_progress,
 )
-from lightning_psp.callback.training_report import report_epoch
 from lightning_psp.callback.watch import Watch
 from lightning_psp.capture.nonlinearities import find_nonlinearities
 from lightning_psp.capture.selection import LayerFactors, LayerSelection
@@ -151,13 +144,28 @@ class PSPCallback(AnyCallback):
         self.entropy_term = EntropySettings(entropy_weight, entropy_temperature, target, num_classes, entropy_unit)
         self.log_layers = log_layers
         self.histograms = histograms
-        self._train_means = LayerMeans()
-        self._evaluation_means = LayerMeans()
+        self._settings = Settings(self.selection, self.reduction, self._layer_factor, self.entropy_term)
         self._say = OnceAFit()
+        self._reports = Reports(self._say, self._settings)
         self._entropy = EntropyMeasure(entropy, entropy_unit, num_classes, target, self._say)
+        self._epochs = Epochs(self._entropy, log_layers)
         self._first_learning_rate: float | None = None
         self._samples: dict[str, Tensor] = {}
         self._watch: Watch | None = None
+        self._seen = Seen()
+
+    @property
+    def metrics(self) -> dict[str, dict[str, LayerMetrics]]:
+        """What is logged, as metrics: by stage (``"train"``, ``"val"``, ``"test"``) and layer.
+
+        They hold what the last epoch of that stage has measured, of all processes, until the next one starts; while one
+        runs, what this process has measured so far. ``callback.metrics["val"]["conv1"]`` has the attributes
+        ``mean_square``, a :class:`~lightning_psp.metrics.MeanSquarePotential`, and, of a hidden layer whose PSP-entropy
+        is measured, ``entropy``, ``entropy2`` and so on for further orders, each a
+        :class:`~lightning_psp.metrics.PSPEntropy` with its `classwise` and `plot`. Their tensors lie in the processor's
+        memory when an epoch has ended.
+        """
+        return self._epochs.metrics()
 
     # --- beginning and end -----------------------------------------------------------------------------------------
 
@@ -166,7 +174,7 @@ class PSPCallback(AnyCallback):
         refuse_other_lightning(trainer, pl_module)
         if stage == "fit":
             self._first_learning_rate = None
-            self._train_means.reset()
+            self._epochs.start_training()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts watching the trainer's steps."""
@@ -175,12 +183,12 @@ class PSPCallback(AnyCallback):
         self._attach(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts a new mean, and watching where the trainer does not fit."""
-        self._start_evaluation(trainer, pl_module)
+        """Starts a new epoch of metrics, and watching where the trainer does not fit."""
+        self._start_evaluation(trainer, pl_module, "val")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts a new mean, and watching."""
-        self._start_evaluation(trainer, pl_module)
+        """Starts a new epoch of metrics, and watching."""
+        self._start_evaluation(trainer, pl_module, "test")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leaves nothing behind."""
@@ -205,17 +213,15 @@ class PSPCallback(AnyCallback):
                 self._detach()
             return self._watch is not watch
 
+        self._seen = Seen()
         self._watch = watch = Watch(
             trainer,
             pl_module,
-            nonlinearities=find_nonlinearities(self.activations),
-            selection=self.selection,
-            reduction=self.reduction,
-            layer_factor=self._layer_factor,
+            find_nonlinearities(self.activations),
+            self._settings,
             next_lam=lambda: self._next_lam(trainer),
-            entropy=self.entropy_term,
             measure=self._entropy,
-            on_unseen_backward=lambda: None if is_gone() else report_unseen_backward(self._say),
+            on_unseen_backward=lambda: None if is_gone() else self._reports.tell_of_unseen_backward(),
             leaves=leaves,
         )
 
@@ -238,10 +244,10 @@ class PSPCallback(AnyCallback):
     # --- training --------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Starts a new mean with a new epoch, and has the last batch of an epoch sampled for histograms."""
+        """Starts an epoch of metrics with each epoch, and has the last batch of an epoch sampled for histograms."""
         # Some versions of Lightning announce an epoch once more where they resume it, others not even the next one.
         if batch_idx == 0:
-            self._train_means.reset()
+            self._epochs.start_training()
         if self._watch is None:
             self._attach_late(trainer, pl_module)
         if self._watch is not None:
@@ -254,13 +260,15 @@ class PSPCallback(AnyCallback):
         watch = self._watch
         if watch is None or not watch.adds_gradients:
             return
-        # Of several processes, one may have a step without the network.
-        is_checked = watch.layers or trainer.world_size == 1
-        if is_checked and pl_module.automatic_optimization and not watch.saw_empty_batch:
-            self._check_layers(watch)
-        watch.arm(loss, loss_scale(trainer, pl_module))
-        if not watch.saw_empty_batch:
-            report_backward(self._say, watch, self.entropy_term.weight != 0.0)
+        layers = watch.layers()
+        if pl_module.automatic_optimization:
+            self._seen.add_layers(layers)
+            # Of several processes, one may have a step without the network.
+            if (self._seen.layers or trainer.world_size == 1) and not layers.is_empty:
+                self._reports.check_layers(self._seen)
+        self._seen.add_additions(watch.arm(loss, loss_scale(trainer, pl_module)))
+        if not layers.is_empty:
+            self._reports.tell_of_backward(self._seen, watch.lam)
 
     @keep_out_of_graphs
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -272,67 +280,56 @@ class PSPCallback(AnyCallback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Logs the step and lets go of its potentials."""
-        watch = self._watch
-        if watch is None:
+        if self._watch is None:
             return
-        report_unseen(self._say, watch)
-        sums = watch.sums()
+        step = self._watch.finish()
+        self._seen.add_training(step)
+        self._reports.tell_of_unseen(step)
         # With manual optimisation a step may run a part of the model only.
         has_seen_all = pl_module.automatic_optimization
-        if watch.layers and not watch.saw_empty_batch and (has_seen_all or not sums):
-            self._check_layers(watch, has_seen_all)
-        self._train_means.update(sums)
-        mean = mean_over_layers(sums) if sums else None
-        values = {} if mean is None else dict(zip(STEP_VALUES, (watch.lam, watch.penalty(), mean), strict=True))
-        if values and self.entropy_term.weight != 0.0:
-            values["psp/entropy_term"] = watch.entropy_term()
+        if self._seen.layers and not step.layers.is_empty and (has_seen_all or not step.sums):
+            self._reports.check_layers(self._seen, has_seen_all)
+        self._epochs.add("train", step)
+        values = step_values(step, self._settings.has_entropy_term)
         log_step(trainer, pl_module, values)
         # An accelerator is not made to wait in every step.
-        is_read = not isinstance(mean, Tensor) or is_logging_step(trainer)
-        if mean is not None and is_read and not math.isfinite(mean):
-            report_broken(self._say, {layer: total for layer, (total, _) in sums.items()}, "training")
-        self._samples.update(watch.samples)
-        watch.release()
+        if values and (not isinstance(values["psp/z2"], Tensor) or is_logging_step(trainer)):
+            self._reports.tell_of_broken_step(step, values["psp/z2"])
+        self._samples.update(step.samples)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the means over the epoch."""
-        watch = self._watch
-        if watch is None:  # it came after the last step
+        if self._watch is None:  # it came after the last step
             return
         finish_row(trainer)
-        means = self._log_means(trainer, pl_module, self._train_means, "train")
+        means = self._finish_epoch(trainer, pl_module, "train")
         if self.histograms:
             write_histograms(trainer, pl_module, self._samples)
             self._samples = {}
-        if not watch.has_trained:  # resumed at the end of an epoch
+        if not self._seen.has_trained:  # resumed at the end of an epoch
             return
-        if watch.layers or not means:
-            self._check_layers(watch)
-        report_epoch(self._say, watch, self._layer_factor)
+        if self._seen.layers or not means:
+            self._reports.check_layers(self._seen)
+        self._reports.tell_of_epoch(self._seen)
 
     def _next_lam(self, trainer: Trainer) -> float:
         if self._first_learning_rate is None:
             self._first_learning_rate = first_learning_rate(trainer)
         return self.lam * self.schedule.factor(training_progress(trainer, self._first_learning_rate))
 
-    def _check_layers(self, watch: Watch, has_seen_all: bool = True) -> None:
-        layers = {**watch.layers, **watch.fused}
-        if not self._say.was_told("layers"):
-            self.selection.check(layers, self.layer_lam)
-            self._say.note("layers")
-        if has_seen_all and not self._say.was_told("chosen"):
-            self.selection.check_chosen(layers, {**watch.chosen_layers, **watch.left_out, **watch.fused})
-            self._say.note("chosen")
+    def _finish_epoch(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> dict[str, float]:
+        means = self._epochs.finish(trainer, pl_module, stage)
+        self._reports.tell_of_broken(means, stage)
+        return means
 
     # --- evaluation ------------------------------------------------------------------------------------------------
 
-    def _start_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _start_evaluation(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
         if self._watch is None and trainer.state.fn == "fit":
             self._attach_late(trainer, pl_module)
         elif self._watch is None:
             self._attach(trainer, pl_module)
-        self._evaluation_means.reset()
-        self._entropy.start(trainer)
+        self._epochs.start_evaluation(trainer, stage)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any, **kwargs: Any
@@ -351,64 +348,43 @@ class PSPCallback(AnyCallback):
             self._entropy.start_batch(batch)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Adds the batch to the mean."""
-        self._end_evaluation_batch(trainer)
+        """Adds the batch to the metrics."""
+        self._end_evaluation_batch(trainer, "val")
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Adds the batch to the mean."""
-        self._end_evaluation_batch(trainer)
+        """Adds the batch to the metrics."""
+        self._end_evaluation_batch(trainer, "test")
 
-    def _end_evaluation_batch(self, trainer: Trainer) -> None:
+    def _end_evaluation_batch(self, trainer: Trainer, stage: Stage) -> None:
         if self._watch is None or trainer.sanity_checking:
             return
-        if self._watch.layers:
-            self._check_layers(self._watch, has_seen_all=trainer.state.fn != "fit")
-        self._evaluation_means.update(self._watch.sums())
-        self._entropy.end_batch(self._watch.layers_not_hidden(), self._watch.output_sizes(), self._watch.logit_sizes())
-        self._watch.release()
+        step = self._watch.finish()
+        # A network may have other layers in training than in the validation between its epochs.
+        if trainer.state.fn != "fit":
+            self._seen.add_layers(step.layers)
+        if self._seen.layers:
+            self._reports.check_layers(self._seen, has_seen_all=trainer.state.fn != "fit")
+        self._epochs.add(stage, step)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the means over the validation data."""
         if trainer.sanity_checking or self._watch is None:  # it came in the middle of a validation
             return
-        self._log_means(trainer, pl_module, self._evaluation_means, "val")
-        report_untrained(self._say, self._evaluation_means.compute(), self._watch.layers)
+        evaluated = self._epochs.layers("val")
+        self._finish_epoch(trainer, pl_module, "val")
+        self._reports.tell_of_untrained(evaluated, self._seen.layers)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the means over the test data."""
-        self._log_means(trainer, pl_module, self._evaluation_means, "test")
-
-    # --- reporting -------------------------------------------------------------------------------------------------
-
-    def _log_means(
-        self, trainer: Trainer, pl_module: LightningModule, means: LayerMeans, stage: str
-    ) -> dict[str, float]:
-        """Logs them, with the entropies of an evaluation, and returns those of all processes."""
-        layers = means_over_processes(trainer, means)
-        entropies = {}
-        if stage != "train":
-            entropies = self._entropy.values(trainer, stage, layers, self.log_layers)
-            self._entropy.release()
-        if not layers:
-            return layers
-        values = {f"psp/z2_{stage}": sum(layers.values()) / len(layers)}
-        if self.log_layers:
-            values.update({f"psp_z2_{stage}/{layer}": mean for layer, mean in layers.items()})
-        values.update(entropies)
-        if not trainer.barebones:
-            # The values of all processes are equal already; Lightning warns of what it does not synchronise itself.
-            pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=trainer.world_size > 1)
-        report_broken(self._say, layers, stage)
-        return layers
+        self._finish_epoch(trainer, pl_module, "test")
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training needs: the first learning rate and the sums of an epoch that has begun."""
-        sums = {layer: list(entry) for layer, entry in self._train_means.sums().items()}
-        return {"first_learning_rate": self._first_learning_rate, "train_sums": sums}
+        return {"first_learning_rate": self._first_learning_rate, "train_sums": self._epochs.state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up a training where a checkpoint left it."""
         self._first_learning_rate = state_dict["first_learning_rate"]
-        self._train_means.load({layer: (total, count) for layer, (total, count) in state_dict["train_sums"].items()})
+        self._epochs.load(state_dict["train_sums"])

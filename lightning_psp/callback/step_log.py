@@ -7,11 +7,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_psp.callback.layer_metrics import mean_over_layers
+from lightning_psp.callback.step import Step
+from lightning_psp.functional.totals import Total
+
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 # What is logged in every training step: λ, the penalty, ⟨z²⟩ of the batch.
 STEP_VALUES = ("psp/lam", "psp/penalty", "psp/z2")
+
+
+def step_values(step: Step, has_entropy_term: bool) -> dict[str, Total]:
+    """What to log of a training step; nothing where it has shown no potential."""
+    if not step.sums:
+        return {}
+    values = dict(zip(STEP_VALUES, (step.lam, step.penalty, mean_over_layers(step.sums)), strict=True))
+    if has_entropy_term:
+        values["psp/entropy_term"] = step.entropy_term
+    return values
 
 
 def is_logging_step(trainer: Trainer) -> bool:
@@ -21,7 +35,7 @@ def is_logging_step(trainer: Trainer) -> bool:
     return is_due or trainer.should_stop or bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
-def log_step(trainer: Trainer, module: LightningModule, values: dict[str, float | Tensor]) -> None:
+def log_step(trainer: Trainer, module: LightningModule, values: dict[str, Total]) -> None:
     """Puts the values of a training step into `trainer.callback_metrics`, and into the loggers' next row if one is due.
 
     A `LightningModule.log` of its own for each value would take longer than a small model's step.

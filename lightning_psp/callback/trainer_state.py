@@ -1,13 +1,10 @@
-"""What the callback asks of a trainer: its progress, how it scales the loss, what the processes have seen."""
+"""What the callback asks of a trainer: its progress, how it scales the loss, what it cannot be penalised with."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
-import torch
-
-from lightning_psp.callback.layer_means import LayerMeans
 from lightning_psp.functional.penalty import Reduction
 from lightning_psp.lightnings import AnyCallback
 from lightning_psp.schedules import TrainingProgress
@@ -94,17 +91,3 @@ def training_progress(trainer: Trainer, first_rate: float) -> TrainingProgress:
     # Training ends at whichever limit comes first.
     fraction = min(1.0, max(shares)) if shares else None
     return TrainingProgress(trainer.global_step, fraction, learning_rate(trainer), first_rate)
-
-
-def means_over_processes(trainer: Trainer, means: LayerMeans) -> dict[str, float]:
-    """For each layer the mean of z² over the batches of all processes."""
-    sums = means.sums()
-    if trainer.world_size > 1:
-        gathered: list[dict[str, tuple[float, int]]] = [{} for _ in range(trainer.world_size)]
-        torch.distributed.all_gather_object(gathered, sums)
-        sums = {}
-        for process in gathered:
-            for layer, (total, elements) in process.items():
-                other_total, other_elements = sums.get(layer, (0.0, 0))
-                sums[layer] = (other_total + total, other_elements + elements)
-    return {layer: total / elements for layer, (total, elements) in sums.items()}

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lightning_psp.callback.entropy_measure import EntropyMeasure
-from lightning_psp.callback.entropy_settings import EntropySettings
 from lightning_psp.callback.histograms import sample
-from lightning_psp.callback.layer_means import LayerSums
+from lightning_psp.callback.layer_metrics import LayerSums
+from lightning_psp.callback.settings import Settings
+from lightning_psp.callback.step import Additions, Step, StepLayers
 from lightning_psp.capture.mode import Capture
 from lightning_psp.capture.nonlinearities import Nonlinearities
 from lightning_psp.capture.origin import Potential
-from lightning_psp.capture.selection import LayerSelection
 from lightning_psp.compilation.listening import announce_graph, told_of_graphs
-from lightning_psp.functional.penalty import Reduction
 from lightning_psp.functional.totals import Total, add_up, read_on_processor
 from lightning_psp.gradient.class_states import BatchClasses, ClassStates
 from lightning_psp.gradient.compiled_tap import CompiledTap
@@ -36,17 +35,14 @@ class Watch:
     """Sees the potentials of every step of a trainer from its making until `close`.
 
     The steps are wrapped on the trainer's strategy; the user's modules are left as they are. A step's potentials are
-    kept until `release`, at the latest until the next step starts.
+    kept until `finish`, at the latest until the next step starts.
 
     Args:
         trainer: the trainer whose steps are watched.
         module: the user's module; layers are named relative to it.
         nonlinearities: the functions and module classes to react to.
-        selection: the layers to penalise and to measure.
-        reduction: reduction of the penalty.
-        layer_factor: gives a layer's factor on λ.
+        settings: what the user asked for.
         next_lam: gives λ of the training step that is about to start.
-        entropy: settings of the entropy term.
         measure: counts the states of units in evaluations.
         on_unseen_backward: called when a training step runs a backward pass that was not announced by `arm`.
         leaves: whether the trainer has this watch no longer, which is asked before every step and at the trainer's end;
@@ -57,52 +53,36 @@ class Watch:
         self,
         trainer: Trainer,
         module: LightningModule,
-        *,
         nonlinearities: Nonlinearities,
-        selection: LayerSelection,
-        reduction: Reduction,
-        layer_factor: Callable[[str], float],
+        settings: Settings,
+        *,
         next_lam: Callable[[], float],
-        entropy: EntropySettings,
         measure: EntropyMeasure,
         on_unseen_backward: Callable[[], None],
         leaves: Callable[[], bool],
     ) -> None:
-        self.lam = 0.0
-        self._terms: list[LayerTerm] = []  # of all backward passes of the step so far
-        self._entropy_terms: list[EntropyTerm] = []  # the same
-        self.layers: dict[str, None] = {}  # every layer seen, chosen or not, in order of call
-        self.fused: dict[str, None] = {}  # modules left out whose potentials could not be seen
-        self.left_out: dict[str, None] = {}  # layers whose potentials are complex, sparse or nested
-        self.chosen_layers: dict[str, None] = {}  # those of them that are to be penalised
-        self.unseen = ""  # what to tell of what could not be seen
-        self._witnessed: set[frozenset[str]] = set()  # the layers of steps whose graph was searched
-        self.has_trained = False
-        self.takes_samples = False
-        self.samples: dict[str, Tensor] = {}
-        self.unsampled: dict[str, None] = {}  # layers inside compiled functions, whose values do not come out
-        self.penalised_layers: set[str] = set()
-        self.entropy_layers: set[str] = set()
+        self.takes_samples = False  # whether the next training step has values sampled for histograms
         self._trainer = trainer
-        self._selection = selection
-        self._reduction = reduction
-        self._layer_factor = layer_factor
+        self._settings = settings
         self._next_lam = next_lam
         self._on_unseen_backward = on_unseen_backward
         self._measure = measure
-        self._entropy = entropy if entropy.weight != 0.0 else None
+        self._lam = 0.0  # of the last training step
         self._classes: BatchClasses | None = None  # of the batch of the running training step
-        self._injector = Injector(reduction, layer_factor, entropy.weight)
+        self._witnessed: set[frozenset[str]] = set()  # the layers of steps whose graph was searched
+        self._injector = Injector(settings.reduction, settings.layer_factor, settings.entropy.weight)
+        self._unseen = ""  # what to tell of what could not be seen
         self._is_training = False
         self._is_running = False
+        self._forget()
         self._capture: Capture[AnyTap] = Capture(
             module,
             nonlinearities,
-            selection,
+            settings.selection,
             self._keep,
-            tracks_units=reduction == "sum" or measure.unit == "channel",
+            tracks_units=settings.reduction == "sum" or measure.unit == "channel",
             takes_foreign=True,
-            reduction=reduction,
+            reduction=settings.reduction,
             traced=announce_graph,
         )
         self._capture.on_backward = self._check_backward
@@ -124,57 +104,87 @@ class Watch:
         for name, wrapped in self._wrapped.items():
             if vars(self._strategy).get(name) is wrapped:
                 del vars(self._strategy)[name]
-        self.release()
+        self._release()
 
-    def release(self) -> None:
+    def _release(self) -> None:
         """Lets go of everything kept of the last step."""
         self._injector.disarm()
         self._capture.ledger.forget()
-        self.samples = {}
-        self._terms = []
-        self._entropy_terms = []
+        self._forget()
 
-    def sums(self) -> LayerSums:
-        """For each layer of the last step the sum of z² over its passes and the number of values."""
+    def _forget(self) -> None:
+        self._terms: list[LayerTerm] = []  # of all backward passes of the step so far
+        self._entropy_terms: list[EntropyTerm] = []  # the same
+        self._losses: list[Total] = []  # the same
+        self._samples: dict[str, Tensor] = {}
+        self._unsampled: dict[str, None] = {}
+
+    # --- what a step has shown -------------------------------------------------------------------------------------
+
+    def layers(self) -> StepLayers:
+        """The layers of the last step."""
+        selection = self._settings.selection
+        return StepLayers(
+            seen=tuple(dict.fromkeys(potential.layer for potential in self._capture.ledger.potentials)),
+            chosen=tuple(dict.fromkeys(tap.layer for tap in self._taps())),
+            left_out=tuple(layer for layer in self._capture.left_out if selection.selects(layer)),
+            fused=tuple(self._capture.fused_calls.left_out),
+            is_empty=self._capture.ledger.saw_empty_batch,
+        )
+
+    def finish(self) -> Step:
+        """Lets go of the last step, and returns what it has shown."""
+        outputs = [potential for potential in self._capture.ledger.potentials if potential.is_output]
+        step = Step(
+            layers=self.layers(),
+            sums=self._sums(),
+            lam=self._lam if self._is_training else 0.0,
+            penalty=add_up([term.value() for term in self._terms]),
+            entropy_term=add_up([term.value() for term in self._entropy_terms]),
+            loss=add_up(self._losses) if self._losses else None,
+            not_hidden=tuple(potential.layer for potential in outputs),
+            output_sizes=frozenset(potential.units for potential in outputs),
+            logit_sizes=frozenset(
+                potential.units for potential in self._capture.ledger.potentials if potential.enters_loss
+            ),
+            samples=self._samples,
+            unsampled=tuple(self._unsampled),
+            unseen=self._unseen,
+        )
+        self._release()
+        return step
+
+    def _sums(self) -> LayerSums:
+        """For each layer the sum of z² over its passes and the number of values."""
         sums: LayerSums = {}
         for tap in self._taps():
-            layer = tap.potential.layer
+            layer = tap.layer
             total, elements = sums.get(layer, (0.0, 0))
             sums[layer] = (total + read_on_processor(tap.square_sum), elements + tap.elements)
         return sums
 
-    def layers_not_hidden(self) -> list[str]:
-        """The output layers of the last step."""
-        seen = self._capture.ledger.potentials
-        return [potential.layer for potential in seen if potential.is_output]
+    def _taps(self) -> list[AnyTap]:
+        # What is kept was selected; but some potentials turn out to be an output later.
+        takes_output = self._settings.selection.output
+        return [
+            potential.kept
+            for potential in self._capture.ledger.potentials
+            if potential.kept is not None and (takes_output or not potential.is_output)
+        ]
 
-    def output_sizes(self) -> set[int]:
-        """Numbers of units of the output layers of the last step."""
-        return {potential.units for potential in self._capture.ledger.potentials if potential.is_output}
-
-    def logit_sizes(self) -> set[int]:
-        """The same of those that enter a loss's own softmax or sigmoid."""
-        return {potential.units for potential in self._capture.ledger.potentials if potential.enters_loss}
+    # --- backward passes -------------------------------------------------------------------------------------------
 
     @property
-    def saw_empty_batch(self) -> bool:
-        """Whether a potential without values was seen in the last step."""
-        return self._capture.ledger.saw_empty_batch
-
-    def penalty(self) -> Total:
-        """λR of the step, summed over its backward passes."""
-        return add_up([term.value() for term in self._terms])
-
-    def entropy_term(self) -> Total:
-        """The entropy term of the step, summed over its backward passes."""
-        return add_up([term.value() for term in self._entropy_terms])
+    def lam(self) -> float:
+        """λ of the last training step."""
+        return self._lam
 
     @property
     def adds_gradients(self) -> bool:
         """Whether the training step has a penalty or an entropy term."""
-        return self.lam != 0.0 or self._entropy is not None
+        return self._lam != 0.0 or self._settings.has_entropy_term
 
-    def arm(self, loss: Tensor, scale: float) -> None:
+    def arm(self, loss: Tensor, scale: float) -> Additions:
         """Prepares a backward pass of the training step.
 
         Args:
@@ -183,53 +193,46 @@ class Watch:
         """
         if self._is_running:  # with manual optimisation
             self._capture.settlement.settle([self._capture.graph.edge(loss)])
-        self._note_layers()
         self._injector.disarm()
-        terms = self._injector.arm(loss, self._taps(), self.lam, scale)
-        self.penalised_layers.update(terms.penalty)
+        terms = self._injector.arm(loss, self._taps(), self._lam, scale)
+        self._losses.append(_size(loss, scale))
         self._terms.extend(terms.penalty.values())
         if terms.entropy is not None:
-            self.entropy_layers.update(terms.entropy.layers)
             self._entropy_terms.append(terms.entropy)
+        return Additions(tuple(terms.penalty), () if terms.entropy is None else tuple(terms.entropy.layers))
 
     def disarm(self) -> None:
         """Ends a backward pass."""
         self._injector.take_sums()
         self._injector.disarm()
 
-    def _taps(self) -> list[AnyTap]:
-        # What is kept was selected; but some potentials turn out to be an output later.
-        takes_output = self._selection.output
-        return [
-            potential.kept
-            for potential in self._capture.ledger.potentials
-            if potential.kept is not None and (takes_output or not potential.is_output)
-        ]
+    # --- running steps ---------------------------------------------------------------------------------------------
 
     def _keep(self, z: Tensor, potential: Potential[AnyTap], in_place: bool) -> AnyTap:
-        is_penalised = self._is_training and self.lam * self._layer_factor(potential.layer) != 0.0
+        factor = self._settings.layer_factor(potential.layer)
+        is_penalised = self._is_training and self._lam * factor != 0.0
         is_value = self._capture.reduction is None  # of a compiled function, too
         if is_value and not potential.is_output:
             self._measure.add(potential, z)
         if potential.measured is not None and not is_value:
             if self.takes_samples and self._is_training:
-                self.unsampled[potential.layer] = None
+                self._unsampled[potential.layer] = None
             return CompiledTap(potential, potential.measured)
         if self.takes_samples and self._is_training:
-            self.samples[potential.layer] = sample(z)
-        reduction = self._reduction if is_penalised else None
+            self._samples[potential.layer] = sample(z)
+        reduction = self._settings.reduction if is_penalised else None
         return Tap(z, potential, in_place, reduction, self._capture.checkpoints.save, self._states(z, potential))
 
     def _states(self, z: Tensor, potential: Potential[AnyTap]) -> ClassStates | None:
-        if self._entropy is None or self._classes is None or potential.is_output or z.grad_fn is None:
+        if self._classes is None or potential.is_output or z.grad_fn is None:
             return None
-        unit_dim = potential.unit_dim if self._entropy.unit == "channel" else None
-        return ClassStates(z, self._classes, self._entropy.temperature, unit_dim)
+        entropy = self._settings.entropy
+        unit_dim = potential.unit_dim if entropy.unit == "channel" else None
+        return ClassStates(z, self._classes, entropy.temperature, unit_dim)
 
     def _run_training_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self.has_trained = True
-        self.lam = self._next_lam()
-        self._classes = None if self._entropy is None else self._entropy.classes(args[0])
+        self._lam = self._next_lam()
+        self._classes = self._settings.entropy.classes(args[0]) if self._settings.has_entropy_term else None
         try:
             return self._run(step, args, kwargs, is_training=True)
         finally:
@@ -245,10 +248,10 @@ class Watch:
         return teardown(*args, **kwargs)
 
     def _run(self, step: Callable[..., Any], args: Any, kwargs: Any, is_training: bool) -> Any:
-        self.release()
+        self._release()
         self._is_training = is_training
         # Compiled code gives potentials themselves where their states are counted.
-        self._capture.set_reduction(None if not is_training and self._measure.is_counting else self._reduction)
+        self._capture.set_reduction(None if not is_training and self._measure.is_counting else self._settings.reduction)
         self._capture.fused_calls.attaches = is_training and self.adds_gradients
         # A strategy that wraps the module runs a step through the module's own `forward`.
         self._capture.redirected = self._strategy.model is not self._strategy.lightning_module
@@ -263,30 +266,17 @@ class Watch:
                 if is_training:
                     self._bear_witness()
         except BaseException:
-            self.release()
+            self._release()
             raise
         finally:
             self._is_running = False
-        # A network may have other layers in training than in the validation between its epochs.
-        if is_training or self._trainer.state.fn != "fit":
-            self._note_layers()
         return output
 
     def _bear_witness(self) -> None:
         layers = frozenset(potential.layer for potential in self._capture.ledger.potentials)
         if layers not in self._witnessed:
             self._witnessed.add(layers)
-            self.unseen = self.unseen or self._capture.unseen_message()
-
-    def _note_layers(self) -> None:
-        for potential in self._capture.ledger.potentials:
-            self.layers[potential.layer] = None
-        self.fused.update(self._capture.fused_calls.left_out)
-        for layer in self._capture.left_out:
-            if self._selection.selects(layer):
-                self.left_out[layer] = None
-        for tap in self._taps():
-            self.chosen_layers[tap.potential.layer] = None
+            self._unseen = self._unseen or self._capture.unseen_message()
 
     def _check_backward(self, loss: Tensor) -> None:
         if self._is_training and self.adds_gradients and not self._injector.is_armed:
@@ -313,3 +303,9 @@ def _loss_in(output: Any) -> Tensor | None:
     """The loss in what a step returned."""
     loss = output.get("loss") if isinstance(output, Mapping) else output
     return loss if isinstance(loss, Tensor) else None
+
+
+def _size(loss: Tensor, scale: float) -> Total:
+    """The size of the user's loss, which was multiplied by a scale; several losses are added up."""
+    total = loss.detach() if loss.ndim == 0 else loss.detach().sum()
+    return read_on_processor(total.abs()) / scale

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -175,18 +176,32 @@ def _psp_entropy_update(
     units = count_units(z, unit, unit_dim)
     active = torch.zeros(num_classes, units, dtype=torch.int64, device=z.device)
     samples = torch.zeros(num_classes, dtype=torch.int64, device=z.device)
-    _add_counts(active, samples, z, target, unit, unit_dim)
+    _add_counts(active, samples, _count_states(z, target, unit, unit_dim))
     return active, samples
 
 
-def _add_counts(
-    active: Tensor, samples: Tensor, z: Tensor, target: Tensor, unit: Unit = "element", unit_dim: int = 1
-) -> None:
-    """Adds the counts of one batch to others in place; only the rows of classes in the batch are touched."""
+class ClassCounts(NamedTuple):
+    """Counts of one batch, of the classes that occur in it.
+
+    Args:
+        classes: the classes ``[present]``.
+        active: in how many observations of each of them each unit is active, whole numbers ``[present, units]``.
+        samples: the number of observations of each of them, int64 ``[present]``.
+    """
+
+    classes: Tensor
+    active: Tensor
+    samples: Tensor
+
+
+def _count_states(z: Tensor, target: Tensor, unit: Unit = "element", unit_dim: int = 1) -> ClassCounts:
+    """Counts the states of one batch by class."""
+    units = count_units(z, unit, unit_dim)
     if len(z) == 0:
-        return
+        nothing = torch.zeros(0, dtype=torch.int64, device=z.device)
+        return ClassCounts(nothing, nothing.new_zeros(0, units), nothing)
     present, rows, sizes = torch.unique(target, return_inverse=True, return_counts=True)
-    positions = z.numel() // (len(z) * active.shape[1])
+    positions = z.numel() // (len(z) * units)
     dtype = torch.float32 if len(z) * positions <= LARGEST_COUNT else torch.float64
     if unit == "element" or z.ndim <= 2:
         states = torch.gt(z, 0, out=torch.empty(z.shape, dtype=dtype, device=z.device)).view(len(z), -1)
@@ -196,8 +211,13 @@ def _add_counts(
     membership.scatter_(0, rows.unsqueeze(0), 1.0)
     with torch.autocast(z.device.type, enabled=False):  # it would round the counts
         counts = membership @ states
-    active.index_add_(0, present.long(), counts.long())
-    samples.index_add_(0, present.long(), sizes * positions)
+    return ClassCounts(present.long(), counts, sizes * positions)
+
+
+def _add_counts(active: Tensor, samples: Tensor, counts: ClassCounts) -> None:
+    """Adds the counts of one batch to others in place; only the rows of classes in the batch are touched."""
+    active.index_add_(0, counts.classes, counts.active.long())
+    samples.index_add_(0, counts.classes, counts.samples)
 
 
 def _psp_entropy_compute(active: Tensor, samples: Tensor) -> Tensor:

@@ -13,7 +13,9 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
 from lightning_psp.functional.entropy import (
+    ClassCounts,
     _add_counts,
+    _count_states,
     _entropy_of_units,
     _psp_entropy_compute,
     _psp_entropy_reduce,
@@ -136,18 +138,19 @@ class PSPEntropy(FixedTypeMetric):
             self._check(z, target)
         units = count_units(z, self.unit, self.unit_dim)
         if self.order == 1:
-            if int(self.units) == 0:
-                self.active = self.active.new_zeros(self.num_classes, units)
-            elif self.active.is_inference() and not torch.is_inference_mode_enabled():
-                self.active = self.active.clone()
-            if self.samples.is_inference() and not torch.is_inference_mode_enabled():
-                self.samples = self.samples.clone()
-            _add_counts(self.active, self.samples, z, target, self.unit, self.unit_dim)
+            self._add_counts(units, _count_states(z, target, self.unit, self.unit_dim))
         else:
-            states, classes = _joint_entropy_update(z, target, self.unit, self.unit_dim)
-            self.states.append(states)
-            self.classes.append(classes)
-        self.units = torch.full_like(self.units, units)
+            self._add_states(units, *_joint_entropy_update(z, target, self.unit, self.unit_dim))
+
+    def add_counts(self, units: int, counts: ClassCounts) -> None:
+        """Adds a batch that was counted elsewhere, of as many units as those before, to a metric of first order."""
+        self._add_counts(units, counts)
+        self._note_updates(1)
+
+    def add_states(self, units: int, states: Tensor, classes: Tensor) -> None:
+        """The same for a metric of a higher order, by states packed in bits and the classes of observations."""
+        self._add_states(units, states, classes)
+        self._note_updates(1)
 
     def forward(self, z: Tensor, target: Tensor) -> Tensor:
         """Adds a batch and returns the entropy of this batch alone."""
@@ -164,7 +167,7 @@ class PSPEntropy(FixedTypeMetric):
         if self.order > 1:
             value = self._estimate().value
             return torch.tensor(value, dtype=widest_float(self.device), device=self.device)
-        self._warn_of_absent_classes(self.samples)
+        self._warn_of_absent_classes()
         return _psp_entropy_reduce(_entropy_of_units(self.active, self.samples), self.reduction)
 
     def classwise(self) -> Tensor:
@@ -178,9 +181,9 @@ class PSPEntropy(FixedTypeMetric):
             raise ValueError(f"Expected a metric with `order=1` for values of units but got `order={self.order}`.")
         with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync):
             units, active, samples = int(self.units), self.active, self.samples
+            self._warn_of_absent_classes()
         if units == 0:
             raise TorchMetricsUserError("The number of units is not known before the first `update`.")
-        self._warn_of_absent_classes(samples)
         return _psp_entropy_compute(active, samples)
 
     def estimate(self) -> EntropyEstimate:
@@ -204,7 +207,8 @@ class PSPEntropy(FixedTypeMetric):
                 check_same_units(other, units[0], self.unit)
             if units and int(self.units) == 0:
                 self._take_shape(units[0])
-        super().sync(dist_sync_fn, process_group, should_sync, distributed_available)
+        sync_fn = dist_sync_fn or (_add_up_over_processes if self.order == 1 else None)
+        super().sync(sync_fn, process_group, should_sync, distributed_available)
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Adds the states of another metric; see ``torchmetrics.Metric.merge_state``."""
@@ -224,6 +228,21 @@ class PSPEntropy(FixedTypeMetric):
         if int(self.units) > 0:
             check_same_units(units, int(self.units), self.unit)
 
+    def _add_counts(self, units: int, counts: ClassCounts) -> None:
+        if self.active.shape[1] != units:  # of nothing yet
+            self.active = self.active.new_zeros(self.num_classes, units)
+        elif self.active.is_inference() and not torch.is_inference_mode_enabled():
+            self.active = self.active.clone()
+        if self.samples.is_inference() and not torch.is_inference_mode_enabled():
+            self.samples = self.samples.clone()
+        _add_counts(self.active, self.samples, counts)
+        self.units = torch.full_like(self.units, units)
+
+    def _add_states(self, units: int, states: Tensor, classes: Tensor) -> None:
+        self.states.append(states)
+        self.classes.append(classes)
+        self.units = torch.full_like(self.units, units)
+
     def _take_shape(self, units: int) -> None:
         """Gives the states of a process without samples the shapes that those of other processes have."""
         if self.order == 1:
@@ -233,31 +252,47 @@ class PSPEntropy(FixedTypeMetric):
             self.classes.append(torch.zeros(0, dtype=torch.int32, device=self.device))
 
     def _estimate(self) -> EntropyEstimate:
+        estimate = self.silent_estimate()
+        self._warn_of_absent_classes()
+        self._warn_once("sampling", sampling_message(self.order, estimate))
+        return estimate
+
+    def silent_estimate(self) -> EntropyEstimate:
+        """:meth:`estimate` of this process's samples, without telling of absent classes and of sampling."""
         if int(self.units) == 0:
             return NO_ESTIMATE
         if self.order == 1:
-            self._warn_of_absent_classes(self.samples)
             return exact_estimate(self.active, self.samples)
-        classes = dim_zero_cat(self.classes)
-        self._warn_of_absent_classes(torch.bincount(classes, minlength=self.num_classes))
-        estimate = _joint_entropy_compute(
+        return _joint_entropy_compute(
             dim_zero_cat(self.states),
-            classes,
+            dim_zero_cat(self.classes),
             int(self.units),
             self.num_classes,
             self.order,
             self.max_sets,
             self.seed,
         )
-        self._warn_once("sampling", sampling_message(self.order, estimate))
-        return estimate
 
-    def _warn_of_absent_classes(self, samples: Tensor) -> None:
+    def class_sizes(self) -> Tensor:
+        """The number of observations of each class in this process ``[num_classes]``."""
+        if self.order == 1:
+            return self.samples
+        return torch.bincount(dim_zero_cat(self.classes), minlength=self.num_classes)
+
+    def _warn_of_absent_classes(self) -> None:
         if int(self.units) > 0:
-            self._warn_once("absent classes", absent_classes_message(samples))
+            self._warn_once("absent classes", absent_classes_message(self.class_sizes()))
 
     def _warn_once(self, subject: str, message: str | None) -> None:
         # A single batch seldom holds all classes, and nobody has asked for its error.
         if message is not None and subject not in self._warned and not self._is_in_forward:
             self._warned.add(subject)
             rank_zero_warn(message, UserWarning)
+
+
+def _add_up_over_processes(counts: Tensor, group: Any | None = None) -> list[Tensor]:
+    """The sum of counts, and the maximum of a number of units, without the memory for those of every process."""
+    total = counts.clone()
+    operation = torch.distributed.ReduceOp.MAX if counts.ndim == 0 else torch.distributed.ReduceOp.SUM
+    torch.distributed.all_reduce(total, operation, group=group)
+    return [total]

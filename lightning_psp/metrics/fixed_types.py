@@ -21,6 +21,19 @@ class FixedTypeMetric(Metric):
     Only where a device has no float64 are those in float64 rounded to float32.
     """
 
+    def keep_synchronised(self) -> None:
+        """Takes in what the metrics of all other processes hold, for good; each process has to call this."""
+        with self.sync_context():
+            states = dict(self.metric_state)
+        for name, state in states.items():
+            setattr(self, name, state)
+        self._note_updates(1)
+
+    def _note_updates(self, number: int) -> None:
+        """Has a change of states that went past `update` count as so many updates."""
+        self._update_count += number
+        self._computed = None
+
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
         result: Module = super()._apply(_keeping_types(fn), exclude_state)
         return result

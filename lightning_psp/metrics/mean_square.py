@@ -53,7 +53,24 @@ class MeanSquarePotential(FixedTypeMetric):
     def update(self, z: Tensor) -> None:
         """Adds the potentials ``[batch, …]`` of a batch."""
         check_potential(z)
-        square_sum, elements = _mean_square_update(z)
+        self._add(*_mean_square_update(z))
+
+    def add_sums(self, square_sums: Sequence[float | Tensor], elements: int) -> None:
+        """Adds batches of which the sums are known.
+
+        Args:
+            square_sums: the sum of z² of each batch, a number or a scalar.
+            elements: the number of values of all of them.
+        """
+        self._add(sum(total for total in square_sums if not isinstance(total, Tensor)), elements)
+        tensors = [total for total in square_sums if isinstance(total, Tensor)]
+        if tensors:
+            device = tensors[0].device
+            together = torch.stack([total.to(device) for total in tensors]).sum(dtype=widest_float(device))
+            self._add(together.to(self.square_sum), 0)
+        self._note_updates(len(square_sums))
+
+    def _add(self, square_sum: float | Tensor, elements: int) -> None:
         self.square_sum = self.square_sum + square_sum
         self.elements = self.elements + elements
 

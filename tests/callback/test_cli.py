@@ -8,7 +8,7 @@ from lightning.pytorch.cli import LightningCLI
 from torch import nn
 
 from lightning_psp import PSPCallback
-from lightning_psp.callback.entropy_settings import EntropySettings
+from lightning_psp.callback.settings import EntropySettings
 from lightning_psp.schedules import WarmUp
 from tests.support.small import Classifier, loader
 

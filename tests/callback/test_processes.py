@@ -211,6 +211,14 @@ def test_entropies_are_those_of_all_batches(results, name, stage):
         assert found == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("name", [*EXACT, "one does not evaluate"])
+def test_the_metrics_of_each_process_hold_what_was_logged(results, name):
+    for result in of(results, name):
+        logged = {key: value for key, value in result["metrics"].items() if key.startswith("psp_")}
+        assert result["kept"] == pytest.approx(logged, rel=1e-6)
+        assert len(logged) > 5
+
+
 def test_a_process_without_labels_leaves_the_entropy_out_in_all(results):
     for result in of(results, "broken labels"):
         assert "psp/z2_test" in result["metrics"]

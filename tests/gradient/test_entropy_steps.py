@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_psp import PSPCallback
-from lightning_psp.callback import entropy_settings
+from lightning_psp.callback import settings as callback_settings
 from lightning_psp.gradient.class_states import BatchClasses, ClassStates
 from lightning_psp.gradient.entropy_term import EntropyTerm
 from lightning_psp.schedules import WarmUp
@@ -345,7 +345,7 @@ def test_without_a_weight_nothing_changes(monkeypatch, lam):
 
     for part in (ClassStates, BatchClasses, EntropyTerm):
         monkeypatch.setattr(part, "__init__", unwanted)
-    monkeypatch.setattr(entropy_settings, "find_target", unwanted)
+    monkeypatch.setattr(callback_settings, "find_target", unwanted)
     module, trainer = trained(Classifier, PSPCallback(lam=lam, entropy_weight=0.0, target="no such key"))
     value = total(module, batch(), lam)
     assert_same(module.gradients[0], torch.autograd.grad(value, list(module.parameters())))

@@ -260,13 +260,26 @@ RUNS: dict[str, tuple[type[Distributed], dict[str, Any], dict[str, Any], Callabl
 }
 
 
+def values_of(callback: PSPCallback) -> dict[str, float]:
+    """What the callback's metrics hold, by the key that it was logged under."""
+    values = {}
+    for stage, layers in callback.metrics.items():
+        for layer, record in layers.items():
+            values[f"psp_z2_{stage}/{layer}"] = float(record.mean_square.compute())
+            for order, metric in record.entropies.items():
+                key = "entropy" if order == 1 else f"entropy{order}"
+                values[f"psp_{key}_{stage}/{layer}"] = float(metric.compute())
+    return values
+
+
 def run(name: str, rank: int) -> dict[str, Any]:
     kind, strategy, settings, data = RUNS[name]
     torch.manual_seed(0)
     shares = ModelParallelStrategy if "tensor_parallel_size" in strategy else DDPStrategy
     module, logger, steps = kind().double(), Kept(), Steps()
+    callback = PSPCallback(lam=LAM, **{"entropy": (1, 2), "num_classes": CLASSES, **ENTROPIES.get(name, {})})
     trainer = quiet_trainer(
-        PSPCallback(lam=LAM, **{"entropy": (1, 2), "num_classes": CLASSES, **ENTROPIES.get(name, {})}),
+        callback,
         steps,
         devices=PROCESSES,
         strategy=shares(process_group_backend="gloo", timeout=timedelta(seconds=20), **strategy),
@@ -285,6 +298,7 @@ def run(name: str, rank: int) -> dict[str, Any]:
         "weights": module.weights,
         "final": final,
         "metrics": {**metrics, **{key: float(value) for key, value in trainer.callback_metrics.items()}},
+        "kept": values_of(callback),
         "logged": logger.rows,
         "steps": steps.rows,
         "warnings": [str(warning.message) for warning in said],

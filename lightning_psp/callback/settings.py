@@ -1,4 +1,4 @@
-"""What the user asked for of the entropy term, and the classes of a batch that it needs."""
+"""What the user asked for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from lightning_psp.callback.targets import Target, check_target, describe, find_target
+from lightning_psp.capture.selection import LayerFactors, LayerSelection
 from lightning_psp.functional.arguments import check_integer, check_number
+from lightning_psp.functional.penalty import Reduction
 from lightning_psp.functional.validation import Unit
 from lightning_psp.gradient.class_states import BatchClasses
 
@@ -65,3 +67,25 @@ class EntropySettings:
                 f" {present[0].item()} to {present[-1].item()}."
             )
         return BatchClasses(numbered, counts)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which layers to watch, and what to add to the loss.
+
+    Args:
+        selection: the layers to penalise and to measure.
+        reduction: reduction of the penalty.
+        layer_factor: gives a layer's factor on λ.
+        entropy: settings of the entropy term.
+    """
+
+    selection: LayerSelection
+    reduction: Reduction
+    layer_factor: LayerFactors
+    entropy: EntropySettings
+
+    @property
+    def has_entropy_term(self) -> bool:
+        """Whether there is an entropy term."""
+        return self.entropy.weight != 0.0

@@ -1,0 +1,128 @@
+"""What a step, an epoch or an evaluation has shown to be wrong or left out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+
+from lightning_psp.callback.settings import Settings
+from lightning_psp.callback.step import Seen, Step
+from lightning_psp.functional.totals import Total
+from lightning_psp.lightnings import OnceAFit
+
+
+class Reports:
+    """Tells the user, each thing once a fit, what steps, epochs and evaluations have shown.
+
+    Args:
+        say: tells it, and keeps what was looked at.
+        settings: what the user asked for.
+    """
+
+    def __init__(self, say: OnceAFit, settings: Settings) -> None:
+        self._say = say
+        self._settings = settings
+
+    def check_layers(self, seen: Seen, has_seen_all: bool = True) -> None:
+        """Raises a ValueError, unless that was looked at before, where layers are not those that the user chose.
+
+        Args:
+            seen: what steps have shown.
+            has_seen_all: whether these are all of the network's layers.
+        """
+        selection, layers = self._settings.selection, {**seen.layers, **seen.fused}
+        if not self._say.was_told("layers"):
+            selection.check(layers, self._settings.layer_factor.by_pattern)
+            self._say.note("layers")
+        if has_seen_all and not self._say.was_told("chosen"):
+            selection.check_chosen(layers, {**seen.chosen, **seen.left_out, **seen.fused})
+            self._say.note("chosen")
+
+    def tell_of_unseen_backward(self) -> None:
+        """Tells of a backward pass that Lightning did not announce."""
+        self._say(
+            "backward",
+            "`training_step` calls `loss.backward()`, which no callback hears of: the penalty on potentials is missing"
+            " from this backward pass. Call `self.manual_backward(loss)` instead.",
+        )
+
+    def tell_of_backward(self, seen: Seen, lam: float) -> None:
+        """Tells of a backward pass to which nothing was added."""
+        if lam > 0 and not seen.penalised:
+            self._say(
+                "nothing",
+                "A backward pass reached no potential between trained parameters and its loss: no penalty was added to"
+                " it.",
+            )
+        if self._settings.has_entropy_term and not seen.with_entropy:
+            self._say(
+                "nothing",
+                "A backward pass reached no potential of a hidden layer between trained parameters and its loss: no"
+                " entropy term was added to it.",
+            )
+
+    def tell_of_unseen(self, step: Step) -> None:
+        """Tells of what lies between parameters and output and is no layer."""
+        if step.unseen:
+            self._say("unseen", step.unseen)
+
+    def tell_of_broken_step(self, step: Step, mean: Total) -> None:
+        """Tells of layers whose sum of z² in a training step is no finite number.
+
+        Args:
+            step: the step.
+            mean: ⟨z²⟩ of the network in it.
+        """
+        if not math.isfinite(mean):
+            self.tell_of_broken({layer: total for layer, (total, _) in step.sums.items()}, "training")
+
+    def tell_of_broken(self, layers: Mapping[str, Total], stage: str) -> None:
+        """Tells of layers whose sum or mean of z² is no finite number."""
+        broken = [layer for layer, value in layers.items() if not math.isfinite(value)]
+        if broken:
+            # The layers behind the first take it over from it.
+            self._say("broken", f"The potentials of layer {broken[0]!r} hold NaN or infinity ({stage}).")
+
+    def tell_of_epoch(self, seen: Seen) -> None:
+        """Tells of what the steps of an epoch of training have shown to be left out."""
+        if seen.unsampled:
+            self._say(
+                "samples",
+                "PSPCallback(histograms=True) writes no histogram of potentials inside functions made by"
+                f" `torch.compile`: {', '.join(seen.unsampled)}. Train without `torch.compile` to see them.",
+            )
+        if seen.left_out:
+            self._say(
+                "kinds",
+                "Complex, sparse and nested tensors are not penalised. Such tensors enter the nonlinearities of"
+                f" {', '.join(seen.left_out)}. Name them in `exclude` to leave them out without this warning.",
+            )
+        adds_gradients = seen.lam != 0.0 or self._settings.has_entropy_term
+        if adds_gradients and not (seen.penalised or seen.with_entropy):
+            self._say(
+                "nothing",
+                "No penalty was added in this epoch. With manual optimisation, call `self.manual_backward(loss)`: no"
+                " callback hears of `torch.autograd.backward` and `torch.autograd.grad`.",
+            )
+        elif seen.lam > 0:
+            factor = self._settings.layer_factor
+            left_out = [layer for layer in seen.chosen if layer not in seen.penalised and factor(layer) != 0.0]
+            if left_out:
+                self._say(
+                    "left out",
+                    "Layers without a penalty, because they lie on no path from trained parameters to a loss:"
+                    f" {', '.join(left_out)}.",
+                    is_warning=False,
+                )
+
+    def tell_of_untrained(self, evaluated: Collection[str], trained: Collection[str]) -> None:
+        """Tells of layers of an evaluation that no training step has shown."""
+        untrained = [layer for layer in evaluated if trained and layer not in trained]
+        if untrained:
+            self._say(
+                "validation",
+                f"Layers seen in validation, but by these names in no training step: {', '.join(untrained)}. Either"
+                " training does not call them; or it calls another method than validation, where a nonlinearity of"
+                " sums and the like has another name; or it calls them where nothing is seen: under `torch.no_grad()`"
+                " or inside a `torch.autograd.Function`.",
+            )
