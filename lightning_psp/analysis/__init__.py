@@ -2,5 +2,14 @@
 
 from lightning_psp.analysis.constant_units import ConstantStates, ConstantUnits, constant_units
 from lightning_psp.analysis.gradient_parts import GradientParts, psp_gradient_parts
+from lightning_psp.analysis.plane import LossPlane, loss_plane
 
-__all__ = ["ConstantStates", "ConstantUnits", "GradientParts", "constant_units", "psp_gradient_parts"]
+__all__ = [
+    "ConstantStates",
+    "ConstantUnits",
+    "GradientParts",
+    "LossPlane",
+    "constant_units",
+    "loss_plane",
+    "psp_gradient_parts",
+]

@@ -1,12 +1,32 @@
-"""Batches of data: what of one is the network's input, and on which device it is."""
+"""Batches of data: how many samples one has, what of it is the network's input, and what its loss is."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
+from torch.nn import functional
+
+# Gives the loss of a batch, a scalar: the mean over its samples.
+Loss: TypeAlias = Callable[[Any, Any], Tensor]
+
+
+def cross_entropy(module: nn.Module, batch: Any) -> Tensor:
+    """The loss where none is given: that of ``module(batch[0])`` and the classes ``batch[1]``."""
+    loss: Tensor = functional.cross_entropy(module(input_of(batch)), labels_of(batch))
+    return loss
+
+
+def check_loss(loss: Any) -> None:
+    """Raises an error unless a loss can be called."""
+    if not callable(loss):
+        raise TypeError(
+            f"Expected argument `loss` to be a function of the network and a batch but got {type(loss).__name__}."
+        )
 
 
 def device_of(module: nn.Module) -> torch.device | None:
@@ -21,6 +41,17 @@ def moved(batch: Any, device: torch.device | None) -> Any:
     return apply_to_collection(batch, dtype=Tensor, function=lambda tensor: tensor.to(device, non_blocking=True))
 
 
+def check_data(data: Any) -> None:
+    """Raises an error unless data can be iterated again and again."""
+    if not isinstance(data, Iterable):
+        raise TypeError(f"Expected argument `data` to be an iterable of batches but got {type(data).__name__}.")
+    if isinstance(data, Iterator):
+        raise TypeError(
+            "Expected argument `data` to be an iterable that starts again each time, such as a DataLoader or a list of"
+            f" batches, but got {type(data).__name__}, which ends after one pass."
+        )
+
+
 def input_of(batch: Any) -> Any:
     """The first item of a batch, which the network is called with.
 
@@ -33,3 +64,101 @@ def input_of(batch: Any) -> Any:
             f" (images, labels), but got {type(batch).__name__}."
         )
     return batch[0]
+
+
+def labels_of(batch: Any) -> Tensor:
+    """The second item of a batch, the classes of its samples.
+
+    Raises:
+        TypeError: if the batch is no tuple or list of two or more, or the second item no tensor.
+    """
+    is_pair = isinstance(batch, (tuple, list)) and len(batch) > 1
+    if not is_pair or not isinstance(batch[1], Tensor):
+        found = [type(each).__name__ for each in batch] if is_pair else type(batch).__name__
+        raise TypeError(
+            "Expected a batch of argument `data` to be a tuple or list whose second item holds the classes of its"
+            f" samples, such as (images, labels), but got {found}."
+        )
+    return batch[1]
+
+
+def samples_in(batch: Any) -> int:
+    """The number of samples of a batch: the length of the first tensor in it.
+
+    Raises:
+        TypeError: if there is none.
+    """
+    first = next(_tensors_in(batch), None)
+    if first is None or first.ndim == 0:
+        raise TypeError(
+            "Expected a batch of argument `data` to hold tensors [batch, …] in tuples, lists and mappings but got"
+            f" {type(batch).__name__}."
+        )
+    return len(first)
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What is in the data.
+
+    Args:
+        samples: the number of samples.
+        classes: the class labels that there are, in ascending order; None where they were not asked for.
+        first_tensors: the tensors of the first batch.
+    """
+
+    samples: int
+    classes: Tensor | None
+    first_tensors: list[Tensor]
+
+
+def survey(data: Iterable[Any], takes_classes: bool) -> Survey:
+    """Goes through the data once, without a network.
+
+    Args:
+        data: the batches.
+        takes_classes: whether every batch has class labels ``[batch]``.
+
+    Raises:
+        TypeError: if a batch is none, or class labels are no integers.
+        ValueError: if there is no sample, or class labels are not ``[batch]``.
+
+    Example:
+        >>> found = survey([(torch.zeros(2, 3), torch.tensor([4, 1])), (torch.zeros(1, 3), torch.tensor([4]))], True)
+        >>> found.samples, found.classes
+        (3, tensor([1, 4]))
+    """
+    samples, first, classes = 0, None, set()
+    for batch in data:
+        samples += samples_in(batch)
+        if first is None:
+            first = list(_tensors_in(batch))
+        if takes_classes:
+            classes.update(_class_labels(batch).tolist())
+    if first is None or samples == 0:
+        raise ValueError("Expected argument `data` to give at least one batch with samples but got none.")
+    return Survey(samples, torch.tensor(sorted(classes)) if takes_classes else None, first)
+
+
+def _class_labels(batch: Any) -> Tensor:
+    labels = labels_of(batch)
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(
+            f"Expected class labels to be integers for an entropy but got {labels.dtype}. Leave the entropies out of"
+            " argument `measures`."
+        )
+    samples = samples_in(batch)
+    if labels.shape != (samples,):
+        raise ValueError(
+            f"Expected class labels [{samples}], one a sample, for an entropy but got {[*labels.shape]}. Leave the"
+            " entropies out of argument `measures`."
+        )
+    return labels
+
+
+def _tensors_in(batch: Any) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, (tuple, list, Mapping)):
+        for each in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from _tensors_in(each)

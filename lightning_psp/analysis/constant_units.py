@@ -85,8 +85,9 @@ def constant_units(
     """
     check_module(module)
     states: dict[str, dict[int, _States]] = {}
-    unchanged, device = Unchanged(module), device_of(module)
-    with unchanged, unchanged, torch.no_grad():
+    unchanged, device = Unchanged(module, data), device_of(module)
+    with unchanged, unchanged:
+        torch.set_grad_enabled(False)
         module.eval()
         for batch in data:
             with record_potentials(module, include=include, exclude=exclude, output=False) as potentials:

@@ -1,21 +1,39 @@
-"""Leaving a network as it was."""
+"""Leaving a network, and random numbers, as they were."""
 
 from __future__ import annotations
 
+import random
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+# The layers that keep statistics of what they normalise.
+NORMALISATIONS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+)
+
 
 class Unchanged:
-    """Gives a network back what it had when this was made: weights, buffers, modes, and what asks for a gradient.
+    """Gives back what a network and random number generators had when this was made.
+
+    That is: weights, buffers and which of them are there, modes, what asks for a gradient, hooks on the network itself,
+    the momentum of batch norms, whether gradient is enabled, and the state of the random number generators of Python,
+    NumPy and torch.
 
     To be entered twice, for Ctrl-C may cut short one exit, but not the other.
 
     Args:
         module: the network.
+        data: the batches that it will be called with, if any; the generator of a `DataLoader` gets its state back, too.
 
     Example:
         >>> network = nn.Linear(2, 3)
@@ -26,13 +44,19 @@ class Unchanged:
         (True, True)
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._modes = [(part, part.training) for part in module.modules()]
-        tables: list[Any] = [table for part in module.modules() for table in (part._parameters, part._buffers)]
-        self._tables = [(table, dict(table)) for table in tables]
+    def __init__(self, module: nn.Module, data: Any = None) -> None:
+        parts = list(module.modules())
+        self._modes = [(part, part.training) for part in parts]
+        tables: list[Any] = [table for part in parts for table in (part._parameters, part._buffers)]
+        tables += [module._forward_hooks, module._forward_hooks_with_kwargs, module._forward_hooks_always_called]
+        self._tables = [(table, table.copy()) for table in tables]
+        self._momenta = [(part, part.momentum) for part in parts if isinstance(part, NORMALISATIONS)]
         self._flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
         tensors = [*module.parameters(), *module.buffers()]
         self._values = [(tensor, tensor.detach().clone()) for tensor in tensors]
+        self._is_grad_enabled = torch.is_grad_enabled()
+        self._python, self._numpy = random.getstate(), np.random.get_state()
+        self._generators = [(generator, generator.get_state()) for generator in generators(data)]
 
     def __enter__(self) -> Unchanged:
         """Does nothing: what is given back was noted when this was made."""
@@ -42,11 +66,14 @@ class Unchanged:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Gives everything back."""
+        for table, before in self._tables:
+            if list(table) != list(before):  # else there would be a moment in which it is empty
+                table.clear()
+            table.update(before)
         for part, is_training in self._modes:
             part.training = is_training
-        for table, before in self._tables:
-            table.clear()
-            table.update(before)
+        for part, momentum in self._momenta:
+            part.momentum = momentum
         for parameter, requires_grad in self._flags:
             if parameter.requires_grad != requires_grad:
                 parameter.requires_grad_(requires_grad)
@@ -54,3 +81,26 @@ class Unchanged:
             for tensor, value in self._values:
                 # `data`: a graph of the user's that holds a tensor is not to take it for overwritten.
                 tensor.data.copy_(value)
+        torch.clear_autocast_cache()  # which may hold the weights in another precision
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
+        for generator, state in self._generators:
+            generator.set_state(state)
+        torch.set_grad_enabled(self._is_grad_enabled)
+
+
+def generators(data: Any) -> list[torch.Generator]:
+    """Those that torch draws from, and that of a `DataLoader`."""
+    found = [torch.default_generator]
+    if torch.cuda.is_initialized():
+        found += torch.cuda.default_generators
+    own = getattr(data, "generator", None)
+    return [*found, own] if isinstance(own, torch.Generator) else found
+
+
+def seed_everything(data: Any, seed: int) -> None:
+    """Has all generators start at a seed."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    for generator in generators(data):
+        generator.manual_seed(seed)

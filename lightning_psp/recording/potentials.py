@@ -24,7 +24,8 @@ class Potentials(dict[str, Tensor]):
     own, ``name``, ``name:1``, …. :func:`~lightning_psp.psp_penalty` counts them as the one layer that they are.
 
     `unit_dims` holds the dimension of the neurons of each entry, `layers` its layer and which part of that it is: a
-    pair such as ``("gates", 2)``.
+    pair such as ``("gates", 2)``, and `passes` how many passes were concatenated in it. `outputs` names the entries that
+    are output layers.
     """
 
     def __init__(self) -> None:
@@ -32,6 +33,8 @@ class Potentials(dict[str, Tensor]):
         super().__init__()
         self.unit_dims: dict[str, int] = {}
         self.layers: dict[str, tuple[str, int]] = {}
+        self.passes: dict[str, int] = {}
+        self.outputs: set[str] = set()
 
 
 @contextmanager
@@ -158,6 +161,7 @@ class _Recorded:
 
 def _collect(capture: Capture[_Recorded], selection: LayerSelection, recorded: Potentials) -> None:
     passes: dict[tuple[str, int], list[tuple[Tensor, int]]] = {}
+    outputs = {potential.layer for potential in capture.ledger.potentials if potential.is_output}
     for potential in capture.ledger.potentials:
         if potential.kept is not None and selection.selects(potential.layer, potential.is_output):
             if not potential.kept.is_unchanged:
@@ -173,9 +177,11 @@ def _collect(capture: Capture[_Recorded], selection: LayerSelection, recorded: P
     recorded.clear()
     recorded.unit_dims.clear()
     recorded.layers.clear()
+    recorded.passes.clear()
+    recorded.outputs.clear()
     names = {layer for layer, _ in passes}
     for (layer, part), tensors in passes.items():
-        for tensor, unit_dim in _concatenated(tensors):
+        for tensor, unit_dim, number_of_passes in _concatenated(tensors):
             name, number = layer, 0
             while name in recorded or (number and name in names):
                 number += 1
@@ -183,15 +189,18 @@ def _collect(capture: Capture[_Recorded], selection: LayerSelection, recorded: P
             recorded[name] = tensor
             recorded.unit_dims[name] = unit_dim
             recorded.layers[name] = layer, part
+            recorded.passes[name] = number_of_passes
+            if layer in outputs:
+                recorded.outputs.add(name)
 
 
-def _concatenated(passes: list[tuple[Tensor, int]]) -> list[tuple[Tensor, int]]:
-    """The passes of one part of a layer, those that fit as one tensor."""
+def _concatenated(passes: list[tuple[Tensor, int]]) -> list[tuple[Tensor, int, int]]:
+    """The passes of one part of a layer, those that fit as one tensor, and how many these are."""
     fitting: dict[tuple[torch.Size, torch.dtype, torch.device, int], list[Tensor]] = {}
     for tensor, unit_dim in passes:
         shape = tensor.shape[1:], tensor.dtype, tensor.device, unit_dim
         fitting.setdefault(shape, []).append(tensor)
     return [
-        (torch.cat(tensors) if len(tensors) > 1 else tensors[0], unit_dim)
+        (torch.cat(tensors) if len(tensors) > 1 else tensors[0], unit_dim, len(tensors))
         for (_, _, _, unit_dim), tensors in fitting.items()
     ]

@@ -1,0 +1,372 @@
+"""Planes of networks with batch norm, tied weights, integer buffers, several passes, and losses of their own."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lightning_psp import record_potentials
+from lightning_psp.analysis import loss_plane
+from lightning_psp.metrics import MeanSquarePotential, PSPEntropy
+from tests.support.networks import SharedWeights
+from tests.support.planes import CLASSES, MLP, Normalised, batches, entropy, solutions, states_of
+
+ENDS = {"size": (2, 1), "margin": 0}
+
+
+def by_the_metrics(network, state, data):
+    """The measures of a network with the metrics of this package, batch after batch."""
+    network = copy.deepcopy(network)
+    network.load_state_dict(state)
+    network.eval()
+    squares, entropies, losses, wrong = {}, {}, [], []
+    for x, labels in data:
+        with torch.no_grad(), record_potentials(network) as potentials:
+            logits = network(x)
+        losses.append(F.cross_entropy(logits, labels, reduction="none"))
+        wrong.append(logits.argmax(1) != labels)
+        with torch.no_grad(), record_potentials(network, output=False) as hidden:
+            network(x)
+        for layer, z in potentials.items():
+            squares.setdefault(layer, MeanSquarePotential()).update(z)
+        for layer, z in hidden.items():
+            entropies.setdefault(layer, PSPEntropy(CLASSES)).update(z, labels)
+    return {
+        "loss": torch.cat(losses).mean().item(),
+        "error": torch.cat(wrong).double().mean().item(),
+        "z2": sum(metric.compute().item() for metric in squares.values()) / len(squares),
+        "entropy": sum(metric.compute().item() for metric in entropies.values()) / len(entropies),
+    }
+
+
+def assert_ends_are_the_solutions(found, network, first, second, data, rel=1e-6):
+    for column, state in enumerate((first, second)):
+        expected = by_the_metrics(network, state, data)
+        for measure, value in expected.items():
+            assert found.values[measure][0, column].item() == pytest.approx(value, rel=rel), (measure, column)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_kept_statistics_are_those_of_the_solutions(dtype):
+    network, data = Normalised().to(dtype), batches(dtype=dtype)
+    first, second = solutions(network)
+    found = loss_plane(network, first, second, data, **ENDS)
+    assert_ends_are_the_solutions(found, network, first, second, data)
+
+
+def test_kept_statistics_are_interpolated_and_never_extrapolated():
+    network, data = Normalised(), batches(dtype=torch.float32)
+    first, second = solutions(network)
+    second["bn.running_var"] = first["bn.running_var"] / 100  # extrapolated, negative from x = 1.02 on
+    seen = []
+
+    def loss(module, batch):
+        seen.append(states_of(module))
+        return F.cross_entropy(module(batch[0]), batch[1])
+
+    found = loss_plane(network, first, second, data[:1], loss=loss, size=(9, 3), margin=0.5)
+    assert all(value.isfinite().all() for value in found.values.values())
+    for number, state in enumerate(seen):
+        place = min(max(found.x[number % 9].item(), 0.0), 1.0)
+        for name in ("bn.running_mean", "bn.running_var"):
+            expected = first[name] + place * (second[name] - first[name])
+            torch.testing.assert_close(state[name], expected)
+        assert state["bn.num_batches_tracked"] == (1 if found.x[number % 9] < 0.5 else 2)
+
+
+def test_statistics_taken_anew():
+    network, data = Normalised().double(), batches()
+    network.bn.momentum = 0.3
+    first, second = solutions(network)
+    first["bn.running_mean"] = torch.full((3,), torch.nan, dtype=torch.float64)
+    found = loss_plane(network, first, second, data, batch_norm="reestimate", measures=("loss", "z2"), size=(3, 3))
+    samples = sum(len(labels) for _, labels in data)
+    for column, state in ((0, first), (2, second)):
+        x = -0.25 if column == 0 else 1.25
+        at = {name: first[name] + x * (second[name] - first[name]) for name in first}
+        mean = variance = 0.0
+        for inputs, _ in data:
+            z = F.conv1d(inputs.unsqueeze(1), at["conv.weight"], at["conv.bias"])
+            mean = mean + z.mean((0, 2)) * len(inputs) / samples
+            variance = variance + z.var((0, 2), unbiased=True) * len(inputs) / samples
+        losses, squares, outputs = [], 0.0, 0.0
+        for inputs, labels in data:
+            z = F.conv1d(inputs.unsqueeze(1), at["conv.weight"], at["conv.bias"])
+            z = (z - mean[:, None]) / (variance[:, None] + 1e-5).sqrt()
+            z = z * at["bn.weight"][:, None] + at["bn.bias"][:, None]
+            logits = z.clamp(min=0).flatten(1) @ at["fc.weight"].T + at["fc.bias"]
+            losses.append(F.cross_entropy(logits, labels, reduction="none"))
+            squares, outputs = squares + z.square().sum().item(), outputs + logits.square().sum().item()
+        assert state is not None
+        assert found.values["loss"][1, column].item() == pytest.approx(torch.cat(losses).mean().item(), rel=1e-12)
+        expected = (squares / (samples * 9) + outputs / (samples * CLASSES)) / 2
+        assert found.values["z2"][1, column].item() == pytest.approx(expected, rel=1e-12)
+    assert network.bn.momentum == 0.3
+    assert not network.bn.running_mean.any()
+    assert network.bn.training
+
+
+def test_dropout_is_off_while_statistics_are_taken():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Dropout(), nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, CLASSES))
+    data = batches(dtype=torch.float32)
+    first, second = solutions(network)
+    settings = {"batch_norm": "reestimate", "measures": ("loss",), **ENDS}
+    found = loss_plane(network, first, second, data, **settings)
+    network[0].p = 0.0
+    assert torch.equal(found.values["loss"], loss_plane(network, first, second, data, **settings).values["loss"])
+
+
+def test_resnet():
+    models = pytest.importorskip("torchvision.models", exc_type=ImportError)
+    torch.manual_seed(0)
+    network = models.resnet18(num_classes=CLASSES)
+    data = [(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])), (torch.randn(2, 3, 32, 32), torch.tensor([1, 2]))]
+    first = states_of(network)
+    second = {name: value * 0.9 if value.is_floating_point() else value + 1 for name, value in first.items()}
+    found = loss_plane(network, first, second, data, by_layer=True, **ENDS)
+    assert len(found.layers["z2"]) == 18
+    assert list(found.layers["entropy"]) == [*found.layers["z2"]][:-1]
+    assert_ends_are_the_solutions(found, network, first, second, data, rel=1e-4)
+    anew = loss_plane(network, first, second, data, batch_norm="reestimate", measures=("loss",), **ENDS)
+    assert anew.values["loss"].isfinite().all()
+    assert not torch.allclose(anew.values["loss"], found.values["loss"])
+
+
+class Tied(nn.Module):
+    """A weight that two layers have."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, CLASSES)
+        self.fc2.weight = self.fc1.weight
+
+    def forward(self, x):
+        return self.head(F.relu(self.fc2(F.relu(self.fc1(x)))))
+
+
+def test_tied_weights_are_moved_once():
+    network, data = Tied().double(), batches()
+    first, second = ({**state, "fc2.weight": state["fc1.weight"]} for state in solutions(network))
+    seen = []
+
+    def loss(module, batch):
+        seen.append(states_of(module))
+        return F.cross_entropy(module(batch[0]), batch[1])
+
+    found = loss_plane(network, first, second, data[:1], loss=loss, size=(2, 2), margin=0)
+    once = [name for name in first if name != "fc2.weight"]
+    difference, direction = (
+        torch.cat([side[name].flatten() for name in once])
+        for side in (
+            {name: seen[1][name] - seen[0][name] for name in once},
+            {name: seen[2][name] - seen[0][name] for name in once},
+        )
+    )
+    assert abs(difference @ direction) < 1e-12 * difference.norm() ** 2
+    assert direction.norm().item() == pytest.approx(difference.norm().item())
+    torch.testing.assert_close(
+        seen[1]["fc1.weight"] - seen[0]["fc1.weight"], second["fc1.weight"] - first["fc1.weight"]
+    )
+    assert network.fc1.weight is network.fc2.weight
+    without = [{name: value for name, value in state.items() if name != "fc1.weight"} for state in (first, second)]
+    assert torch.equal(loss_plane(network, *without, data, **ENDS).x, torch.tensor([0.0, 1.0], dtype=torch.float64))
+    assert found.values["loss"].isfinite().all()
+    first["fc2.weight"] = first["fc1.weight"] + 1
+    with pytest.raises(ValueError, match=r"different ones of 'fc1.weight' and 'fc2.weight'"):
+        loss_plane(network, first, second, data)
+
+
+def test_integer_buffers_are_those_of_the_nearer_solution():
+    class Permuted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, CLASSES)
+            self.register_buffer("order", torch.arange(4))
+            self.register_buffer("taken", torch.ones(4, dtype=torch.bool))
+            self.register_buffer("table", torch.ones(4), persistent=False)
+
+        def forward(self, x):
+            return self.fc(x[:, self.order] * self.taken * self.table)
+
+    network, data = Permuted(), batches(dtype=torch.float32)
+    first, second = solutions(network)
+    first["order"], second["order"] = torch.tensor([3, 2, 1, 0]), torch.tensor([1, 0, 3, 2])
+    first["taken"], second["taken"] = torch.tensor([True, False, True, True]), torch.tensor([True, True, True, False])
+    found = loss_plane(network, first, second, data, measures=("loss", "error"), **ENDS)
+    for column, state in enumerate((first, second)):
+        network.load_state_dict(state)
+        losses = [F.cross_entropy(network(x), labels, reduction="none") for x, labels in data]
+        assert found.values["loss"][0, column].item() == pytest.approx(torch.cat(losses).mean().item(), rel=1e-6)
+
+
+def test_passes_are_further_observations():
+    network = SharedWeights().double()
+    data = [(torch.randn(7, 6, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2, 0]))]
+    first, second = solutions(network)
+    found = loss_plane(network, first, second, data, measures=("entropy", "z2"), by_layer=True, **ENDS)
+    state, rows = data[0][0], []
+    for _ in range(3):
+        rows.append(state @ first["shared.weight"].T + first["shared.bias"])
+        state = rows[-1].tanh()
+    expected = entropy(torch.cat(rows), data[0][1].repeat(3))
+    assert found.layers["entropy"]["shared"][0, 0].item() == pytest.approx(expected, rel=1e-12)
+    assert found.layers["z2"]["shared"][0, 0].item() == pytest.approx(torch.cat(rows).square().mean().item(), rel=1e-12)
+
+
+def test_parts_are_further_units():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.both, self.head = nn.Linear(4, 6), nn.Linear(3, CLASSES)
+
+        def forward(self, x):
+            gate, value = self.both(x).chunk(2, 1)
+            return self.head(torch.sigmoid(gate) * torch.tanh(value))
+
+    network, data = Gated().double(), batches(9, 9)
+    first, second = solutions(network)
+    found = loss_plane(network, first, second, data, measures=("entropy",), by_layer=True, **ENDS)
+    z = data[0][0] @ first["both.weight"].T + first["both.bias"]
+    assert found.layers["entropy"]["both"][0, 0].item() == pytest.approx(entropy(z, data[0][1]), rel=1e-12)
+
+
+def test_entropy_of_layers_that_do_not_go_with_the_labels_is_refused():
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.head = nn.Linear(2, 2), nn.Linear(4, CLASSES)
+
+        def forward(self, x):
+            return self.head(F.relu(self.fc(x.view(-1, 2))).view(len(x), 4))
+
+    network, data = Rows(), batches(dtype=torch.float32)
+    first, second = solutions(network)
+    with pytest.raises(
+        ValueError, match=r"\[20, 2\] of layer 'fc' do not go with 10 class labels. Leave the entropies"
+    ):
+        loss_plane(network, first, second, data)
+    assert loss_plane(network, first, second, data, measures=("loss", "z2"), **ENDS).values["z2"].isfinite().all()
+
+
+def test_pictures_of_classes():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, CLASSES, 1))
+    data = [(torch.randn(3, 1, 5, 5), torch.randint(0, CLASSES, (3, 5, 5)))]
+    first, second = solutions(network)
+    found = loss_plane(network, first, second, data, measures=("loss", "error"), **ENDS)
+    network.load_state_dict(second)
+    wrong = network(data[0][0]).argmax(1) != data[0][1]
+    assert found.values["error"][0, 1].item() == pytest.approx(wrong.double().mean().item())
+    with pytest.raises(ValueError, match=r"class labels \[3\], one a sample, for an entropy but got \[3, 5, 5\]"):
+        loss_plane(network, first, second, data)
+
+
+def test_loss_of_a_lightning_module():
+    pytest.importorskip("lightning.pytorch")
+    from lightning.pytorch import LightningModule
+
+    class Classifier(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.network = MLP()
+
+        def forward(self, x):
+            return self.network(x)
+
+        def step(self, batch):
+            return F.cross_entropy(self(batch["x"]), batch["y"], label_smoothing=0.1)
+
+    module = Classifier().double()
+    data = [{"x": x, "y": labels} for x, labels in batches()]
+    first, second = solutions(module)
+    found = loss_plane(
+        module, first, second, data, loss=Classifier.step, measures=("loss", "z2"), by_layer=True, **ENDS
+    )
+    assert list(found.layers["z2"]) == ["network.fc1", "network.fc2", "network.fc3"]
+    module.load_state_dict(second)
+    x, labels = (torch.cat([batch[key] for batch in data]) for key in ("x", "y"))
+    expected = F.cross_entropy(module(x), labels, label_smoothing=0.1).item()
+    assert found.values["loss"][0, 1].item() == pytest.approx(expected, rel=1e-12)
+    assert module._trainer is None
+
+
+def test_loss_of_own_gives_error_and_entropy_of_the_call_in_it():
+    network, data = MLP().double(), batches()
+    first, second = solutions(network)
+    found = loss_plane(
+        network,
+        first,
+        second,
+        data,
+        loss=lambda net, batch: F.nll_loss(F.log_softmax(net(batch[0]), 1), batch[1]),
+        **ENDS,
+    )
+    expected = loss_plane(network, first, second, data, **ENDS)
+    for measure, value in expected.values.items():
+        torch.testing.assert_close(found.values[measure], value)
+
+
+def test_weights_in_autocast_are_those_of_the_point():
+    """Autocast keeps weights in another precision, which are not to be used again at the next point."""
+    network, data = MLP(), batches(dtype=torch.float32)
+    first, second = solutions(network)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        network(data[0][0])
+        found = loss_plane(network, first, second, data, measures=("loss",), **ENDS)
+        after = network(data[0][0])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(after, network(data[0][0]))
+    for column, state in enumerate((first, second)):
+        other = MLP()
+        other.load_state_dict(state)
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            losses = [F.cross_entropy(other(x), labels, reduction="none") for x, labels in data]
+        assert found.values["loss"][0, column].item() == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
+
+
+def test_complex_weights():
+    class Spectral(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, CLASSES, dtype=torch.complex128))
+
+        def forward(self, x):
+            return (torch.fft.rfft(x) @ self.weight).real
+
+    torch.manual_seed(0)
+    network, data = Spectral(), batches()
+    first = {"weight": torch.randn(3, CLASSES, dtype=torch.complex128)}
+    second = {"weight": torch.randn(3, CLASSES, dtype=torch.complex128)}
+    seen = []
+
+    def loss(module, batch):
+        seen.append(module.weight.detach().clone())
+        return F.cross_entropy(module(batch[0]), batch[1])
+
+    loss_plane(network, first, second, data[:1], loss=loss, measures=("loss",), size=(2, 2), margin=0)
+    difference, direction = second["weight"] - first["weight"], seen[2] - seen[0]
+    assert abs((difference.conj() * direction).sum().real) < 1e-12
+    assert direction.norm().item() == pytest.approx(difference.norm().item())
+    assert direction.imag.all()
+
+
+def test_nan_is_told():
+    class Rooted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.fc, self.head = nn.Parameter(torch.ones(())), nn.Linear(4, 4), nn.Linear(4, CLASSES)
+
+        def forward(self, x):
+            return self.head(F.relu(self.fc(x) * self.scale.sqrt()))
+
+    network, data = Rooted(), batches(dtype=torch.float32)
+    first, second = solutions(network)
+    first["scale"], second["scale"] = torch.tensor(1.0), torch.tensor(-1.0)
+    found = loss_plane(network, first, second, data, by_layer=True, **ENDS)
+    assert found.values.pop("error")[0, 1].item() == 1.0
+    for measure, value in found.values.items():
+        assert value[0].isnan().tolist() == [False, True], measure
+    for layer in found.layers["entropy"].values():
+        assert layer[0].isnan().tolist() == [False, True]

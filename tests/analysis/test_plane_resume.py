@@ -1,0 +1,109 @@
+"""A plane that was cut short goes on where it was, and no other plane takes its points."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lightning_psp.analysis import loss_plane
+from tests.support.planes import MLP, batches, solutions
+
+SIZE = (3, 2)
+
+
+@pytest.fixture
+def scene():
+    network = MLP().double()
+    return network, *solutions(network), batches()
+
+
+class CutShort:
+    """The default loss, with Ctrl-C at the n-th call; counts its calls."""
+
+    def __init__(self, call=None):
+        self.calls, self._last = 0, call
+
+    def __call__(self, module, batch):
+        self.calls += 1
+        if self.calls == self._last:
+            raise KeyboardInterrupt
+        return F.cross_entropy(module(batch[0]), batch[1])
+
+
+def assert_equal(found, expected):
+    for measure, value in expected.values.items():
+        assert torch.equal(found.values[measure], value)
+    assert found.layers.keys() == expected.layers.keys()
+    for measure, layers in expected.layers.items():
+        assert all(torch.equal(found.layers[measure][layer], value) for layer, value in layers.items())
+
+
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_resumed_is_uninterrupted(scene, tmp_path, by_layer):
+    whole = loss_plane(*scene, size=SIZE, by_layer=by_layer)
+    path = tmp_path / "points.pt"
+    settings = {"size": SIZE, "by_layer": by_layer, "path": path}
+    with pytest.raises(KeyboardInterrupt):
+        loss_plane(*scene, loss=CutShort(8), **settings)  # in the third point of six, of three batches each
+    assert [file.name for file in tmp_path.iterdir()] == ["points.pt"]
+    rest = CutShort()
+    found = loss_plane(*scene, loss=rest, **settings)
+    assert rest.calls == 4 * 3
+    assert_equal(found, whole)
+    again = CutShort()
+    assert_equal(loss_plane(*scene, loss=again, **settings), whole)
+    assert again.calls == 0
+
+
+def others(first, second, data):
+    return {
+        "first": {"first": {**first, "fc1.bias": first["fc1.bias"] + 1e-12}},
+        "second": {"second": {**second, "fc3.bias": second["fc3.bias"] * 2}},
+        "data": {"data": data[:2]},
+        "loss": {"loss": lambda module, batch: F.cross_entropy(module(batch[0]), batch[1])},
+        "measures": {"measures": ("loss", "z2")},
+        "size": {"size": (2, 3)},
+        "margin": {"margin": 0.5},
+        "direction": {"direction": "filter"},
+        "seed": {"seed": 1},
+        "batch_norm": {"batch_norm": "reestimate"},
+        "by_layer": {"by_layer": True},
+        "masks": {"masks": {"fc1.weight": torch.ones(6, 4, dtype=torch.bool)}},
+    }
+
+
+@pytest.mark.parametrize("argument", list(others({"fc1.bias": 0}, {"fc3.bias": 0}, [])))
+def test_another_computation_is_refused(scene, tmp_path, argument):
+    network, first, second, data = scene
+    arguments = {"first": first, "second": second, "data": data, "size": SIZE, "measures": ("loss", "error")}
+    path = tmp_path / "points.pt"
+    loss_plane(network, **arguments, path=path)
+    before = path.read_bytes()
+    other = {**arguments, **others(first, second, data)[argument]}
+    with pytest.raises(ValueError, match=f"begun with other values of `{argument}`. Use another file"):
+        loss_plane(network, **other, path=path)
+    assert path.read_bytes() == before
+
+
+def test_values_of_the_same_shape_are_other_data(scene, tmp_path):
+    network, first, second, data = scene
+    loss_plane(network, first, second, data, size=(2, 1), path=tmp_path / "points.pt")
+    data = [(x + 1, labels) for x, labels in data]
+    with pytest.raises(ValueError, match="other values of `data`"):
+        loss_plane(network, first, second, data, size=(2, 1), path=tmp_path / "points.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"text", None])
+def test_another_file_is_refused(scene, tmp_path, content):
+    path = tmp_path / "other.pt"
+    path.write_bytes(content or b"")
+    if content is None:
+        torch.save({"weight": torch.ones(2)}, path)
+    with pytest.raises(ValueError, match=r"`path` to be a file of `loss_plane`"):
+        loss_plane(*scene, size=SIZE, path=path)
+
+
+def test_a_folder_that_is_not_there_is_told_before_the_first_point(scene, tmp_path):
+    loss = CutShort()
+    with pytest.raises(ValueError, match=r"`path` to be a file in a folder that is there"):
+        loss_plane(*scene, loss=loss, size=SIZE, path=tmp_path / "missing" / "points.pt")
+    assert loss.calls == 0
