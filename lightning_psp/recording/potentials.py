@@ -24,8 +24,8 @@ class Potentials(dict[str, Tensor]):
     own, ``name``, ``name:1``, …. :func:`~lightning_psp.psp_penalty` counts them as the one layer that they are.
 
     `unit_dims` holds the dimension of the neurons of each entry, `layers` its layer and which part of that it is: a
-    pair such as ``("gates", 2)``, and `passes` how many passes were concatenated in it. `outputs` names the entries that
-    are output layers.
+    pair such as ``("gates", 2)``, and `passes` how many passes were concatenated in it. `outputs` names the entries
+    that are output layers.
     """
 
     def __init__(self) -> None:
