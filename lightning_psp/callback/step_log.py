@@ -10,6 +10,14 @@ from torch import Tensor
 from lightning_psp.callback.layer_metrics import mean_over_layers
 from lightning_psp.callback.step import Step
 from lightning_psp.functional.totals import Total
+from lightning_psp.lightnings.lightning_private import (
+    accumulates,
+    number_of_row,
+    put_stand_in,
+    remove_stand_in,
+    row_writer,
+    stand_in,
+)
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -31,7 +39,7 @@ def step_values(step: Step, has_entropy_term: bool) -> dict[str, Total]:
 def is_logging_step(trainer: Trainer) -> bool:
     """Whether loggers are due in this training step."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    is_due = every > 0 and (_number_of_row(trainer) + 1) % every == 0
+    is_due = every > 0 and (number_of_row(trainer) + 1) % every == 0
     return is_due or trainer.should_stop or bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
@@ -53,7 +61,7 @@ def log_step(trainer: Trainer, module: LightningModule, values: dict[str, Total]
     trainer.callback_metrics.update(tensors)
     if not is_logging_step(trainer):
         return
-    if module.automatic_optimization and trainer.fit_loop._should_accumulate():
+    if module.automatic_optimization and accumulates(trainer):
         return
     if trainer.world_size > 1:
         tensors = _mean_over_processes(trainer, tensors)
@@ -75,44 +83,37 @@ def _mean_over_processes(trainer: Trainer, tensors: dict[str, Tensor]) -> dict[s
 
 # --- the loggers' row ------------------------------------------------------------------------------------------------
 
-# What of Lightning writes it. It is no public name: with a Lightning that has none, the values get rows of their own.
-_CONNECTOR, _WRITE = "_logger_connector", "log_metrics"
-
 
 class _Row:
     """Stands for what writes rows until it has written that of the running step, to which it adds values."""
 
     def __init__(self, trainer: Trainer, values: dict[str, Tensor]) -> None:
         self.values = values
-        self.step = _number_of_row(trainer)
+        self.step = number_of_row(trainer)
         self._loggers = trainer.loggers
         self._epoch = trainer.current_epoch
-        self._connector = getattr(trainer, _CONNECTOR, None)
-        self._write = getattr(self._connector, _WRITE, None)
+        self._trainer = trainer
+        self._write = row_writer(trainer)
 
     def wait(self) -> None:
         """Waits for the row, or writes one if none will come."""
         if self._write is None:
             self._write_values()
         else:
-            vars(self._connector)[_WRITE] = self
+            put_stand_in(self._trainer, self)
 
     def __call__(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Writes a row. One whose step is given is another callback's."""
         assert self._write is not None
         if step is None:
-            self._step_aside()
+            remove_stand_in(self._trainer, self)
             metrics = {**metrics, **self.values}
         self._write(metrics, step=step)
 
     def write_alone(self) -> None:
         """Waits no longer and writes the values as a row of their own."""
-        self._step_aside()
+        remove_stand_in(self._trainer, self)
         self._write_values()
-
-    def _step_aside(self) -> None:
-        if vars(self._connector).get(_WRITE) is self:
-            del vars(self._connector)[_WRITE]
 
     def _write_values(self) -> None:
         row = {**{key: float(value) for key, value in self.values.items()}, "epoch": self._epoch}
@@ -123,7 +124,7 @@ class _Row:
 def _add_to_row(trainer: Trainer, values: dict[str, Tensor]) -> None:
     """Adds values to the row that Lightning writes at the end of the running training step."""
     row = _waiting(trainer)
-    if row is not None and row.step == _number_of_row(trainer):
+    if row is not None and row.step == number_of_row(trainer):
         row.values.update(values)
         return
     finish_row(trainer)
@@ -139,11 +140,5 @@ def finish_row(trainer: Trainer) -> None:
 
 
 def _waiting(trainer: Trainer) -> _Row | None:
-    connector = getattr(trainer, _CONNECTOR, None)
-    row = None if connector is None else vars(connector).get(_WRITE)
+    row = stand_in(trainer)
     return row if isinstance(row, _Row) else None
-
-
-def _number_of_row(trainer: Trainer) -> int:
-    """The step by which Lightning numbers a training step's row."""
-    return trainer.fit_loop.epoch_loop._batches_that_stepped

@@ -11,22 +11,12 @@ from lightning.pytorch.trainer.connectors.logger_connector.logger_connector impo
 from torch.nn import functional
 
 from lightning_psp import PSPCallback
-from tests.support.process_worker import Kept
+from tests.support.rows import ByHand, Rows
 from tests.support.small import Classifier, loader, quiet_trainer
 
 STEP = {"psp/lam", "psp/penalty", "psp/z2"}
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
-
-
-class Rows(Kept):
-    """Keeps each row with its step."""
-
-    def log_metrics(self, metrics, step=None):
-        self.rows.append({**metrics, "step": step})
-
-    def of_steps(self):
-        return [row for row in self.rows if "psp/lam" in row]
 
 
 class Values(Callback):
@@ -37,18 +27,6 @@ class Values(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.rows.append({key: float(value) for key, value in trainer.callback_metrics.items()})
-
-
-class ByHand(Classifier):
-    def __init__(self):
-        super().__init__()
-        self.automatic_optimization = False
-
-    def training_step(self, batch, batch_index):
-        loss = super().training_step(batch, batch_index)
-        self.optimizers().zero_grad()
-        self.manual_backward(loss)
-        self.optimizers().step()
 
 
 class Unlogged(Classifier):

@@ -1,0 +1,63 @@
+"""What this package asks of Lightning by names that are not public, and what it does with a Lightning without them.
+
+Each function says what it gives; where a name is missing, public names give it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+# Writes metrics to all loggers, with a step or with that of the row that is due.
+Writer: TypeAlias = Callable[..., None]
+
+BATCHES_THAT_STEPPED = "_batches_that_stepped"
+SHOULD_ACCUMULATE = "_should_accumulate"
+CONNECTOR, WRITE = "_logger_connector", "log_metrics"
+
+
+def number_of_row(trainer: Trainer) -> int:
+    """The step by which Lightning numbers a training batch's row: the batches before it that ended in optimiser steps.
+
+    Without the name, the optimiser's steps before the last: the same with one optimiser.
+    """
+    number: int | None = getattr(trainer.fit_loop.epoch_loop, BATCHES_THAT_STEPPED, None)
+    return max(0, trainer.global_step - 1) if number is None else number
+
+
+def accumulates(trainer: Trainer) -> bool:
+    """Whether automatic optimisation adds up the gradient of the running batch with those of further ones.
+
+    Without the name, what the trainer was asked for: so many batches, or fewer at the end of an epoch.
+    """
+    tell: Callable[[], bool] | None = getattr(trainer.fit_loop, SHOULD_ACCUMULATE, None)
+    if tell is not None:
+        return tell()
+    is_full = (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0
+    return not (is_full or trainer.is_last_batch)
+
+
+def row_writer(trainer: Trainer) -> Writer | None:
+    """What writes the row of a training batch to the loggers; None without the names."""
+    writer: Writer | None = getattr(getattr(trainer, CONNECTOR, None), WRITE, None)
+    return writer
+
+
+def stand_in(trainer: Trainer) -> Any:
+    """What :func:`put_stand_in` has put in the place of the writer; None if nothing."""
+    connector = getattr(trainer, CONNECTOR, None)
+    return None if connector is None else vars(connector).get(WRITE)
+
+
+def put_stand_in(trainer: Trainer, writer: Writer) -> None:
+    """Has something else called in the place of the writer; only where there is a writer."""
+    vars(getattr(trainer, CONNECTOR))[WRITE] = writer
+
+
+def remove_stand_in(trainer: Trainer, writer: Writer) -> None:
+    """Has the writer called again, where that is what stands in its place."""
+    if stand_in(trainer) is writer:
+        del vars(getattr(trainer, CONNECTOR))[WRITE]
