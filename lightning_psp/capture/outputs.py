@@ -79,6 +79,8 @@ class OutputFinder(Generic[Kept]):
         """Forgets everything."""
         self.calls: list[Call[Kept]] = []
         self.inputs_of_losses: list[Target[Kept]] = []  # of losses that a network computes itself
+        # Of which what enters a loss's own sigmoid is a part or a multiple, in every backward pass so far.
+        self.wholes: list[Origin] = []
         self.inside: dict[Edge, list[Way]] = {}  # the ways inside compiled functions, from one of their results
         self._scalars: list[tuple[weakref.ref[Tensor] | None, Edge]] = []
         self._backward: list[Edge] = []
@@ -107,15 +109,12 @@ class OutputFinder(Generic[Kept]):
                 below |= edges_below(edge)
         return found
 
-    def find(
-        self, losses: Sequence[Edge], logits: Iterable[Potential[Kept]], wholes: Collection[Origin] = ()
-    ) -> tuple[list[Target[Kept]], set[Any]]:
+    def find(self, losses: Sequence[Edge], logits: Iterable[Potential[Kept]]) -> tuple[list[Target[Kept]], set[Any]]:
         """The output layers, and the nodes of the graph that lie between them and the losses.
 
         Args:
             losses: to the losses; none where none was seen.
             logits: the potentials that enter a loss's own softmax or sigmoid.
-            wholes: the tensors of which those that enter a loss's own sigmoid are parts or multiples.
         """
         entering = [Target(potential.results, None, None, [potential], "") for potential in logits]
         any_trained = any(call.is_trained for call in self.calls)
@@ -129,7 +128,7 @@ class OutputFinder(Generic[Kept]):
             target
             for call in self.calls
             for target in call.targets
-            if call.is_trained or not any_trained or any(target.origin is whole for whole in wholes)
+            if call.is_trained or not any_trained or any(target.origin is whole for whole in self.wholes)
         ]
         return _walk(losses, [*entering, *returned, *self.inputs_of_losses], self.inside)
 

@@ -107,8 +107,8 @@ class Settlement(Generic[Kept]):
         behind = [potential for potential in outside if self._outputs.is_behind_network(potential)]
         entering = [potential for potential in behind if potential.label in _SIGMOIDS]
         own = [potential for potential in entering if _is_computed(potential)]
-        wholes = [origin for potential in entering for origin in _and_wholes(potential.origin)]
-        found, between = self._outputs.find(losses, [*logits, *own], wholes)
+        self._outputs.wholes.extend(origin for potential in entering for origin in _and_wholes(potential.origin))
+        found, between = self._outputs.find(losses, [*logits, *own])
         self._has_loss = self._has_loss or bool(losses)
         marked = [potential for target in found for potential in self._mark(target)]
         for potential in [*behind, *self._inside_losses(between, found)]:
