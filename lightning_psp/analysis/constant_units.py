@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_psp.analysis.batches import device_of, input_of, moved
+from lightning_psp.analysis.results import Result
 from lightning_psp.analysis.unchanged import Unchanged
 from lightning_psp.recording.potentials import Potentials, check_module, record_potentials
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value
-class ConstantStates:
+class ConstantStates(Result):
     """The units of one layer whose state is the same for every sample.
 
     Args:
@@ -30,7 +31,7 @@ class ConstantStates:
 
 
 @dataclass(frozen=True, eq=False)
-class ConstantUnits:
+class ConstantUnits(Result):
     """The units of a network whose state is the same for every sample, layer by layer.
 
     Given by :func:`constant_units`, which says what a state is.
@@ -39,7 +40,7 @@ class ConstantUnits:
         layers: layer name to the :class:`ConstantStates` of the layer, in order of call.
     """
 
-    layers: Mapping[str, ConstantStates]
+    layers: dict[str, ConstantStates]
 
 
 def constant_units(

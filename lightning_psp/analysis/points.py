@@ -53,7 +53,7 @@ def measured_points(
     points = dict(done)
     for own in found:
         points.update(own)
-    if file is not None and process == 0 and processes > 1:
+    if file is not None and process == 0:
         file.write(points)
         file.remove_others()
     return [points[number] for number in range(number_of_points)]

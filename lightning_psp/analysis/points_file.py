@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_psp.analysis.point import Point
+from lightning_psp.analysis.results import read_plain, write_whole
 
 _KIND = "points of loss_plane"
 
@@ -49,12 +49,7 @@ class PointsFile:
     def write(self, points: Mapping[int, Point]) -> None:
         """Replaces the file of this process."""
         content = {number: (point.values, point.layers) for number, point in points.items()}
-        unfinished = self._own.with_name(f"{self._own.name}.{os.getpid()}.unfinished")
-        try:
-            torch.save({"kind": _KIND, "run": self._run, "points": content}, unfinished)
-            os.replace(unfinished, self._own)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_whole({"kind": _KIND, "run": self._run, "points": content}, self._own)
 
     def remove_others(self) -> None:
         """Removes the files of other processes, when this one has all points."""
@@ -62,18 +57,15 @@ class PointsFile:
             if file != self._own:
                 file.unlink()
 
-    def _of_process(self, number: int | str) -> Path:
+    def _of_process(self, number: int) -> Path:
         return self._path.with_name(f"{self._path.name}.process{number}")
 
     def _files(self) -> list[Path]:
-        others = sorted(self._path.parent.glob(self._of_process("[0-9]*").name))
+        others = sorted(self._path.parent.glob(f"{glob.escape(self._path.name)}.process[0-9]*"))
         return [file for file in (self._path, *others) if file.exists()]
 
     def _read(self, file: Path) -> dict[int, Point]:
-        try:
-            content = torch.load(file, weights_only=True)
-        except (UnpicklingError, RuntimeError, EOFError, LookupError) as error:
-            raise ValueError(f"Expected argument `path` to be a file of `loss_plane` but got {str(file)!r}.") from error
+        content = read_plain(file)
         if not isinstance(content, dict) or content.get("kind") != _KIND:
             raise ValueError(f"Expected argument `path` to be a file of `loss_plane` but got {str(file)!r}.")
         before = content["run"]

@@ -17,7 +17,7 @@ AnyResult = TypeVar("AnyResult", bound="Result")
 class Result:
     """What the results of this package share: a frozen dataclass is written to one file and read from it.
 
-    Fields may be tensors, numbers, strings and None, and tuples, lists and dicts of them.
+    Fields may be tensors, numbers, strings, None and other results, and tuples, lists and dicts of them.
 
     Example:
         >>> from dataclasses import dataclass
@@ -44,14 +44,7 @@ class Result:
         Raises:
             TypeError: if a field holds something else.
         """
-        values = {name: _plain(name, getattr(self, name)) for name in _names_of_fields(type(self))}
-        path = Path(path)
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-        try:
-            torch.save({"result": type(self).__name__, "fields": values}, unfinished)
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_whole(_plain("", self), Path(path))
 
     @classmethod
     def load(cls: type[AnyResult], path: str | Path) -> AnyResult:
@@ -66,26 +59,50 @@ class Result:
         Raises:
             ValueError: if the file holds something else.
         """
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except (UnpicklingError, RuntimeError, EOFError) as error:
-            raise ValueError(_other_content(cls, path)) from error
-        is_result = isinstance(content, dict) and content.get("result") == cls.__name__
-        if not is_result or content["fields"].keys() != set(_names_of_fields(cls)):
-            raise ValueError(_other_content(cls, path))
-        return cls(**content["fields"])
+        result = _restored(read_plain(Path(path)))
+        if not isinstance(result, cls):
+            raise ValueError(f"Expected argument `path` to be a file of `{cls.__name__}.save` but got {str(path)!r}.")
+        return result
 
 
-def _names_of_fields(result: type[Any]) -> list[str]:
-    return [field.name for field in fields(result)]
+def write_whole(content: Any, path: Path) -> None:
+    """Writes a file that is complete at any time: one that is there is replaced once the new one is written."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    try:
+        torch.save(content, unfinished)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
-def _other_content(result: type[Any], path: str | Path) -> str:
-    return f"Expected argument `path` to be a file of `{result.__name__}.save` but got {str(path)!r}."
+def read_plain(path: Path) -> Any:
+    """What a file of PyTorch holds, tensors on the CPU; None if it is no such file, or holds code."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, LookupError):
+        return None
+
+
+def _restored(value: Any) -> Any:
+    """The same value with results in place of the dicts that they were written as."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(_restored(each) for each in value)
+    if not isinstance(value, dict):
+        return value
+    kinds = {kind.__name__: kind for kind in Result.__subclasses__()}
+    kind: Any = kinds.get(value["result"]) if value.keys() == {"result", "fields"} else None
+    if kind is None:
+        return {key: _restored(each) for key, each in value.items()}
+    values = value["fields"]
+    is_same = isinstance(values, dict) and list(values) == [field.name for field in fields(kind)]
+    return kind(**{name: _restored(each) for name, each in values.items()}) if is_same else None
 
 
 def _plain(name: str, value: Any) -> Any:
-    """The same value, its tensors on the CPU and without what they are views of."""
+    """The same value, its tensors on the CPU and without what they are views of, and dicts for results."""
+    if isinstance(value, Result):
+        names = [field.name for field in fields(value)]  # type: ignore[arg-type]
+        return {"result": type(value).__name__, "fields": {each: _plain(each, getattr(value, each)) for each in names}}
     if isinstance(value, Tensor):
         return value.detach().clone().cpu()
     if type(value) in (tuple, list):

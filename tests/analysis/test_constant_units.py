@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_psp import record_potentials
-from lightning_psp.analysis import constant_units
+from lightning_psp.analysis import ConstantStates, ConstantUnits, constant_units
 from lightning_psp.metrics import PSPEntropy
 from tests.support.networks import LeNet5, SharedWeights
 
@@ -38,6 +38,17 @@ def test_units_by_hand():
     assert found.layers["conv"].on.tolist() == [0, 2, 3]  # 2.5, 0.5, 0.5; the second filter is 2 at both positions
     assert found.layers["conv"].off.tolist() == []  # unit 1 is 1.5, 0.5, -2.5
     assert (found.layers["fc"].off.tolist(), found.layers["fc"].on.tolist()) == ([0], [])
+
+
+def test_saved_and_loaded(tmp_path):
+    found = constant_units(Convolution(), [(SIGNALS,)])
+    found.save(tmp_path / "units.pt")
+    loaded = ConstantUnits.load(tmp_path / "units.pt")
+    assert list(loaded.layers) == ["conv", "fc"]
+    assert isinstance(loaded.layers["conv"], ConstantStates)
+    assert (loaded.layers["conv"].on.tolist(), loaded.layers["conv"].units) == ([0, 2, 3], 4)
+    with pytest.raises(ValueError, match=r"file of `ConstantStates\.save`"):
+        ConstantStates.load(tmp_path / "units.pt")
 
 
 def test_zero_is_off():
