@@ -21,7 +21,7 @@ PINNED := --constraint requirements-dev.txt
 BUILD := hatchling editables
 PROJECT := --no-build-isolation --editable
 
-.PHONY: help demo test test-oldest test-newest test-libraries pin docs clean
+.PHONY: help demo test test-oldest test-newest test-libraries pin docs package release clean
 
 help:
 	@echo "make demo         set up .venv and run the quickstart (about two minutes after the set-up)"
@@ -31,6 +31,8 @@ help:
 	@echo "make test-libraries  set up .venv-libraries, then run the tests over networks of other libraries (Python 3.11)"
 	@echo "make pin          have the other commands install what make test-newest last installed: requirements-dev.txt"
 	@echo "make docs         set up .venv and build the documentation in site/"
+	@echo "make package      set up .venv, then build the package in dist/ and check it"
+	@echo "make release      make the release that CHANGELOG.md announces: see CONTRIBUTING.md"
 	@echo "make clean        remove the environments, caches and the output of the examples"
 
 demo: $(VENV)/.has-examples
@@ -65,6 +67,14 @@ test-libraries: $(LIBRARIES)/.has-libraries
 
 docs: $(VENV)/.has-dev
 	$(RUN) mkdocs build --strict
+
+package: $(VENV)/.has-dev
+	rm -rf dist
+	$(RUN) build --no-isolation
+	$(RUN) twine check --strict dist/*
+
+release: $(VENV)/.has-dev
+	$(VENV)/bin/python .ci/release.py
 
 $(VENV)/.created $(NEWEST)/.created:
 	$(PYTHON) -m venv $(@D)
@@ -101,4 +111,4 @@ $(LIBRARIES)/.has-libraries: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(LIBRARIES) site .mypy_cache .pytest_cache .ruff_cache examples/output
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(LIBRARIES) dist site .mypy_cache .pytest_cache .ruff_cache examples/output

@@ -90,6 +90,25 @@ def test_files_that_the_readme_links_to_are_there():
     assert not [target for target in linked if not (ROOT / target).is_file()]
 
 
+KIT = ["CONTRIBUTING.md", "CODE_OF_CONDUCT.md", "SECURITY.md", "examples/README.md", "examples/configs/README.md"]
+
+
+@pytest.mark.parametrize("name", [*KIT, "README.md"])
+def test_files_and_commands_that_are_named_are_there(name):
+    text = (ROOT / name).read_text()
+    links = [target for target in re.findall(r"\]\(([^)#]+)", text) if "://" not in target]
+    paths = re.findall(r"`((?:lightning_psp|tests|examples|docs|\.github|\.ci)/[\w./*]*)`", text)
+    assert not [target for target in links if not (ROOT / name).parent.joinpath(target).is_file()]
+    assert not [path for path in paths if not list(ROOT.glob(path)) and "output" not in path]
+    commands = re.findall(r"\bmake ([a-z-]+)\b(?=`| PYTEST_ARGS|$)", text, flags=re.MULTILINE)
+    assert set(commands) <= set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+
+
+def test_each_example_has_its_line():
+    scripts = {path.name for path in (ROOT / "examples").glob("*.py")}
+    assert set(re.findall(r"^\| `(\w+\.py)` \|", (ROOT / "examples/README.md").read_text(), re.MULTILINE)) == scripts
+
+
 @pytest.mark.parametrize("name", ["README.md", *PAGES])
 def test_every_fence_says_its_language(name):
     page = PAGES.get(name, README)

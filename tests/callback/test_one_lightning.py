@@ -1,35 +1,18 @@
-"""The tests of both Lightnings in environments where only one of the two is installed.
-
-An environment is a virtual environment of its own; what it shares with this one is linked, so that nothing is installed
-and PyTorch is not copied.
-"""
+"""The tests of both Lightnings in environments where only one of the two is installed."""
 
 import os
 import subprocess
-import sysconfig
-import venv
 from pathlib import Path
 
 import pytest
 
+from tests.support.environments import make_environment
+
 ROOT = Path(__file__).parents[2]
-PACKAGES = Path(sysconfig.get_path("purelib"))
 # What each Lightning brings along; `lightning_fabric` comes with the second.
 LIGHTNINGS = {"lightning.pytorch": ("lightning",), "pytorch_lightning": ("pytorch_lightning", "lightning_fabric")}
 
 pytestmark = pytest.mark.environments
-
-
-def make_environment(folder, without):
-    """A virtual environment that has what this one has, but for the packages `without` and this project."""
-    venv.create(folder, with_pip=False)
-    (packages,) = folder.glob("lib/python*/site-packages")
-    hidden = ("_editable_impl", "lightning_psp", "__pycache__")
-    for path in PACKAGES.iterdir():
-        is_hidden = path.name.startswith(hidden) or path.name.partition("-")[0] in without
-        if not is_hidden and not (packages / path.name).exists():
-            (packages / path.name).symlink_to(path)
-    return folder / "bin" / "python"
 
 
 @pytest.mark.parametrize("name", LIGHTNINGS)
