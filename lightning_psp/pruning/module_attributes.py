@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 _CONTAINERS = (list, tuple, set, dict, OrderedDict, defaultdict, deque)
+# More numbers are data, such as images of a batch that a module holds for later, and nothing that a step adds to.
+_LARGEST_COPIED = 1 << 22
 # What makes a module a module: no step changes it, but for the mode.
 _NOT_KEPT = vars(nn.Module()).keys() - {"training"}
 
@@ -53,7 +55,7 @@ def _copies(attributes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _copy(value: Any) -> Any:
-    if type(value) is Tensor and value.grad_fn is None:
+    if type(value) is Tensor and value.grad_fn is None and value.numel() <= _LARGEST_COPIED:
         return value.detach().clone().requires_grad_(value.requires_grad)
     if type(value) not in _CONTAINERS:
         return value

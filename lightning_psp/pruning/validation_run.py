@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lightning_psp.lightnings.any_callback import AnyCallback
+from lightning_psp.lightnings.any_callback import LIGHTNINGS, AnyCallback
 from lightning_psp.pruning.module_attributes import ModuleAttributes
 
 if TYPE_CHECKING:
@@ -104,9 +104,8 @@ def _random_states_kept(trainer: Trainer) -> Iterator[None]:
     numpy: Any = sys.modules.get("numpy")
     of_numpy = None if numpy is None else numpy.random.get_state()
     device = trainer.strategy.root_device
-    with torch.random.fork_rng(
-        () if device.type == "cpu" else (device,), device_type="cuda" if device.type == "cpu" else device.type
-    ):
+    devices, kind = ((device,), device.type) if device.type in ("cuda", "xpu") else ((), "cuda")
+    with torch.random.fork_rng(devices, device_type=kind):
         try:
             yield
         finally:
@@ -147,7 +146,9 @@ _SILENCE = _Silence()
 
 def _muted_callback(callback: AnyCallback) -> Any:
     """The callback as it can be looked at, that does nothing when it is called by a trainer."""
-    return _disguised(callback, {name: _SILENCE for name in dir(type(callback)) if name.startswith("on_")})
+    classes = [sys.modules[name].Callback for name in LIGHTNINGS if name in sys.modules]
+    hooks = {name for each in classes for name in dir(each) if name.startswith("on_")}
+    return _disguised(callback, dict.fromkeys(hooks, _SILENCE))
 
 
 def _muted_logger(logger: Any) -> Any:
