@@ -54,8 +54,6 @@ def validations_without_trace(
     """
     epoch_loop: Any = trainer.fit_loop.epoch_loop
     loop, connector = epoch_loop.val_loop, trainer._logger_connector
-    callbacks: list[AnyCallback] = trainer.callbacks  # type: ignore[attr-defined]
-    loggers = trainer.loggers
     last_time = getattr(trainer, "_last_val_time", None)  # newer versions can validate by the clock
     now = ModuleAttributes(pl_module)
 
@@ -72,12 +70,10 @@ def validations_without_trace(
         return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
     try:
-        trainer.callbacks = [_muted_callback(each) for each in callbacks]  # type: ignore[attr-defined]
-        trainer.loggers = [_muted_logger(each) for each in loggers]
-        yield run
+        with _muted(trainer):
+            yield run
     finally:
         epoch_loop.val_loop, trainer._logger_connector = loop, connector
-        trainer.callbacks, trainer.loggers = callbacks, loggers  # type: ignore[attr-defined]
         if last_time is not None:
             trainer._last_val_time = last_time  # type: ignore[attr-defined]
         now.restore()
@@ -144,32 +140,30 @@ class _Silence:
 _SILENCE = _Silence()
 
 
-def _muted_callback(callback: AnyCallback) -> Any:
-    """The callback as it can be looked at, that does nothing when it is called by a trainer."""
+@contextmanager
+def _muted(trainer: Trainer) -> Iterator[None]:
+    """Callbacks do nothing when they are called, and loggers write nothing; they are the same objects."""
+    callbacks: list[AnyCallback] = trainer.callbacks  # type: ignore[attr-defined]
     classes = [sys.modules[name].Callback for name in LIGHTNINGS if name in sys.modules]
     hooks = {name for each in classes for name in dir(each) if name.startswith("on_")}
-    return _disguised(callback, dict.fromkeys(hooks, _SILENCE))
+    silenced: list[tuple[Any, set[str]]] = [(callback, hooks) for callback in callbacks]
+    silenced += [(logger, _writing_names(type(logger))) for logger in trainer.loggers]
+    kinds = [type(thing) for thing, _ in silenced]
+    try:
+        for thing, names in silenced:
+            thing.__class__ = _silent(type(thing), names)
+        yield
+    finally:
+        for (thing, _), kind in zip(silenced, kinds, strict=True):
+            thing.__class__ = kind
 
 
-def _muted_logger(logger: Any) -> Any:
-    """The logger as it can be looked at, that writes nothing."""
-    writes = [name for name in dir(type(logger)) if name.startswith(("log_", "save_", "after_")) and name != "log_dir"]
-    names = {*writes, "experiment", "save", "finalize"} - {"save_dir"}
-    return _disguised(logger, dict.fromkeys(names, _SILENCE))
+def _writing_names(kind: type) -> set[str]:
+    """The names of a logger by which something is written."""
+    writing = {name for name in dir(kind) if name.startswith(("log_", "save_", "after_"))}
+    return {"experiment", "save", "finalize", *writing} - {"log_dir", "save_dir"}
 
 
-def _disguised(thing: Any, replaced: dict[str, _Silence]) -> Any:
-    """An object of the same class, as far as `isinstance` tells, and with the same attributes but some."""
-    kind: Any = type(thing)
+def _silent(kind: type, names: set[str]) -> type:
     # Properties, for some callbacks have functions among the attributes of the object itself.
-    silent = type(kind.__name__, (kind,), {name: _constant(value) for name, value in replaced.items()})
-    disguise: Any = object.__new__(silent)
-    object.__setattr__(disguise, "__dict__", vars(thing))
-    return disguise
-
-
-def _constant(value: _Silence) -> property:
-    def get(_: Any) -> _Silence:
-        return value
-
-    return property(get)
+    return type(kind.__name__, (kind,), {name: property(lambda _: _SILENCE) for name in names})
