@@ -48,6 +48,32 @@ class KeepsAverage(Callback):
     on_validation_start = on_validation_end = on_train_end = swap
 
 
+class AveragesAtTheEnd(Pruned):
+    """Puts averages into itself, when all callbacks have had their say."""
+
+    def on_train_start(self):
+        self.average = {name: value.clone() for name, value in self.network.state_dict().items()}
+
+    def on_train_epoch_end(self):
+        for name, value in self.network.state_dict().items():
+            self.average[name].lerp_(value, 0.5)
+
+    def on_validation_epoch_start(self):
+        if not self.trainer.sanity_checking:
+            self.current = {name: value.clone() for name, value in self.network.state_dict().items()}
+            self.network.load_state_dict(self.average)
+
+    def on_validation_epoch_end(self):
+        if not self.trainer.sanity_checking:
+            self.network.load_state_dict(self.current)
+
+    def on_train_end(self):
+        self.network.load_state_dict(self.average)
+
+    def on_fit_end(self):
+        self.look("at the end")
+
+
 AVERAGING = {
     "SWA": lambda: StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=1, annealing_epochs=1),
     "EMA by hand": KeepsAverage,
@@ -85,6 +111,14 @@ def test_averaged_weights(name, order, batch_norm, tmp_path):
         for parameter, mask in held.items():
             assert (saved[parameter][~mask] == 0).all(), (path, parameter)
             assert (saved[parameter][mask] != 0).all()
+
+
+def test_averages_of_the_module_itself():
+    torch.manual_seed(0)
+    module = AveragesAtTheEnd(NETWORKS["lenet300"](), sgd(momentum=0.9))
+    masks = masks_for(module, 0.5)
+    fit(module, Growing(masks, magnitude_masks(module, sparsity=0.8)), max_epochs=3)
+    assert_held(module)
 
 
 def test_the_looks_see_averages_that_are_not_held():

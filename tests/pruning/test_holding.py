@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.plugins import MixedPrecision
+from torch import nn
 
 from lightning_psp.pruning import MaskedTraining
 from tests.pruning.networks import NETWORKS, effective_weights
@@ -146,6 +148,23 @@ def test_half_precision_with_steps_that_are_skipped(fused, init_scale):
     fit(module, MaskedTraining(masks), max_epochs=8, **settings)
     assert_held(module)
     assert (scaler.get_scale() < init_scale) == (init_scale == 2.0**40)
+
+
+def test_parameters_that_take_the_place_of_others():
+    class Replaces(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            layer = pl_module.network.fc1
+            (group, *_) = trainer.optimizers[0].param_groups
+            group["params"] = [parameter for parameter in group["params"] if parameter is not layer.weight]
+            layer.weight = nn.Parameter(torch.ones_like(layer.weight))
+            trainer.optimizers[0].add_param_group({"params": [layer.weight]})
+
+    torch.manual_seed(0)
+    module = Pruned(NETWORKS["lenet300"](), adamw())
+    masks = masks_for(module)
+    fit(module, MaskedTraining(masks), Replaces(), max_epochs=3, limit_val_batches=0)
+    assert_held(module, ("training step", "after a batch"))
+    assert (module.network.fc1.weight[masks["network.fc1.weight"]] != 0).all()
 
 
 @pytest.mark.parametrize("name", ["SGD", "LBFGS"])

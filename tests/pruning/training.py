@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from torch.utils.data import DataLoader
 
 from lightning_psp.pruning import apply_masks, magnitude_masks, sparsity
-from tests.pruning.networks import VOCABULARY, effective_weights
+from tests.pruning.networks import NETWORKS, VOCABULARY, effective_weights
 from tests.support.small import quiet_trainer
 
 Batch = tuple[Tensor, Tensor]
@@ -115,3 +117,38 @@ def assert_held(
     """The module has looked at these places, and all pruned weights were 0."""
     assert {place for place, _ in module.seen} >= set(places)
     assert [(place, largest) for place, largest in module.seen if largest != 0] == []
+
+
+def lenet300(seed: int = 0) -> Pruned:
+    """A LeNet-300 that looks at the weights which its masks take away."""
+    torch.manual_seed(seed)
+    module = Pruned(NETWORKS["lenet300"](), sgd(momentum=0.9))
+    masks_for(module)
+    return module
+
+
+class Starts(Callback):
+    """Keeps the weights that a training starts with."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Tensor] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.state = copy.deepcopy(pl_module.state_dict())
+
+
+def assert_state(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """The same names and the same values, bit by bit."""
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0, msg=name)
+
+
+def masked(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict under masks."""
+    return {name: value * masks.get(name, 1) for name, value in state.items()}
+
+
+def hooks() -> tuple[int, int]:
+    """How many hooks there are on the steps of all optimisers."""
+    return len(_global_optimizer_pre_hooks), len(_global_optimizer_post_hooks)
