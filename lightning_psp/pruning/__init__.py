@@ -8,6 +8,7 @@ from lightning_psp.pruning.lobster import LobsterPruning, PruningStep
 from lightning_psp.pruning.masked_training import MaskedTraining
 from lightning_psp.pruning.masks import apply_masks, magnitude_masks, random_masks_like
 from lightning_psp.pruning.shares import Sparsity, sparsity
+from lightning_psp.pruning.unit_removal import remove_constant_units
 
 __all__ = [
     "LobsterPruning",
@@ -17,5 +18,6 @@ __all__ = [
     "apply_masks",
     "magnitude_masks",
     "random_masks_like",
+    "remove_constant_units",
     "sparsity",
 ]

@@ -100,24 +100,30 @@ def prunable_weights(
     return {name: found[name] for name in names}
 
 
-def select(names: dict[str, Sequence[str]], include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> list[str]:
-    """The parameters that patterns choose, each by any of its names.
+def select(
+    names: dict[str, Sequence[str]],
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    kind: str = "parameter",
+) -> list[str]:
+    """The parameters, or layers, that patterns choose, each by any of its names.
 
     Args:
-        names: name of a parameter to all of its names.
+        names: name of each to all of its names.
         include: glob patterns.
         exclude: glob patterns.
+        kind: what errors call them.
 
     Raises:
         TypeError: if a pattern is no string.
         ValueError: if a pattern matches no name, or nothing is left.
     """
     selection = LayerSelection(include, exclude)
-    listed = f"The parameters that can be pruned are: {', '.join(names)}."
+    listed = f"The {kind}s that can be pruned are: {', '.join(names)}."
     for argument, patterns in (("include", selection.include), ("exclude", selection.exclude)):
         for pattern in patterns:
             if not any(fnmatchcase(each, pattern) for every in names.values() for each in every):
-                raise ValueError(f"Pattern {pattern!r} of argument `{argument}` matches no parameter. {listed}")
+                raise ValueError(f"Pattern {pattern!r} of argument `{argument}` matches no {kind}. {listed}")
 
     def is_matched(every: Sequence[str], patterns: Sequence[str]) -> bool:
         return any(matches(each, tuple(patterns)) for each in every)
@@ -129,7 +135,7 @@ def select(names: dict[str, Sequence[str]], include: Sequence[str] = ("*",), exc
     ]
     if not chosen:
         raise ValueError(
-            f"No parameter is left to prune by include={selection.include}, exclude={selection.exclude}. {listed}"
+            f"No {kind} is left to prune by include={selection.include}, exclude={selection.exclude}. {listed}"
         )
     return chosen
 

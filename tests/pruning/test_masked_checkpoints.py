@@ -156,6 +156,13 @@ def test_a_checkpoint_made_by_an_exception(kind, order, tmp_path):
     checkpoint = assert_saved(path, module.masks)
     assert checkpoint["global_step"] >= 1
     assert checkpoint["state_dict"]["network.fc1.weight"][module.masks["network.fc1.weight"]].mean() > 0.5
+
+
+def test_a_crash_in_a_step_leaves_a_pruned_module():
+    module = lenet300()
+    with pytest.raises(RuntimeError, match="crash"):
+        fit(module, MaskedTraining(module.masks), Crash())
+    assert module.network.fc1.weight[module.masks["network.fc1.weight"]].mean() > 0.5
     module.look("after the crash")
     assert module.seen[-1] == ("after the crash", 0)
 
