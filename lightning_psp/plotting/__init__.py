@@ -15,11 +15,13 @@ except ModuleNotFoundError as error:
 from lightning_psp.plotting.curves import plot_curves
 from lightning_psp.plotting.distributions import plot_distributions
 from lightning_psp.plotting.gradient_parts import plot_gradient_parts
+from lightning_psp.plotting.plane import plot_plane
 from lightning_psp.plotting.pruning import plot_pruning
 
 __all__ = [
     "plot_curves",
     "plot_distributions",
     "plot_gradient_parts",
+    "plot_plane",
     "plot_pruning",
 ]

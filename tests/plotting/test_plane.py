@@ -1,0 +1,72 @@
+"""Maps and curves of a plane's values."""
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from lightning_psp.analysis import LossPlane
+from lightning_psp.plotting import plot_plane
+
+X, Y = torch.linspace(-0.25, 1.25, 7).double(), torch.linspace(-0.75, 0.75, 5).double()
+
+
+def plane(y=Y):
+    loss = 1 + X.square() + 2 * y.unsqueeze(1).square()
+    layer = {"fc1": 3 * loss}
+    return LossPlane(X, y, {"loss": loss, "z2": 2 * loss, "error": loss - 1}, {"z2": layer})
+
+
+def test_a_map_has_each_value_at_its_point():
+    figure, axes = plot_plane(plane(), labels=("G", "1-S"))
+    mesh, lines = axes.collections
+    assert mesh.get_array().reshape(len(Y), len(X)).tolist() == plane().values["loss"].tolist()
+    corners = mesh.get_coordinates()
+    assert corners[0, 0].tolist() == pytest.approx([-0.375, -0.9375])  # half a step outside the first point
+    assert corners[-1, -1].tolist() == pytest.approx([1.375, 0.9375])
+    assert all(1 < level < plane().values["loss"].max() for level in lines.levels)
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[0, 0]], [[1, 0]]]
+    assert [text.get_text() for text in axes.texts] == ["G", "1-S"]
+    assert axes.get_xlabel() == "from G (0) to 1-S (1)"
+    assert figure.axes[1].get_ylabel() == "loss"
+    figure.canvas.draw()
+
+
+def test_a_line_is_a_curve():
+    _, axes = plot_plane(plane(torch.zeros(1).double()), measure="z2", log_scale=True)
+    curve = axes.lines[0]
+    assert curve.get_ydata().tolist() == (2 + 2 * X.square()).tolist()
+    assert [line.get_xdata()[0] for line in axes.lines[1:]] == [0, 1]
+    assert axes.get_ylabel() == "⟨z²⟩"
+    assert axes.get_yscale() == "log"
+
+
+def test_a_layer_of_its_own():
+    _, axes = plot_plane(plane(), measure="z2", layer="fc1")
+    assert axes.collections[0].get_array().max() == 3 * plane().values["loss"].max()
+    assert axes.get_title() == "Mean squared potential, fc1"
+
+
+def test_given_axes_are_used():
+    left, right = Figure().subplots(1, 2)
+    figure, axes = plot_plane(plane(), right, colorbar=False)
+    assert (figure, axes) == (right.figure, right)
+    assert len(figure.axes) == 2
+    assert not left.collections
+
+
+def test_a_flat_plane_has_no_lines_of_equal_height():
+    flat = LossPlane(X, Y, {"loss": torch.ones(len(Y), len(X)).double()}, {})
+    figure, axes = plot_plane(flat)
+    assert len(axes.collections) == 1
+    figure.canvas.draw()
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="one of loss, z2, error but got 'entropy'"):
+        plot_plane(plane(), measure="entropy")
+    with pytest.raises(ValueError, match=r"'z2' \(fc1\) but got 'fc2'"):
+        plot_plane(plane(), measure="z2", layer="fc2")
+    with pytest.raises(ValueError, match="by_layer=True"):
+        plot_plane(plane(), layer="fc1")
+    with pytest.raises(ValueError, match="the lowest is 0"):
+        plot_plane(plane(), measure="error", log_scale=True)
