@@ -17,7 +17,7 @@ from lightning_psp.capture.nonlinearities import Activation
 from lightning_psp.capture.origin import GATED, Kept, Origin
 from lightning_psp.capture.origins import Origins
 from lightning_psp.capture.shadow import Graph
-from lightning_psp.capture.torch_private import swap
+from lightning_psp.torch_private.tensors import is_view, swap
 
 
 class ActivationCalls(Generic[Kept]):
@@ -73,7 +73,7 @@ class ActivationCalls(Generic[Kept]):
                 self._origins.record_result(result, origin, None)
             return result
         if in_place and z.requires_grad and not origin.values.potentials:
-            if z._is_view():
+            if is_view(z):
                 return self._overwrite_view(func, z, args, kwargs)
             # Another capture keeps references to the tensors that would change places.
             is_held = not self._checkpoints.regions and has_one_listener()

@@ -18,27 +18,12 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint as torch_checkpoint
-from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import CheckpointFunction
 
 from lightning_psp.capture.functions import TorchFunction
 from lightning_psp.capture.nonlinearities import Activation
-
-# What torch's `checkpoint` calls, by the name it has in this version of torch.
-_GENERATORS = [
-    name
-    for name in ("_checkpoint_without_reentrant_generator_impl", "_checkpoint_without_reentrant_generator")
-    if hasattr(torch_checkpoint, name)
-][:1]
-
-
-_graph_task: Callable[[], int] = torch._C._current_graph_task_id
-
-
-def in_backward() -> bool:
-    """Whether a backward pass is running in this thread: a call of a module is part of a recomputation then."""
-    return _graph_task() != -1
+from lightning_psp.torch_private.autograd import CHECKPOINT_GENERATORS, without_dispatch_modes
+from lightning_psp.torch_private.tensors import map_tensors
 
 
 class Region:
@@ -126,12 +111,7 @@ class Checkpoints:
 
     def unseen(self) -> AbstractContextManager[Any]:
         """Hides what happens inside from the modes of a selective checkpoint, which would replay it."""
-        return _without_dispatch_modes() if self.regions else nullcontext()
-
-
-def _without_dispatch_modes() -> AbstractContextManager[Any]:
-    has_modes = torch._C._len_torch_dispatch_stack() > 0
-    return _disable_current_modes() if has_modes else nullcontext()
+        return without_dispatch_modes() if self.regions else nullcontext()
 
 
 class _Save(torch.autograd.Function):
@@ -182,7 +162,7 @@ class _Recomputation(TorchFunctionMode):
             if self._calls in self._region.saved:
                 z = args[0] if args else kwargs["input"]
                 activation = self._region.functions[func]
-                with _without_dispatch_modes():
+                with without_dispatch_modes():
                     is_overwritten = activation is not None and activation.overwrites(args, kwargs)
                     _save_for_backward(z.clone() if is_overwritten else z)
         return func(*args, **kwargs)
@@ -196,7 +176,7 @@ def _recompute(region: Region, function: Callable[..., Any], /, *args: Any, **kw
 
 def _generator(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Generator[None, None, None]:
     """In place of torch's generator, which surrounds the first pass and is given what the second pass runs."""
-    original = _replaced.originals[_GENERATORS[0]]
+    original = _replaced.originals[CHECKPOINT_GENERATORS[0]]
     owners = [owner for owner in _installed if owner.thread == threading.get_ident()]
     with ExitStack() as stack:
         if torch.is_grad_enabled():
@@ -224,7 +204,7 @@ class _NonReentrant(CheckpointFunction):
 
 def _detach_parts(result: Any) -> Any:
     """Tensors inside other objects have no gradient when a reentrant checkpoint returns them."""
-    return result if isinstance(result, Tensor) else tree_map_only(Tensor, Tensor.detach, result)
+    return result if isinstance(result, Tensor) else map_tensors(Tensor.detach, result)
 
 
 class _Replaced:
@@ -233,7 +213,7 @@ class _Replaced:
     def __init__(self) -> None:
         self.originals: dict[str, Any] = {}
         self._replacements: dict[str, Any] = {
-            **dict.fromkeys(_GENERATORS, _generator),
+            **dict.fromkeys(CHECKPOINT_GENERATORS, _generator),
             "CheckpointFunction": _NonReentrant,
         }
         self._lock = threading.Lock()  # the backward passes of several devices run in threads of their own

@@ -14,6 +14,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torchmetrics import Metric, MetricCollection
 
 from lightning_psp.capture.origin import Origin, Potential, Source, is_within
+from lightning_psp.torch_private.modules import has_parts
 
 _ACTIVATION_MODULES: tuple[type[nn.Module], ...] = tuple(
     getattr(activation_modules, name) for name in activation_modules.__all__ if name != "MultiheadAttention"
@@ -115,7 +116,7 @@ class Frames:
         """A frame for a call of a module."""
         known = self._known.get(module) or self._foreign.get(module)
         if known is None:
-            if module._parameters or module._modules:
+            if has_parts(module):
                 self._find_paths()  # a module that was added since
             known = self._known.get(module)
             if known is None:
@@ -218,7 +219,7 @@ def take_back(source: Source) -> None:
 
 
 def _may_be_activation(module: nn.Module) -> bool:
-    slopes = [parameter for parameter in module._parameters.values() if parameter is not None]
+    slopes = [*module.parameters(recurse=False)]
     return (
         not type(module).__module__.startswith("torch.nn.")
         and len(slopes) <= _MOST_SLOPES

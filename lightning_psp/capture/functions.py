@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_psp.torch_private.functions import FURTHER_NAMESPACES
+
 TorchFunction = Callable[..., Any]
 # What is done with a call: it is given the function, its arguments and those by keyword, and returns the result.
 Handler = Callable[[TorchFunction, tuple[Any, ...], dict[str, Any]], Any]
 
-NAMESPACES: tuple[Any, ...] = (functional, torch, Tensor, torch.special, torch._C._nn)
+NAMESPACES: tuple[Any, ...] = (functional, torch, Tensor, torch.special, *FURTHER_NAMESPACES)
 
 
 class Role(Enum):

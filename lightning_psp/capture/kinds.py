@@ -5,8 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_is_batched = torch._C._functorch.is_batchedtensor
-_is_tracking_gradient = torch._C._functorch.is_gradtrackingtensor
+from lightning_psp.torch_private.tensors import transformation_of
+
+_REFUSED = {
+    "vmap": "Potentials inside `torch.vmap` cannot be seen as the tensors of one batch. Call the network on the batch.",
+    "grad": (
+        "Potentials inside `torch.func.grad` and its like cannot be penalised. Call the network as ever, and"
+        " `torch.autograd.grad(..., create_graph=True)` on its output."
+    ),
+    "unknown": (
+        "Potentials inside `torch.vmap`, `torch.func.grad` and their like can neither be seen nor penalised. Call the"
+        " network as ever, on a batch."
+    ),
+}
 
 
 def is_of_another_kind(z: Tensor) -> bool:
@@ -20,13 +31,7 @@ def is_transformed(z: Tensor) -> bool:
     Raises:
         NotImplementedError: inside `torch.vmap`, `torch.func.grad` and their like.
     """
-    if _is_batched(z):
-        raise NotImplementedError(
-            "Potentials inside `torch.vmap` cannot be seen as the tensors of one batch. Call the network on the batch."
-        )
-    if _is_tracking_gradient(z):
-        raise NotImplementedError(
-            "Potentials inside `torch.func.grad` and its like cannot be penalised. Call the network as ever, and"
-            " `torch.autograd.grad(..., create_graph=True)` on its output."
-        )
-    return False
+    transformation = transformation_of(z)
+    if transformation is None:
+        return False
+    raise NotImplementedError(_REFUSED[transformation])

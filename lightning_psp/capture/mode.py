@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lightning_psp.capture.activation_calls import ActivationCalls
-from lightning_psp.capture.checkpoints import Checkpoints, in_backward
+from lightning_psp.capture.checkpoints import Checkpoints
 from lightning_psp.capture.followed_calls import FollowedCalls
 from lightning_psp.capture.frames import Frame, Frames, Kind
 from lightning_psp.capture.functions import Handler, TorchFunction
@@ -33,6 +33,7 @@ from lightning_psp.capture.shadow import Graph
 from lightning_psp.capture.witness import Witness
 from lightning_psp.capture.written_activations import WrittenActivations
 from lightning_psp.functional.penalty import Reduction
+from lightning_psp.torch_private.autograd import in_backward
 
 Other = TypeVar("Other", bound=Keepable)
 

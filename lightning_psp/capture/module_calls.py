@@ -10,9 +10,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch._dynamo import OptimizedModule
-from torch.nn.modules import module as module_hooks
-from torch.utils.hooks import RemovableHandle
+
+from lightning_psp.torch_private.modules import GlobalHooks, compiled_call_of, is_compiled, set_compiled_call
 
 
 class Listener(Protocol):
@@ -29,9 +28,6 @@ _is_traced = torch.compiler.is_dynamo_compiling
 
 _GLOBAL_HOOKS = r"Using `torch.compile\(module\)` when there are global hooks"
 _listeners: list[Listener] = []
-# Compiled code is made anew whenever a hook has another number or is another function: these stay the same.
-_BEFORE = RemovableHandle(module_hooks._global_forward_pre_hooks).id
-_AFTER = RemovableHandle(module_hooks._global_forward_hooks).id
 
 
 def has_one_listener() -> bool:
@@ -50,22 +46,18 @@ def told_of_module_calls(listener: Listener, modules: Iterable[nn.Module]) -> It
     """
     with ExitStack() as stack:
         for module in modules:
-            if isinstance(module, OptimizedModule):
+            if is_compiled(module):
                 _silence()
-            if module._compiled_call_impl is not None:
+            if compiled_call_of(module) is not None:
                 stack.enter_context(_announced(module, listener))
         _listeners.append(listener)
-        module_hooks._global_forward_pre_hooks[_BEFORE] = _before
-        module_hooks._global_forward_hooks[_AFTER] = _after
-        module_hooks._global_forward_hooks_always_called[_AFTER] = True
+        _hooks.register()
         try:
             yield
         finally:
             _listeners.remove(listener)
             if not _listeners:
-                del module_hooks._global_forward_pre_hooks[_BEFORE]
-                del module_hooks._global_forward_hooks[_AFTER]
-                del module_hooks._global_forward_hooks_always_called[_AFTER]
+                _hooks.remove()
 
 
 def _before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -80,6 +72,9 @@ def _after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             listener.leave_module(module, inputs, output)
 
 
+_hooks = GlobalHooks(_before, _after)
+
+
 def _silence() -> None:
     """Has torch not warn that hooks see the module around a compiled one, too: here it has the name of that one."""
     # A filter that is put there once; one that comes and goes has all other warnings shown again.
@@ -89,7 +84,7 @@ def _silence() -> None:
 
 @contextmanager
 def _announced(module: nn.Module, listener: Listener) -> Iterator[None]:
-    compiled: Any = module._compiled_call_impl
+    compiled: Any = compiled_call_of(module)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_dynamo_compiling():
@@ -102,8 +97,8 @@ def _announced(module: nn.Module, listener: Listener) -> Iterator[None]:
             listener.leave_module(module, args, output)
         return output
 
-    module._compiled_call_impl = call
+    set_compiled_call(module, call)
     try:
         yield
     finally:
-        module._compiled_call_impl = compiled
+        set_compiled_call(module, compiled)

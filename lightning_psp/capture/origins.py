@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_psp.capture.origin import ACTIVATED, ACTIVATING_STEP, Origin, Potential, Source, is_within
-from lightning_psp.capture.torch_private import is_held_elsewhere, is_memory_held_elsewhere, swap
+from lightning_psp.torch_private.tensors import is_held_elsewhere, is_memory_held_elsewhere, swap
 
 
 class Origins:

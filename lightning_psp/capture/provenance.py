@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from lightning_psp.capture.functions import FEATURES_LAST, SUMMING, Handler, Role, TorchFunction
 from lightning_psp.capture.origin import LINEAR, Origin, Source, tensors_in
 from lightning_psp.capture.origins import Origins, shape_of
+from lightning_psp.torch_private.tensors import is_view
 
 
 class Provenance:
@@ -83,7 +84,7 @@ class Provenance:
                 if tensor.shape == source.shape:
                     self._origins.follow(derived, origin, LINEAR)
             if origin.is_made and not origin.is_weight:
-                if tensor._is_view() or (tensor.is_inference() and not has_same_values):
+                if is_view(tensor) or (tensor.is_inference() and not has_same_values):
                     self._origins.hold_base(tensor, source)
                 else:
                     self._origins.hold(source, origin)

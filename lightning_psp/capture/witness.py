@@ -11,6 +11,7 @@ from torch.autograd.function import BackwardCFunction
 from lightning_psp.capture.functions import TorchFunction, name_of, with_overwriting
 from lightning_psp.capture.graph import Edge, edges_below
 from lightning_psp.capture.origin import Origin, Potential
+from lightning_psp.torch_private.autograd import function_of
 
 # Of which activations are made.
 SUSPICIOUS = with_overwriting(
@@ -106,7 +107,7 @@ class Witness:
             nodes -= _accounted_for(potentials)
         for node in nodes:
             place = self._places.get(node)
-            function = _function_of(node)
+            function = function_of(node)
             found[f"{function.__qualname__} in {place or 'the network'}"] = "the class of a module that calls it alone"
         return found
 
@@ -135,13 +136,8 @@ def _accounted_for(potentials: Iterable[Potential[Any]]) -> set[Any]:
     return found
 
 
-def _function_of(node: Any) -> type:
-    function: type = getattr(node, "_forward_cls", type(node))
-    return function
-
-
 def _is_foreign(node: Any) -> bool:
-    return not f"{_function_of(node).__module__}.".startswith(_KNOWN)
+    return not f"{function_of(node).__module__}.".startswith(_KNOWN)
 
 
 def unseen_message(unseen: Mapping[str, str], *, sees_output_alone: bool, lacks_output: bool) -> str:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_psp.capture.functions import overwriting
 from lightning_psp.capture.graph import Edge, edges_below, reach_from
@@ -23,6 +22,8 @@ from lightning_psp.capture.outputs import Target, ways_to
 from lightning_psp.compilation.region import Mention, Neurons, Region, ResultOrigin, Returned
 from lightning_psp.compilation.rewriting import Place, Point, Rewriting
 from lightning_psp.functional.penalty import Reduction
+from lightning_psp.torch_private.compiler import without_values
+from lightning_psp.torch_private.tensors import version_of
 
 _MODULE_STACK = "nn_module_stack"
 # A call of a module: the number of the module with that of the call, and where the module was found. Both differ
@@ -109,7 +110,7 @@ class _Analysis(fx.Interpreter):
         with (
             torch.inference_mode(False),
             torch.set_grad_enabled(has_grad),
-            FakeTensorMode(allow_non_fake_inputs=True),
+            without_values(),
             self._static,
         ):
             self._find(examples, name_of_parameter)
@@ -119,7 +120,7 @@ class _Analysis(fx.Interpreter):
     def _find(self, examples: Sequence[Any], name_of_parameter: Callable[[Any], str | None]) -> None:
         with self._static.suspended():
             inputs = [_without_values(example) for example in examples]
-        before = [tensor._version if isinstance(tensor, Tensor) else 0 for tensor in inputs]
+        before = [version_of(tensor) if isinstance(tensor, Tensor) else 0 for tensor in inputs]
         for index, (tensor, example) in enumerate(zip(inputs, examples, strict=True)):
             if isinstance(tensor, nn.Parameter):
                 origin = self._static.origins.of(tensor)
@@ -140,7 +141,7 @@ class _Analysis(fx.Interpreter):
         overwritten = [
             (Place(True, index), tensor)
             for index, tensor in enumerate(inputs)
-            if isinstance(tensor, Tensor) and tensor._version != before[index]
+            if isinstance(tensor, Tensor) and version_of(tensor) != before[index]
         ]
         given = [(Place(False, index), tensor) for index, tensor in enumerate(outputs) if isinstance(tensor, Tensor)]
         self._describe(overwritten + given)
@@ -202,7 +203,7 @@ class _Analysis(fx.Interpreter):
             )
         has_grad = torch.is_grad_enabled()
         in_call = self._static.ledger.in_call
-        return _Seen(z, list(givers), self._node, in_place, z._version, in_call, has_grad, *self._origins(z))
+        return _Seen(z, list(givers), self._node, in_place, version_of(z), in_call, has_grad, *self._origins(z))
 
     def _origins(self, tensor: Tensor) -> tuple[bool, list[int]]:
         """Whether a trained parameter is among what a tensor is made of, and which other inputs of the graph are."""
@@ -377,7 +378,7 @@ class _Analysis(fx.Interpreter):
         if seen.givers[-1].op == "placeholder":
             point.input = Place(True, self._placeholders.index(seen.givers[-1]))
         has_gradient = seen.has_grad and seen.z.requires_grad
-        is_overwritten = seen.in_place or seen.z._version != seen.version
+        is_overwritten = seen.in_place or version_of(seen.z) != seen.version
         # A loss may be told of logits whose softmax was taken before.
         is_read = any(giver in seen.user.all_input_nodes for giver in seen.givers)
         user = seen.user if is_read else None

@@ -14,12 +14,10 @@ from typing import Any, TypeVar
 from weakref import KeyedRef, WeakKeyDictionary, WeakSet
 
 import torch
-from torch._dynamo import eval_frame
+
+from lightning_psp.torch_private.compiler import keep_code
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-# Not in the types of every version of torch.
-skip_code: Callable[[CodeType], None] = vars(eval_frame)["skip_code"]
 
 
 def keep_out_of_graphs(function: Function) -> Function:
@@ -54,7 +52,7 @@ def _keep_from_compiler(function: Any) -> None:
         function = function.fget
     if isinstance(function, FunctionType):
         for code in _with_inner(inspect.unwrap(function).__code__):
-            skip_code(code)
+            keep_code(code)
 
 
 def _with_inner(code: CodeType) -> Iterator[CodeType]:

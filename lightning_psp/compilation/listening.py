@@ -18,14 +18,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._dynamo.comptime import comptime
-from torch._inductor import config as inductor_config
 
 from lightning_psp.capture.mode import Capture
 from lightning_psp.compilation.analysis import find_potentials
 from lightning_psp.compilation.region import Region
 from lightning_psp.compilation.rewriting import copy_graph
 from lightning_psp.compilation.runs import Run
+from lightning_psp.torch_private.compiler import (
+    change_compiler,
+    check_compiler,
+    comptime,
+    uses_cuda_graphs_by_default,
+)
 
 _entered: list[Capture[Any]] = []
 
@@ -60,13 +64,14 @@ def announce_graph(key: str, function: Callable[..., Any], args: tuple[Any, ...]
 
 
 def _wrap_compiler(context: Any) -> None:
-    graph = context._i_will_not_complain_if_bc_breaks_InstructionTranslator().output
-    if not hasattr(graph.compiler_fn, "tells_of_potentials"):
-        graph.compiler_fn = _with_potentials(graph.compiler_fn)
+    check_compiler()
+    change_compiler(context, _with_potentials)
 
 
 def _with_potentials(compile_graph: Callable[..., Any]) -> Callable[..., Any]:
     """Makes a compiler of graphs that tell of their potentials."""
+    if hasattr(compile_graph, "tells_of_potentials"):
+        return compile_graph
 
     @functools.wraps(compile_graph)
     def compile_with_potentials(graph: fx.GraphModule, inputs: Sequence[Any], **options: Any) -> Callable[..., Any]:
@@ -134,7 +139,7 @@ def uses_cuda_graphs(compile_graph: Callable[..., Any], devices: Iterable[torch.
     """Whether a compiler has devices replay what they were recorded to do."""
     name = getattr(compile_graph, "__name__", "")
     options = getattr(compile_graph, "config", None) or {}
-    is_inductors_choice = name == "inductor" and options.get("triton.cudagraphs", inductor_config.triton.cudagraphs)
+    is_inductors_choice = name == "inductor" and options.get("triton.cudagraphs", uses_cuda_graphs_by_default())
     return (is_inductors_choice or name == "cudagraphs") and any(device.type == "cuda" for device in devices)
 
 

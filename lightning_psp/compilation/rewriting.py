@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
-from torch._dynamo.source import LocalSource
 
 from lightning_psp.capture.nonlinearities import Activation
 from lightning_psp.functional.penalty import Reduction, count_units
 from lightning_psp.functional.precision import accumulation_dtype
+from lightning_psp.torch_private.compiler import copy_argument, mark_as_argument
 
 
 class Place(NamedTuple):
@@ -72,7 +72,7 @@ def copy_graph(module: fx.GraphModule) -> fx.GraphModule:
     graph.output(graph.graph_copy(module.graph, copies))
     for original, copied in copies.items():
         if original.op == "placeholder":
-            copied._dynamo_source = getattr(original, "_dynamo_source", None)
+            copy_argument(original, copied)
     made = fx.GraphModule(module, graph)
     for name, value in vars(module).items():
         made.__dict__.setdefault(name, value)
@@ -205,7 +205,7 @@ class Rewriting:
         with graph.inserting_after(self._last_placeholder):
             self._last_placeholder = graph.placeholder(name)
         # Compilers ask for the variable that an input of a traced graph was; under DDP, for a value of it.
-        self._last_placeholder._dynamo_source = LocalSource(name)
+        mark_as_argument(self._last_placeholder, name)
         device, dtype = self.coefficients[-1]
         self._last_placeholder.meta["example_value"] = torch.zeros((), device=device, dtype=dtype)
         return self._last_placeholder

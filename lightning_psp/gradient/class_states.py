@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_psp.functional.precision import accumulation_dtype
 from lightning_psp.functional.soft_entropy import class_sums
+from lightning_psp.torch_private.autograd import unwatched
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,6 @@ class ClassStates:
 
     def _states(self, z: Tensor) -> Tensor:
         # A watch would take a sigmoid for a nonlinearity of the network.
-        with torch._C.DisableTorchFunction():
+        with unwatched():
             states: Tensor = torch.sigmoid(z.to(accumulation_dtype(z.dtype)) / self._temperature)
         return states

@@ -21,6 +21,7 @@ from lightning_psp.gradient.arriving import Arriving
 from lightning_psp.gradient.compiled_tap import CompiledTap
 from lightning_psp.gradient.entropy_term import EntropyTerm
 from lightning_psp.gradient.tap import Tap
+from lightning_psp.torch_private.autograd import hooks_of
 
 AnyTap: TypeAlias = Tap | CompiledTap
 
@@ -134,8 +135,7 @@ class Injector:
         arriving = Arriving()
         self._loss_handle = loss.register_hook(arriving.note)
         # Hooks of the user change the gradient of the loss, not that of the penalty: they run after this one.
-        hooks = loss._backward_hooks
-        assert hooks is not None
+        hooks = hooks_of(loss)
         assert self._loss_handle is not None
         for number in [*hooks]:
             if number != self._loss_handle.id:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_psp.capture.torch_private import is_memory_held_elsewhere
 from lightning_psp.functional.precision import accumulation_dtype
+from lightning_psp.torch_private.tensors import is_memory_held_elsewhere
 
 # Potentials are worked through in parts of this length, short enough for a part to stay in a processor's cache from its
 # sum of squares to its sum with the gradient.

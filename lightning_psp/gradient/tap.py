@@ -19,6 +19,7 @@ from lightning_psp.functional.precision import accumulation_dtype
 from lightning_psp.gradient.arriving import Arriving
 from lightning_psp.gradient.class_states import ClassStates
 from lightning_psp.gradient.kernels import add_potential, can_be_overwritten, square_sum
+from lightning_psp.torch_private.tensors import version_of
 
 
 class Tap:
@@ -68,7 +69,7 @@ class Tap:
             self._hold(z, in_place, save)
         if not adds_itself or self._placeholder is not None:
             self._square_sum = square_sum(z)
-        self._version = 0 if self._witness is None else self._witness._version
+        self._version = 0 if self._witness is None else version_of(self._witness)
 
     def _hold(self, z: Tensor, in_place: bool, save: Callable[[Tensor], Tensor | None]) -> None:
         if (placeholder := save(z)) is not None:
@@ -114,7 +115,7 @@ class Tap:
 
     def check_unchanged(self) -> None:
         """Raises a RuntimeError if the potential was overwritten after its nonlinearity had read it."""
-        if self._witness is not None and self._witness._version != self._version:
+        if self._witness is not None and version_of(self._witness) != self._version:
             raise RuntimeError(
                 f"The potentials of layer {self.layer!r} were overwritten in place after their nonlinearity had read"
                 " them, so that their penalty cannot be computed. Write the operation that follows out of place"

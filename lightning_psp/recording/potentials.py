@@ -15,6 +15,7 @@ from lightning_psp.capture.nonlinearities import find_nonlinearities
 from lightning_psp.capture.origin import Potential
 from lightning_psp.capture.selection import LayerSelection
 from lightning_psp.compilation.listening import announce_graph, told_of_graphs
+from lightning_psp.torch_private.tensors import version_of
 
 
 class Potentials(dict[str, Tensor]):
@@ -143,7 +144,7 @@ class _Recorded:
 
     def __init__(self, value: Tensor) -> None:
         self.value = value
-        self._version = None if value.is_inference() else value._version
+        self._version = None if value.is_inference() else version_of(value)
 
     def preserve(self, z: Tensor) -> None:
         """Copies the potential, which is about to be overwritten."""
@@ -156,7 +157,7 @@ class _Recorded:
     @property
     def is_unchanged(self) -> bool:
         """Whether nothing else was written where the potential was."""
-        return self._version is None or self.value._version == self._version
+        return self._version is None or version_of(self.value) == self._version
 
 
 def _collect(capture: Capture[_Recorded], selection: LayerSelection, recorded: Potentials) -> None:

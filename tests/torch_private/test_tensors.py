@@ -1,29 +1,29 @@
 """Names that a version of torch may lack: nothing changes but the cost."""
 
 import importlib.util
+from collections import OrderedDict
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lightning_psp import psp_penalty, record_potentials
-from lightning_psp.capture import torch_private
-from lightning_psp.capture.torch_private import swap
 from lightning_psp.gradient.kernels import can_be_overwritten
+from lightning_psp.torch_private import tensors
 
-NAMES = ["_use_count", "_swap_tensor_impl", "_storage_use_count"]
+NAMES = ["_use_count", "_swap_tensor_impl", "_storage_use_count", "_is_view"]
 ALL = [(), *((name,) for name in NAMES), tuple(NAMES)]
 
 
 @pytest.fixture(params=ALL, ids=lambda names: ", ".join(names) or "nothing")
 def missing(request, monkeypatch):
     for name in request.param:
-        monkeypatch.setattr(torch_private, name, None)
+        monkeypatch.setattr(tensors, name, None)
     return request.param
 
 
 def loaded_anew():
-    spec = importlib.util.find_spec("lightning_psp.capture.torch_private")
+    spec = importlib.util.find_spec("lightning_psp.torch_private.tensors")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -45,12 +45,12 @@ def test_a_version_without_the_names_can_be_imported(monkeypatch):
 def test_what_is_not_told_is_taken_for_held(missing):
     x = torch.ones(2, requires_grad=True)
     result = x * 2
-    assert torch_private.is_held_elsewhere(result) == ("_use_count" in missing)
-    assert torch_private.is_memory_held_elsewhere(result) == ("_storage_use_count" in missing)
+    assert tensors.is_held_elsewhere(result) == ("_use_count" in missing)
+    assert tensors.is_memory_held_elsewhere(result) == ("_storage_use_count" in missing)
     assert can_be_overwritten(result) == ("_storage_use_count" not in missing)
     alias, product = result.detach(), result * result  # saves the result for its backward pass
-    assert torch_private.is_memory_held_elsewhere(result)
-    assert torch_private.is_held_elsewhere(result)
+    assert tensors.is_memory_held_elsewhere(result)
+    assert tensors.is_held_elsewhere(result)
     product.sum().backward()
     assert x.grad.tolist() == [8.0, 8.0]
     assert alias.tolist() == [2.0, 2.0]
@@ -59,7 +59,7 @@ def test_what_is_not_told_is_taken_for_held(missing):
 def test_tensors_change_places(missing):
     x = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
     square, other = x * x, x.new_empty(0)
-    swap(square, other)
+    tensors.swap(square, other)
     assert (square.shape, other.tolist()) == ((0,), [1.0, 4.0])
     other.sum().backward()
     assert x.grad.tolist() == [2.0, 4.0]
@@ -103,11 +103,92 @@ def test_gradients_are_the_same(missing):
         torch.testing.assert_close(found.grad, expected.grad, rtol=1e-10, atol=1e-14)
 
 
+def test_views_are_told(missing):
+    base = torch.ones(4, requires_grad=True) * 1
+    assert tensors.is_view(base[1:])
+    assert tensors.is_view(base) == ("_is_view" in missing)
+
+
+class Half(nn.Module):
+    """A part of what the first layer gives is overwritten by the activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(3, 6, dtype=torch.float64)
+        self.last = nn.Linear(4, 2, dtype=torch.float64)
+
+    def forward(self, x):
+        hidden = self.first(x)[:, 2:]
+        nn.functional.silu(hidden, inplace=True)
+        return self.last(hidden)
+
+
+def test_gradients_where_a_view_is_overwritten(missing):
+    torch.manual_seed(0)
+    network, x = Half(), torch.randn(5, 3, dtype=torch.float64)
+    z = network.first(x)[:, 2:]
+    output = network.last(nn.functional.silu(z))
+    value = output.square().sum() + 0.1 * (z.square().mean() + output.square().mean()) / 2
+    expected = torch.autograd.grad(value, list(network.parameters()))
+    with record_potentials(network) as potentials:
+        loss = network(x).square().sum()
+    found = torch.autograd.grad(loss + 0.1 * psp_penalty(potentials), list(network.parameters()))
+    assert {name: tuple(z.shape) for name, z in potentials.items()} == {"first": (5, 4), "last": (5, 2)}
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
+
+
+def test_overwriting_is_told_or_said_not_to_be():
+    tensor = torch.ones(3)
+    before = tensors.version_of(tensor)
+    tensor.mul_(2)
+    assert tensors.version_of(tensor) == before + 1
+
+    class WithoutVersion:
+        pass
+
+    with pytest.raises(NotImplementedError, match=r"has no `Tensor\._version`, without which potentials"):
+        tensors.version_of(WithoutVersion())
+
+
+TRANSFORMATIONS = {
+    "vmap": lambda network, x: torch.vmap(network)(x),
+    "grad": lambda network, x: torch.func.grad(lambda x: network(x).sum())(x),
+}
+
+
+@pytest.mark.parametrize("name", [None, "_is_batched", "_is_tracking_gradient"])
+@pytest.mark.parametrize("kind", TRANSFORMATIONS)
+def test_transformations_are_refused(kind, name, monkeypatch):
+    if name is not None:
+        monkeypatch.setattr(tensors, name, None)
+    network, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(5, 3)
+    words = {"vmap": "cannot be seen as the tensors of one batch", "grad": "its like cannot be penalised"}
+    expected = "can neither be seen nor penalised" if name else words[kind]
+    with pytest.raises(NotImplementedError, match=expected), record_potentials(network):
+        TRANSFORMATIONS[kind](network, x)
+    with record_potentials(network) as potentials:  # without a transformation
+        network(x)
+    assert list(potentials) == ["0", "2"]
+
+
+@pytest.mark.parametrize("is_missing", [False, True])
+def test_tensors_in_containers(is_missing, monkeypatch):
+    if is_missing:
+        monkeypatch.setattr(tensors, "_tree_map_only", None)
+    values = OrderedDict(a=[torch.ones(2), (torch.zeros(1), "b")], c=None)
+    result = tensors.map_tensors(lambda tensor: tensor + 1, values)
+    assert type(result) is OrderedDict
+    assert result["a"][0].tolist() == [2.0, 2.0]
+    assert type(result["a"][1]) is tuple
+    assert result["a"][1][0].tolist() == [1.0]
+    assert (result["a"][1][1], result["c"]) == ("b", None)
+
+
 @pytest.mark.parametrize("name", [None, "_use_count", "_storage_use_count"])
 def test_a_potential_keeps_its_memory_only_where_it_is_told_to_be_free(name, monkeypatch):
     """So that the gradients above are of two ways: one that exchanges tensors, and one that copies."""
     if name is not None:
-        monkeypatch.setattr(torch_private, name, None)
+        monkeypatch.setattr(tensors, name, None)
     network = nn.Sequential(nn.Linear(300, 300), nn.SiLU(inplace=True), nn.Linear(300, 2))
     addresses = []
     network[0].register_forward_hook(lambda module, inputs, z: addresses.append(z.data_ptr()))
