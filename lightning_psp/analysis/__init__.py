@@ -1,4 +1,8 @@
-"""Measures of a trained network that need more than one pass."""
+"""Measures of a trained network that need more than one pass.
+
+A network and batches of data come in; a frozen result comes out, which can be saved and drawn, and the network is left as
+it was. Open `constant_units.py` first, the shortest.
+"""
 
 from lightning_psp.analysis.constant_units import ConstantStates, ConstantUnits, constant_units
 from lightning_psp.analysis.gradient_parts import GradientParts, psp_gradient_parts

@@ -17,6 +17,7 @@ from lightning_psp.functional.penalty import Reduction, layer_penalties
 from lightning_psp.functional.precision import widest_float
 from lightning_psp.functional.progress import progress_bar
 from lightning_psp.recording.potentials import check_module, record_potentials
+from lightning_psp.torch_private.modules import tables_of
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value
@@ -218,7 +219,8 @@ def _as_vector(gradient: Tensor) -> Tensor:
 @contextmanager
 def _buffers_kept(module: nn.Module) -> Iterator[None]:
     """Gives a network's buffers back the values that they had, such as batch norm's running statistics."""
-    kept = [(part._buffers, dict(part._buffers)) for part in module.modules()]
+    tables = [table for part in module.modules() for table in tables_of(part)[1:]]
+    kept = [(buffers, dict(buffers)) for buffers in tables]
     values = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     try:
         yield

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from lightning_psp.torch_private.modules import forward_hooks_of, tables_of
+
 # The layers that keep statistics of what they normalise.
 NORMALISATIONS = (
     nn.BatchNorm1d,
@@ -47,8 +49,7 @@ class Unchanged:
     def __init__(self, module: nn.Module, data: Any = None) -> None:
         parts = list(module.modules())
         self._modes = [(part, part.training) for part in parts]
-        tables: list[Any] = [table for part in parts for table in (part._parameters, part._buffers)]
-        tables += [module._forward_hooks, module._forward_hooks_with_kwargs, module._forward_hooks_always_called]
+        tables: list[Any] = [table for part in parts for table in tables_of(part)] + forward_hooks_of(module)
         self._tables = [(table, table.copy()) for table in tables]
         self._momenta = [(part, part.momentum) for part in parts if isinstance(part, NORMALISATIONS)]
         self._flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_psp.torch_private.foreach import absolutes, add_products_, clamp_max_, subtract_
+
 # Numbers of a piece of a tensor, up to which torch does not share an operation out among threads, and of the pieces
 # that go through all operations together: they fit a processor's cache, so memory is read and written once.
 _PIECE = 1 << 15
@@ -67,7 +69,7 @@ def _decay_in_pieces(weights: list[Tensor], gradients: list[Tensor], lam: float)
 
 
 def _decay(weights: list[Tensor], gradients: list[Tensor], lam: float) -> None:
-    insensitivity = torch._foreach_abs(gradients)  # its negative, at first max(0, 1 - |g|) = 1 - min(1, |g|)
-    torch._foreach_clamp_max_(insensitivity, 1.0)
-    torch._foreach_sub_(insensitivity, 1.0)
-    torch._foreach_addcmul_(weights, weights, insensitivity, value=lam)
+    insensitivity = absolutes(gradients)  # its negative, at first max(0, 1 - |g|) = 1 - min(1, |g|)
+    clamp_max_(insensitivity, 1.0)
+    subtract_(insensitivity, 1.0)
+    add_products_(weights, weights, insensitivity, lam)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules import module as torch_modules
 from torch.utils.hooks import RemovableHandle
 
-from lightning_psp.torch_private.names import find
+from lightning_psp.torch_private.names import find, lacking
 
 _OptimizedModule: Any = find("torch._dynamo.OptimizedModule")
 
@@ -38,6 +38,42 @@ def compiled_call_of(module: nn.Module) -> Any:
 def set_compiled_call(module: nn.Module, call: Any) -> None:
     """Puts another function in the place of :func:`compiled_call_of`, which is there."""
     module._compiled_call_impl = call
+
+
+def tables_of(module: nn.Module) -> list[dict[str, Any]]:
+    """The tables in which a module keeps its own parameters and its own buffers, to be written to.
+
+    Raises:
+        NotImplementedError: if this version of torch keeps them elsewhere.
+
+    Example:
+        >>> parameters, buffers = tables_of(nn.BatchNorm1d(2))
+        >>> list(parameters), list(buffers)
+        (['weight', 'bias'], ['running_mean', 'running_var', 'num_batches_tracked'])
+    """
+    return _named(module, "_parameters", "_buffers")
+
+
+def forward_hooks_of(module: nn.Module) -> list[dict[int, Any]]:
+    """The tables of the hooks that run after a module's forward, to be written to.
+
+    Raises:
+        NotImplementedError: if this version of torch keeps them elsewhere.
+
+    Example:
+        >>> network = nn.Linear(2, 2)
+        >>> handle = network.register_forward_hook(print)
+        >>> [handle.id in table for table in forward_hooks_of(network)]
+        [True, False, False]
+    """
+    return _named(module, "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+
+
+def _named(module: nn.Module, *names: str) -> list[Any]:
+    for name in names:
+        if not hasattr(module, name):
+            lacking(f"Module.{name}", "a network cannot be left as it was", "Use another version.")
+    return [getattr(module, name) for name in names]
 
 
 def has_parts(module: nn.Module) -> bool:

@@ -5,7 +5,7 @@ import weakref
 import pytest
 import torch
 
-from lightning_psp.capture.torch_private import swap
+from lightning_psp.torch_private.tensors import swap
 
 
 def test_swapped_tensors_have_each_others_values_and_graph():

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lightning_psp.capture.torch_private import is_memory_held_elsewhere
 from lightning_psp.gradient.kernels import add_potential, can_be_overwritten, square_sum
+from lightning_psp.torch_private.tensors import is_memory_held_elsewhere
 
 SHAPES = [(1,), (3, 5), (64, 64, 64), (2**18 + 1,), (128, 64, 40, 40), (1, 2**24 + 77)]
 LAYOUTS = {

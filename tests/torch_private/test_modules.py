@@ -81,3 +81,9 @@ def test_parts_are_told(module, expected):
     assert not modules.has_parts(nn.Tanh())
     assert not modules.has_parts(Bare(nn.Tanh()))
     assert modules.compiled_call_of(Bare(module)) is None
+
+
+def test_tables_that_are_not_there_are_an_error():
+    for tables in (modules.tables_of, modules.forward_hooks_of):
+        with pytest.raises(NotImplementedError, match=r"no `Module\._\w+`, without which a network cannot be left"):
+            tables(Bare(nn.Linear(2, 2)))

@@ -1,0 +1,309 @@
+"""Describing what a graph showed when it was run once, so that every later run can be told of in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
+
+from torch import Tensor, fx
+
+from lightning_psp.capture.functions import TorchFunction, overwriting
+from lightning_psp.capture.graph import Edge, edges_below
+from lightning_psp.capture.nonlinearities import Activation
+from lightning_psp.capture.origin import Origin, Potential, Source
+from lightning_psp.capture.origins import Origins
+from lightning_psp.capture.outputs import OutputFinder, Target, ways_to
+from lightning_psp.compilation.region import Mention, Neurons, Region, ResultOrigin, Returned
+from lightning_psp.compilation.rewriting import Place, Point, Rewriting
+from lightning_psp.torch_private.tensors import version_of
+
+
+class Seen(NamedTuple):
+    """A potential when its nonlinearity was about to run."""
+
+    z: Tensor
+    givers: list[fx.Node]  # that gave it
+    user: fx.Node  # that reads it
+    in_place: bool
+    version: int
+    in_call: bool
+    has_grad: bool
+    depends_on_parameter: bool
+    inputs: list[int]  # of the graph on which it depends, other than parameters
+
+    def preserve(self, z: Tensor) -> None:
+        """Needs nothing: that the potential is overwritten shows in its version."""
+
+    def release(self) -> None:
+        """Has nothing to let go of."""
+
+
+class Result(NamedTuple):
+    """A tensor that is left of a run: a result of the graph, or an input that it has overwritten."""
+
+    place: Place
+    tensor: Tensor
+    edge: Edge
+
+
+class Description:
+    """Fills a region with what a run of its graph showed, and has the graph tell of its potentials.
+
+    Args:
+        region: the region.
+        rewriting: changes the graph.
+        results: what is left of the run.
+        givers: by the identity of a tensor, the nodes of the graph that gave it.
+        placeholders: the inputs of the graph.
+        dependence: gives of a tensor whether a trained parameter is among what it is made of, and which other inputs of
+            the graph are.
+        origins: what is known of tensors.
+        edge_of: gives the edge that leads to a tensor.
+        activations: the nonlinearities.
+        outer: by what the running modules around the graph count places.
+        has_loss: whether the graph computes a loss.
+    """
+
+    def __init__(
+        self,
+        region: Region,
+        rewriting: Rewriting,
+        *,
+        results: Sequence[Result],
+        givers: Mapping[int, list[fx.Node]],
+        placeholders: list[fx.Node],
+        dependence: Callable[[Tensor], tuple[bool, list[int]]],
+        origins: Origins,
+        edge_of: Callable[[Tensor], Edge],
+        activations: Mapping[TorchFunction, Activation],
+        outer: Sequence[dict[str, int]],
+        has_loss: bool,
+    ) -> None:
+        self._region = region
+        self._rewriting = rewriting
+        self._results = results
+        self._givers = givers
+        self._placeholders = placeholders
+        self._dependence = dependence
+        self._origins = origins
+        self._edge_of = edge_of
+        self._activations = activations
+        self._outer = outer
+        self._has_loss = has_loss
+        self._below = [(result.place, edges_below(result.edge)) for result in results if result.edge[0] is not None]
+        self._numbers: dict[int, int] = {}  # of potentials, by their identity
+        self._sources: dict[int, int] = {}
+        self._candidates: dict[int, Mention] = {}  # by the identity of the tensor
+        self._evaluations: dict[int, int] = {}
+
+    def describe(self, potentials: Sequence[Potential[Seen]], outputs: OutputFinder[Seen]) -> None:
+        """Fills the region.
+
+        Args:
+            potentials: those that were seen.
+            outputs: what was seen of outputs and losses.
+        """
+        self._numbers = {id(potential): number for number, potential in enumerate(potentials)}
+        for potential in potentials:
+            self._add_point(potential)
+        self._describe_outputs(outputs)
+        by_edge = {result.edge: result.place for result in self._results if result.edge[0] is not None}
+        for edge, place in by_edge.items():
+            ways = ways_to(by_edge, edge)
+            self._region.ways.extend((place, by_edge[way.edge], way.is_of_terms) for way in ways)
+        self._describe_results()
+        for point, potential in zip(self._region.points, potentials, strict=False):
+            top = self._origins.stands_for(cast(Origin, potential.origin))
+            tensor = top.reference()
+            if tensor is None or top is potential.origin:
+                continue
+            if top.is_returned or id(tensor) in self._candidates:
+                point.returned = next(iter(self._mention(tensor).points), None)
+
+    def _add_point(self, potential: Potential[Seen]) -> None:
+        seen = potential.kept
+        assert seen is not None
+        assert potential.origin is not None
+        point = Point(
+            source=cast(int, self._source(potential.origin.source)),
+            in_call=seen.in_call,
+            is_output=potential.is_output if self._has_loss else potential.enters_loss,
+            unit_dim=potential.unit_dim,
+            has_grad=seen.has_grad,
+            is_candidate=False,
+            results=self._results_of(potential.results),
+            depends_on_parameter=seen.depends_on_parameter,
+            inputs=seen.inputs,
+            label=potential.label,
+            weighings=potential.origin.weighings,
+        )
+        point.whole = self._input_of(self._origins.whole_of(seen.z))
+        self._include(point, seen, potential.layer)
+        self._region.points.append(point)
+
+    def _describe_outputs(self, outputs: OutputFinder[Seen]) -> None:
+        given = {result.edge for result in self._results}
+        for call in outputs.calls:
+            # What a loss in the graph does not reach is no output, unless other losses may reach it.
+            targets = [
+                self._returned(target)
+                for target in call.targets
+                if (not self._has_loss or not given.isdisjoint(target.edges)) and self._is_there(target)
+            ]
+            self._region.calls.append((targets, self._places_of(call.edges), call.is_trained))
+        if not self._has_loss:
+            self._region.inputs_of_losses = [
+                replace(self._returned(target), edges=self._results_of(target.edges))
+                for target in outputs.inputs_of_losses
+                if self._is_there(target)
+            ]
+
+    def _describe_results(self) -> None:
+        used = {end for _, end, _ in self._region.ways}
+        for place, tensor, _ in self._results:
+            origin = self._origins.find(tensor)
+            if origin is None:
+                continue
+            # Of what leaves the graph, only the graph knows of what it is a nonlinear function, value by value.
+            root = self._origins.root(origin)
+            entering = None if root.entering is None else self._mention(root.entering)
+            whole = self._whole_of(origin)
+            if whole is None and place in used and self._may_be_output(tensor):
+                # A gradient that another result hands to it inside the graph is no gradient of this result.
+                whole = self._mention(tensor)
+            source = None if place.is_input and origin.source is None else self._source(origin.source)
+            self._region.origins.append(
+                ResultOrigin(
+                    place,
+                    source,
+                    origin.unit_dim,
+                    origin.is_made,
+                    origin.is_weight,
+                    origin.is_bent,
+                    origin.made_of,
+                    self._known(origin),
+                    entering,
+                    whole,
+                    origin.weighings,
+                )
+            )
+
+    # --- neurons and places ----------------------------------------------------------------------------------------
+
+    def _source(self, source: Source | None) -> int | None:
+        if source is None:
+            return None
+        if id(source) not in self._sources:
+            is_counted = source.turn is not None and any(source.turn[0] is turns for turns in self._outer)
+            place = source.turn[1] if is_counted and source.turn is not None else source.place
+            evaluation = self._evaluations.setdefault(id(source.evaluation), len(self._evaluations))
+            self._sources[id(source)] = len(self._region.sources)
+            self._region.sources.append(Neurons(source.path, place, is_counted, evaluation))
+        return self._sources[id(source)]
+
+    def _results_of(self, found: Sequence[Any]) -> list[Place]:
+        return [place for place, below in self._below if below.intersection(found)]
+
+    def _places_of(self, found: Sequence[Any]) -> list[Place]:
+        exact = [result.place for result in self._results if result.edge in found]
+        return exact or self._results_of(found)
+
+    def _input_of(self, tensor: Tensor) -> Place | None:
+        giver = self._givers.get(id(tensor), [None])[0]
+        is_input = giver is not None and giver.op == "placeholder"
+        return Place(True, self._placeholders.index(giver)) if is_input and giver is not None else None
+
+    # --- mentions of tensors ---------------------------------------------------------------------------------------
+
+    def _known(self, origin: Origin) -> Mention:
+        """The mention of a tensor that is a potential or the result of its nonlinearity, of no points for others."""
+        numbers = self._numbers
+        if id(origin.potential) in numbers:
+            return Mention([numbers[id(origin.potential)]], is_result=True)
+        return Mention([numbers[id(other)] for other in origin.values.potentials if id(other) in numbers])
+
+    def _mention(self, tensor: Tensor) -> Mention:
+        """The mention of any tensor, for which the graph is made to tell of it."""
+        origin = self._origins.of(tensor)
+        found = self._known(origin)
+        if found.points:
+            return found
+        if id(tensor) in self._candidates:
+            return self._candidates[id(tensor)]
+        givers = self._givers[id(tensor)]
+        if givers[0].op == "placeholder":
+            return Mention([], place=Place(True, self._placeholders.index(givers[0])))
+        if origin.source is None:
+            origin.source = Source(None)
+        depends_on_parameter, inputs = self._dependence(tensor)
+        point = Point(
+            source=cast(int, self._source(origin.source)),
+            in_call=True,
+            is_output=False,
+            unit_dim=origin.unit_dim if origin.unit_dim < tensor.ndim else -1,
+            has_grad=True,
+            is_candidate=True,
+            results=self._results_of([self._edge_of(tensor)]),
+            depends_on_parameter=depends_on_parameter,
+            inputs=inputs,
+            label="output",
+            weighings=origin.weighings,
+        )
+        self._rewriting.include(point, tensor, givers, None, tensor.requires_grad, False)
+        self._region.points.append(point)
+        self._candidates[id(tensor)] = Mention([len(self._region.points) - 1])
+        return self._candidates[id(tensor)]
+
+    def _whole_of(self, origin: Origin) -> Mention | None:
+        top = self._origins.stands_for(origin)
+        tensor = top.reference()
+        if top is origin or tensor is None or tensor.ndim == 0 or self._known(origin).points:
+            return None
+        if id(tensor) not in self._givers:
+            return None
+        return self._mention(tensor)
+
+    def _may_be_output(self, tensor: Tensor) -> bool:
+        origin = self._origins.of(tensor)
+        is_made_here = id(tensor) in self._givers and self._givers[id(tensor)][0].op != "placeholder"
+        return is_made_here and origin.is_made and tensor.ndim > 0 and not self._known(origin).points
+
+    def _returned(self, target: Target[Seen]) -> Returned:
+        if target.tensor is None:
+            found = Mention([self._numbers[id(target.potentials[0])]])
+        else:
+            found = self._mention(target.tensor)
+        return Returned(self._places_of(target.edges), found, target.path, target.may_be_term)
+
+    def _is_there(self, target: Target[Seen]) -> bool:
+        return target.tensor is not None or any(id(potential) in self._numbers for potential in target.potentials)
+
+    # --- changes to the graph --------------------------------------------------------------------------------------
+
+    def _include(self, point: Point, seen: Seen, layer: str) -> None:
+        if seen.givers[-1].op == "placeholder":
+            point.input = Place(True, self._placeholders.index(seen.givers[-1]))
+        has_gradient = seen.has_grad and seen.z.requires_grad
+        is_overwritten = seen.in_place or version_of(seen.z) != seen.version
+        # A loss may be told of logits whose softmax was taken before.
+        is_read = any(giver in seen.user.all_input_nodes for giver in seen.givers)
+        user = seen.user if is_read else None
+        self._rewriting.include(point, seen.z, seen.givers, user, has_gradient, is_overwritten)
+        if not seen.in_place or point.coefficient is None:
+            return
+        function = function_of_node(seen.user)
+        activation = self._activations.get(function)
+        if activation is None and function in overwriting():
+            activation = Activation(function.__name__, None, getattr(Tensor, function.__name__[:-1], None))
+        if activation is None:
+            raise NotImplementedError(
+                f"Layer {layer!r}, of a module class in the argument `activations`, overwrites its potentials"
+                " inside a compiled function. Let it work out of place."
+            )
+        self._rewriting.work_out_of_place(seen.user, function, activation)
+
+
+def function_of_node(node: fx.Node) -> Any:
+    """What a node of a graph calls."""
+    return getattr(Tensor, str(node.target), None) if node.op == "call_method" else node.target

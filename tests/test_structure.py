@@ -1,0 +1,141 @@
+"""The package's folders import in one direction, without a circle, and its files are short."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "lightning_psp"
+
+# What stands in the package's root: folders, and modules that users import. Each imports from those below it alone.
+ORDER = (
+    "__init__",
+    "callback",
+    "plotting",
+    "analysis",
+    "pruning",
+    "lightnings",
+    "schedules",
+    "metrics",
+    "recording",
+    "compilation",
+    "gradient",
+    "capture",
+    "functional",
+    "torch_private",
+)
+LONGEST = 400
+MOST_IN_ROOT = 8
+
+
+def modules(package):
+    """Dotted name to file of every module."""
+    found = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(package):
+    """For each module those of the package that it imports, for type checkers and inside functions too."""
+    known = modules(package)
+    found = {name: set() for name in known}
+    for name, path in known.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found[name] |= {alias.name for alias in node.names if alias.name in known}
+            elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{name} imports by a relative path"
+                if node.module in known:
+                    parts = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+                    found[name] |= {parts[part] if parts[part] in known else node.module for part in parts}
+    return {name: targets - {name} for name, targets in found.items()}
+
+
+def top(module):
+    """The folder or module of the root to which a module belongs."""
+    return [*module.split("."), "__init__"][1]
+
+
+def wrong_ways(package):
+    """Imports from the same level's own folders are left out: circles among those are found by themselves."""
+    return [
+        f"{name} imports {target}"
+        for name, targets in imports(package).items()
+        for target in sorted(targets)
+        if top(name) != top(target) and ORDER.index(top(name)) >= ORDER.index(top(target))
+    ]
+
+
+def circles(package):
+    """Modules from which the way of imports leads back to themselves, in groups."""
+    edges = imports(package)
+    reached = {name: set(targets) for name, targets in edges.items()}
+    for middle in reached:
+        for targets in reached.values():
+            if middle in targets:
+                targets |= reached[middle]
+    return {tuple(sorted(n for n in reached[name] if name in reached[n])) for name in reached if name in reached[name]}
+
+
+def test_folders_import_from_those_below():
+    assert not wrong_ways(PACKAGE)
+
+
+def test_there_is_no_circle():
+    assert not circles(PACKAGE)
+
+
+def test_files_are_short():
+    lengths = {name: len(path.read_text().splitlines()) for name, path in modules(PACKAGE).items()}
+    assert not {name: length for name, length in lengths.items() if length > LONGEST}
+
+
+def test_the_root_is_small_and_every_entry_has_its_place():
+    entries = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert entries == set(ORDER)
+    assert len(list(PACKAGE.glob("*.py"))) <= MOST_IN_ROOT
+
+
+def test_folders_say_what_they_are_for():
+    """What flows in, what flows out, and which file to open first."""
+    for folder in ORDER:
+        path = PACKAGE / folder / "__init__.py"
+        if path.is_file():
+            text = ast.get_docstring(ast.parse(path.read_text()))
+            assert len(text.split("\n\n")) > 1, folder
+            assert "`" in text, f"{folder} names no file"
+
+
+WRONG = {
+    "upwards": ({"capture/a.py": "from lightning_psp.gradient.b import x", "gradient/b.py": ""}, True, False),
+    "typing": (
+        {
+            "capture/a.py": "if TYPE_CHECKING:\n    from lightning_psp.gradient import b",
+            "gradient/b.py": "def f():\n    import lightning_psp.capture.a",
+        },
+        True,
+        True,
+    ),
+    "inside a folder": (
+        {
+            "capture/a.py": "from lightning_psp.capture import b",
+            "capture/b.py": "from lightning_psp.capture.a import x",
+        },
+        False,
+        True,
+    ),
+    "downwards": ({"gradient/b.py": "from lightning_psp.capture.a import x", "capture/a.py": ""}, False, False),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_found(tmp_path, case):
+    files, is_wrong, is_circle = WRONG[case]
+    package = tmp_path / "lightning_psp"
+    for name, text in {"__init__.py": "", "capture/__init__.py": "", "gradient/__init__.py": "", **files}.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text)
+    assert bool(wrong_ways(package)) == is_wrong
+    assert bool(circles(package)) == is_circle
