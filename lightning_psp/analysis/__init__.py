@@ -1,7 +1,7 @@
 """Measures of a trained network that need more than one pass.
 
-A network and batches of data come in; a frozen result comes out, which can be saved and drawn, and the network is left as
-it was. Open `constant_units.py` first, the shortest.
+A network and batches of data come in; a frozen result comes out, which can be saved and drawn, and the network is left
+as it was. Open `constant_units.py` first, the shortest.
 """
 
 from lightning_psp.analysis.constant_units import ConstantStates, ConstantUnits, constant_units

@@ -1,8 +1,8 @@
 """Seeing the potentials of a network while its forward pass runs.
 
 Every function call and module call of a step flows in; out come `Potential`s, each with the layer whose neurons it
-holds, and the knowledge which of them are the output. Open `mode.py` first, which hands each call to the file that knows
-its kind, and go on in this order:
+holds, and the knowledge which of them are the output. Open `mode.py` first, which hands each call to the file that
+knows its kind, and go on in this order:
 
 - `functions.py`, `nonlinearities.py`: what torch's functions do with neurons;
 - `origin.py`, `origins.py`, `provenance.py`, `pointwise.py`, `shadow.py`, `graph.py`: where tensors come from;

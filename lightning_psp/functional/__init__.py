@@ -1,7 +1,7 @@
 """Measures of potentials as pure functions.
 
-Tensors of potentials come in, numbers come out: mean squares, penalties and entropies, with the checks of what is given.
-Nothing here knows of networks or trainings. Open `penalty.py` first.
+Tensors of potentials come in, numbers come out: mean squares, penalties and entropies, with the checks of what is
+given. Nothing here knows of networks or trainings. Open `penalty.py` first.
 """
 
 from lightning_psp.functional.entropy import estimate_psp_entropy, psp_entropy
