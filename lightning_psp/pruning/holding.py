@@ -154,8 +154,9 @@ class HoldsMasks(AnyCallback):
             for each in self._bound:
                 each.apply_to_gradient()
 
-    def _end_step(self, optimizer: Optimizer) -> None:
-        self.after_step(optimizer)
+    def _end_step(self, optimizer: Optimizer, is_part: bool) -> None:
+        if not is_part:
+            self.after_step(optimizer)
         self._apply()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -19,8 +19,10 @@ class OptimizerSteps:
     That is the step as torch sees it: it does not matter whether a trainer takes it or the user's own code, in
     automatic or manual optimisation, how many optimisers there are and whether the trainer knows them, and whether they
     are fused. The function is called before anything else can use the moved parameters. A step that loss scaling skips
-    is none. An optimiser that takes its step through another one (a wrapper, or `super().step()`) takes one step, which
-    ends with its own. The closure of LBFGS runs several times within one step.
+    is none. The closure of LBFGS runs several times within one step.
+
+    An optimiser may take its step through another one of the same parameters (a wrapper, or `super().step()`). The
+    function is told then which steps are parts of another, so that it can do some things once for each whole step.
 
     Gradients. When the function is called, ``parameter.grad`` is what the optimiser was given: clipped, in automatic
     optimisation. The gradient before clipping is there in the callback hook `on_before_optimizer_step`, which Lightning
@@ -29,20 +31,20 @@ class OptimizerSteps:
 
     Args:
         parameters: the parameters; more can be watched later (:meth:`watch`).
-        after_step: is given the optimiser.
+        after_step: is given the optimiser, and whether its step is a part of another's.
 
     Example:
         >>> import torch
         >>> layer = nn.Linear(1, 1)
         >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-        >>> steps = OptimizerSteps([layer.weight], lambda optimizer: print(type(optimizer).__name__))
+        >>> steps = OptimizerSteps([layer.weight], lambda optimizer, is_part: print(type(optimizer).__name__, is_part))
         >>> optimizer.step()
-        SGD
+        SGD False
         >>> steps.close()
         >>> optimizer.step()
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], after_step: Callable[[Optimizer], None]) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], after_step: Callable[[Optimizer, bool], None]) -> None:
         self._after_step = after_step
         self._stepping: list[Optimizer] = []
         self.watch(parameters)
@@ -57,7 +59,10 @@ class OptimizerSteps:
         self._watched = {id(parameter): parameter for parameter in parameters}
 
     def forget_unfinished(self) -> None:
-        """To be called where no step is under way: one that ended with an exception, which was caught, is forgotten."""
+        """To be called where no step is under way.
+
+        One that ended with an exception, which was caught, would have later steps taken for parts of it.
+        """
         self._stepping.clear()
 
     def close(self) -> None:
@@ -72,9 +77,8 @@ class OptimizerSteps:
         while self._stepping and self._stepping.pop() is not optimizer:
             pass
         own = self._watched_of(optimizer)
-        is_part_of_another = any(own & self._watched_of(outer) for outer in self._stepping)
-        if own and not is_part_of_another and not _was_skipped(optimizer):
-            self._after_step(optimizer)
+        if own and not _was_skipped(optimizer):
+            self._after_step(optimizer, any(own & self._watched_of(outer) for outer in self._stepping))
 
     def _watched_of(self, optimizer: Optimizer) -> set[int]:
         return {id(p) for group in optimizer.param_groups for p in group["params"]} & self._watched.keys()

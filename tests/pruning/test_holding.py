@@ -1,5 +1,7 @@
 """Pruned weights are 0 wherever they can be looked at, however the network is trained."""
 
+from contextlib import suppress
+
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -58,13 +60,27 @@ class CompiledWhole(Pruned):
         self.compile(backend="eager")
 
 
+class Failing(TwoOptimizers):
+    """Catches the failure of a step, and takes it in another way."""
+
+    def training_step(self, batch, batch_index):
+        failing = Fails(self.parameters(), lr=0.1)
+        with suppress(ArithmeticError):
+            failing.step()
+        super().training_step(batch, batch_index)
+
+
+class Fails(torch.optim.SGD):
+    def step(self, closure=None):
+        raise ArithmeticError
+
+
 class Looping(torch.optim.SGD):
     """Takes its step through another's."""
 
     def step(self, closure=None):
-        loss = super().step(closure)
         super().step()
-        return loss
+        return super().step(closure)
 
 
 def lbfgs(parameters):
@@ -86,6 +102,7 @@ OPTIMIZERS = {
 REGIMES = {
     "two optimisers": (TwoOptimizers, {}),
     "an optimiser of the user's": (OwnOptimizer, {}),
+    "steps that fail": (Failing, {}),
     "compiled": (Compiled, {}),
     "compiled whole": (CompiledWhole, {}),
     "accumulation": (Pruned, {"accumulate_grad_batches": 2}),
@@ -148,6 +165,26 @@ def test_half_precision_with_steps_that_are_skipped(fused, init_scale):
     fit(module, MaskedTraining(masks), max_epochs=8, **settings)
     assert_held(module)
     assert (scaler.get_scale() < init_scale) == (init_scale == 2.0**40)
+
+
+def test_what_comes_after_a_step_comes_once():
+    """Also where a step is taken in parts, and after one that failed in the batch before."""
+
+    class Counts(MaskedTraining):
+        def after_step(self, optimizer):
+            counts[type(optimizer)] = counts.get(type(optimizer), 0) + 1
+
+    class Once(Failing):
+        def training_step(self, batch, batch_index):
+            if batch_index == 0:
+                return super().training_step(batch, batch_index)
+            return super(Failing, self).training_step(batch, batch_index)
+
+    counts = {}
+    fit(module := Pruned(NETWORKS["lenet300"](), OPTIMIZERS["own step"]), Counts(masks_for(module)))
+    assert counts == {Looping: 6}
+    fit(module := Once(NETWORKS["lenet300"](), sgd()), Counts(masks_for(module)), max_epochs=1)
+    assert counts == {Looping: 6, torch.optim.SGD: 4}
 
 
 def test_parameters_that_take_the_place_of_others():

@@ -45,11 +45,13 @@ def layer():
 @pytest.fixture
 def noticed(layer):
     """The optimisers whose steps were noticed, with the weight then."""
-    found = []
-    steps = OptimizerSteps([layer.weight], lambda optimizer: found.append((optimizer, layer.weight[0, 0].item())))
-    found_and_steps = SimpleNamespace(found=found, steps=steps)
-    yield found_and_steps
-    steps.close()
+
+    def note(optimizer, is_part):
+        (noticed.parts if is_part else noticed.found).append((optimizer, layer.weight[0, 0].item()))
+
+    noticed = SimpleNamespace(found=[], parts=[], steps=OptimizerSteps([layer.weight], note))
+    yield noticed
+    noticed.steps.close()
     assert hooks() == (0, 0)
 
 
@@ -64,6 +66,7 @@ def test_a_step_is_noticed_once_and_afterwards(kind, layer, noticed):
     assert noticed.found == [(optimizer, after)]
     optimizer.step()
     assert len(noticed.found) == 2
+    assert len(noticed.parts) == {Twice: 4, Wrapper: 2}.get(kind, 0)
 
 
 def test_a_step_of_a_closure(layer, noticed):

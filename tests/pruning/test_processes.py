@@ -1,0 +1,80 @@
+"""Two processes that train together on a CPU: the same masks and the same weights in both."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.pruning.training import assert_state
+from tests.support.pruning_worker import PROCESSES, RUNS
+
+# Those who run tests in parallel with `--dist loadgroup` have the processes started once.
+pytestmark = pytest.mark.xdist_group("pruning processes")
+ROOT = Path(__file__).parents[2]
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What each process wrote down of each run, by name of the run, and the folder."""
+    folder = tmp_path_factory.mktemp("processes")
+    path = os.pathsep.join([str(ROOT), str(ROOT / "examples")])
+    settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0", "PYTHONPATH": path}
+    processes, logs = [], []
+    for rank in range(PROCESSES):
+        logs.append((folder / f"{rank}.log").open("w"))
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.support.pruning_worker", str(folder), str(rank)],
+                cwd=ROOT,
+                env={**os.environ, **settings, "LOCAL_RANK": str(rank)},
+                stdout=logs[-1],
+                stderr=subprocess.STDOUT,
+            )
+        )
+    try:
+        for process in processes:
+            process.wait(timeout=240)
+    finally:
+        for process, log in zip(processes, logs, strict=True):
+            process.kill()
+            process.wait()
+            log.close()
+    found = {"folder": folder}
+    for name in RUNS:
+        files = [folder / f"{name} {rank}.pt" for rank in range(PROCESSES)]
+        found[name] = [torch.load(f, weights_only=False) if f.exists() else {"error": "no result"} for f in files]
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name != "sharded"])
+def test_both_hold_the_masks_of_the_first(results, name):
+    for result in results[name]:
+        assert "error" not in result, result["error"]
+        assert_state(result["masks"], result["expected"])
+        assert [place for place, largest in result["seen"] if largest != 0] == []
+        assert {place for place, _ in result["seen"]} >= {"training step", "validation step", "at the end"}
+        assert result["sparsity"] == pytest.approx(0.6, abs=1e-4)
+    first, second = results[name]
+    assert_state(first["final"], second["final"])
+    assert all((first["final"][key][mask] != 0).any() for key, mask in first["masks"].items())
+    checkpoint = torch.load(results["folder"] / f"{name}.ckpt", weights_only=True)
+    assert_state(checkpoint["callbacks"]["MaskedTraining"]["masks"], first["masks"])
+    assert_state(checkpoint["state_dict"], first["final"])
+
+
+def test_sharded_weights_are_refused(results):
+    if not hasattr(torch.cpu.Stream(), "record_event"):
+        pytest.skip("this version of torch shards weights on accelerators only")
+    for result in results["sharded"]:
+        assert "NotImplementedError: Parameter 'network.fc1.weight' cannot be pruned: each process" in result["error"]
+        assert "DDPStrategy()" in result["error"]
