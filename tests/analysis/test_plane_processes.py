@@ -1,43 +1,21 @@
 """Two processes that share the points of a plane: the values of one process."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from lightning_psp.analysis import loss_plane
-from tests.support.plane_worker import PROCESSES, SIZE, arguments
+from tests.support.processes import PROCESSES, errors_of, start_processes
+from tests.support.processes.plane_worker import SIZE, arguments
 
 pytestmark = pytest.mark.xdist_group("plane processes")
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What each process found."""
     folder = tmp_path_factory.mktemp("planes")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.support.plane_worker", str(folder), str(rank)],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for rank in range(PROCESSES)
-    ]
-    try:
-        for process in processes:
-            process.wait(timeout=120)
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    errors = [path.read_text() for path in sorted(folder.glob("error *"))]
-    assert not errors, "\n".join(errors)
+    start_processes("plane_worker", folder, timeout=120)
+    assert not errors_of(folder), errors_of(folder)
     return [torch.load(folder / f"found {rank}.pt", weights_only=False) for rank in range(PROCESSES)]
 
 

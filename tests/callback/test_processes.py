@@ -1,21 +1,17 @@
 """Two processes that train together on a CPU: same gradient and same values as one process on the whole batch."""
 
-import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from tests.support.entropy_reference import entropy_by_hand
 from tests.support.followed import LAM, assert_same, mean_square, potentials
-from tests.support.process_worker import ERRORS, PROCESSES, RUNS, DeadHead, parts
+from tests.support.processes import PROCESSES, start_processes
+from tests.support.processes.training_worker import ERRORS, RUNS, DeadHead, parts
 
 # Those who run tests in parallel with `--dist loadgroup` have the processes started once.
 pytestmark = pytest.mark.xdist_group("processes")
-ROOT = Path(__file__).parents[2]
 
 
 def free_port():
@@ -28,27 +24,8 @@ def free_port():
 def results(tmp_path_factory):
     """What each process wrote down of each run, by name of the run."""
     folder = tmp_path_factory.mktemp("processes")
-    settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0", "PYTHONPATH": str(ROOT)}
-    processes, logs = [], []
-    for rank in range(PROCESSES):
-        logs.append((folder / f"{rank}.log").open("w"))
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.support.process_worker", str(folder), str(rank)],
-                cwd=ROOT,
-                env={**os.environ, **settings, "LOCAL_RANK": str(rank)},
-                stdout=logs[-1],
-                stderr=subprocess.STDOUT,
-            )
-        )
-    try:
-        for process in processes:
-            process.wait(timeout=240)
-    finally:
-        for process, log in zip(processes, logs, strict=True):
-            process.kill()
-            process.wait()
-            log.close()
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
+    start_processes("training_worker", folder, timeout=240, **meeting)
     found = {}
     for name in RUNS:
         files = [folder / f"{name} {rank}.pt" for rank in range(PROCESSES)]

@@ -1,45 +1,24 @@
 """Two processes that fill the same metrics: the values of one process with all samples."""
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from lightning_psp.functional import estimate_psp_entropy, psp_entropy
 from tests.support.entropy_reference import classwise, mean_over_sets, observations
-from tests.support.metric_worker import CLASSES, PROCESSES, RUNS, data
+from tests.support.processes import PROCESSES, errors_of, start_processes
+from tests.support.processes.metric_worker import CLASSES, RUNS, data
 
 pytestmark = pytest.mark.xdist_group("metric processes")
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What each process found in each run, by name of the run."""
     folder = tmp_path_factory.mktemp("metrics")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.support.metric_worker", str(folder), str(rank)],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for rank in range(PROCESSES)
-    ]
-    try:
-        for process in processes:
-            process.wait(timeout=120)
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    errors = [path.read_text() for path in sorted(folder.glob("error *"))]
-    assert not errors, "\n".join(errors)
+    start_processes("metric_worker", folder, timeout=120)
+    assert not errors_of(folder), errors_of(folder)
     return {
         name: [torch.load(folder / f"{name} {rank}.pt", weights_only=False) for rank in range(PROCESSES)]
         for name in RUNS

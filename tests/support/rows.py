@@ -1,6 +1,6 @@
 """A logger that keeps its rows, and a module with manual optimisation."""
 
-from tests.support.process_worker import Kept
+from tests.support.processes.training_worker import Kept
 from tests.support.small import Classifier
 
 

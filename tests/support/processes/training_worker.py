@@ -1,4 +1,4 @@
-"""One of two processes that train together; run by `test_processes` as `python -m tests.support.process_worker FOLDER`.
+"""One of two processes that train together; run by `tests/callback/test_processes.py`.
 
 Every run of a training puts what this process saw of it into a file of the folder.
 """
@@ -25,9 +25,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_psp import PSPCallback
 from tests.support.followed import LAM
+from tests.support.processes import PROCESSES
 from tests.support.small import BATCH, CLASSES, Classifier, loader, quiet_trainer
 
-PROCESSES = 2
 Batch = tuple[Tensor, Tensor]
 
 

@@ -1,20 +1,18 @@
-"""One of two processes that fill the same metrics; run by `test_metric_processes`."""
+"""One of two processes that fill the same metrics; run by `tests/metrics/test_processes.py`."""
 
 from __future__ import annotations
 
-import sys
-import traceback
 import warnings
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from lightning_psp.metrics import MeanSquarePotential, PSPEntropy
+from tests.support.processes import in_a_group
 
-PROCESSES, CLASSES = 2, 3
+CLASSES = 3
 Batch = tuple[Tensor, Tensor]
 
 
@@ -85,24 +83,10 @@ def run(name: str, rank: int) -> dict[str, Any]:
     return {"values": found, "warnings": [str(warning.message) for warning in said]}
 
 
-def main() -> None:
-    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder / 'meeting'}",
-        rank=rank,
-        world_size=PROCESSES,
-        timeout=timedelta(seconds=30),
-    )
-    try:
-        for name in RUNS:
-            torch.save(run(name, rank), folder / f"{name} {rank}.pt")
-    except BaseException:
-        (folder / f"error {rank}").write_text(traceback.format_exc())
-    finally:
-        distributed.destroy_process_group()
+def work(folder: Path, rank: int) -> None:
+    for name in RUNS:
+        torch.save(run(name, rank), folder / f"{name} {rank}.pt")
 
 
 if __name__ == "__main__":
-    main()
+    in_a_group(work)

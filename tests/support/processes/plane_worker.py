@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lightning_psp.analysis import loss_plane
 from tests.support.planes import MLP, Normalised, batches, solutions
+from tests.support.processes import in_a_group
 
-PROCESSES = 2
 SIZE = (3, 3)
 
 
@@ -77,23 +74,9 @@ def run(folder: Path, rank: int) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
-    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder / 'meeting'}",
-        rank=rank,
-        world_size=PROCESSES,
-        timeout=timedelta(seconds=60),
-    )
-    try:
-        torch.save(run(folder, rank), folder / f"found {rank}.pt")
-    except BaseException:
-        (folder / f"error {rank}").write_text(traceback.format_exc())
-    finally:
-        distributed.destroy_process_group()
+def work(folder: Path, rank: int) -> None:
+    torch.save(run(folder, rank), folder / f"found {rank}.pt")
 
 
 if __name__ == "__main__":
-    main()
+    in_a_group(work)
