@@ -12,6 +12,7 @@ import pytest
 import lightning_psp.analysis
 import lightning_psp.functional
 import lightning_psp.metrics
+import lightning_psp.pruning
 import lightning_psp.schedules
 
 for tool in ("mkdocs", "material", "mkdocstrings_handlers.python", "latex2mathml"):
@@ -67,7 +68,7 @@ def test_every_page_is_there(site):
 
 @pytest.mark.parametrize(
     "module",
-    [lightning_psp, lightning_psp.analysis, lightning_psp.functional, lightning_psp.metrics],
+    [lightning_psp, lightning_psp.analysis, lightning_psp.functional, lightning_psp.metrics, lightning_psp.pruning],
     ids=lambda module: module.__name__,
 )
 def test_every_public_name_is_in_the_reference(site, module):
