@@ -1,0 +1,84 @@
+"""Table and pictures of the pruning study."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_psp.plotting import plot_pruning
+from tables import markdown_table, mean_and_deviation
+
+LABELS = {
+    "gradual": "LOBSTER",
+    "lottery_ticket": "its masks, its initial weights",
+    "random_initialisation": "its masks, other initial weights",
+    "random_structure": "random masks",
+    "one_shot": "masks of the dense network",
+}
+CAPTION = (
+    "Test error in per cent, mean ± standard deviation over the trainings, at the weights with the lowest validation"
+    " loss. LOBSTER: one training, from whose masks the others begin.\n\n"
+)
+
+
+def report(rows: Sequence[Mapping[str, Any]], titles: Mapping[str, str], folder: Path) -> None:
+    """Write ``<task>.md`` and ``<task>.png`` for each task.
+
+    Args:
+        rows: The trainings: their settings, and their levels.
+        titles: Title of each task.
+        folder: Where the files go.
+    """
+    for task, title in titles.items():
+        trainings = [row for row in rows if row["task"] == task]
+        text = f"# {title}\n\n{CAPTION}{arms_table(trainings)}\n{gradual_table(trainings)}"
+        (folder / f"{task}.md").write_text(text)
+        print(text)
+        figure, axes = plot_pruning(curves(trainings))
+        axes.set_title(title)
+        figure.savefig(folder / f"{task}.png", dpi=150)
+
+
+def curves(trainings: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """For each arm, sparsity and test error of each training at each level."""
+    points: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for arm, label in LABELS.items():
+        for row in trainings:
+            if row["arm"] == arm and not row["lam"] and (arm != "gradual" or row["seed"] == 0):
+                points[label] += [(level["sparsity"], level["test_error"]) for level in row["levels"]]
+    return dict(points)
+
+
+def arms_table(trainings: Sequence[Mapping[str, Any]]) -> str:
+    """Errors of each arm at each sparsity at which the one-shot arms were trained."""
+    gradual = next(row for row in trainings if row["arm"] == "gradual" and row["seed"] == 0 and not row["lam"])
+    levels = sorted({row["level"] for row in trainings if row["arm"] == "one_shot"})
+    rows = []
+    for level in levels:
+        cells = [f"{100 * gradual['levels'][level]['sparsity']:.2f}", f"{gradual['levels'][level]['test_error']:.2f}"]
+        for arm in list(LABELS)[1:]:
+            errors = [row["levels"][0]["test_error"] for row in trainings if (row["arm"], row["level"]) == (arm, level)]
+            cells.append(mean_and_deviation(errors))
+        rows.append(cells)
+    return markdown_table(["pruned (%)", *LABELS.values()], rows)
+
+
+def gradual_table(trainings: Sequence[Mapping[str, Any]]) -> str:
+    """The gradual trainings: how far each came, and constant units at the end."""
+    rows = []
+    for row in trainings:
+        if row["arm"] == "gradual":
+            dense, last = row["levels"][0], row["levels"][-1]
+            constant = sum(last["off"].values()) + sum(last["on"].values())
+            rows.append(
+                [
+                    f"λ = {row['lam']:g}" if row["lam"] else "none",
+                    str(row["seed"]),
+                    f"{dense['test_error']:.2f}",
+                    f"{100 * last['sparsity']:.2f}",
+                    f"{last['test_error']:.2f}",
+                    f"{constant} of {sum(last['units'].values())}",
+                ]
+            )
+    header = ["PSP", "seed", "error, dense", "pruned (%)", "error, pruned", "constant units"]
+    return markdown_table(header, rows)
