@@ -30,7 +30,8 @@ def report(
         summary: Measures of each solution on the test images.
         folder: Where the files go.
     """
-    labels = (list(summary)[0], list(summary)[1])
+    first, second = summary
+    labels = (first, second)
     figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.6), dpi=150, layout="constrained")
     for ax, (part, words) in zip(axes, SETS.items(), strict=True):
         plot_plane(planes[part], ax, measure="loss", labels=labels, log_scale=True)

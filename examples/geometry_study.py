@@ -6,8 +6,8 @@
 Needs the trainings of `pruning_study.py`, from whose folder it reads the two solutions at the highest sparsity:
 LOBSTER's, and the lottery ticket's that was trained with the same masks. Around them it computes loss, error, ⟨z²⟩ and
 PSP-entropy over the plane through both and along the line between them, there with the second order, too, and the
-largest eigenvalues and the trace of the Hessian at each. Every result is a file that is read again when it is there, and
-an interrupted plane goes on point by point. `--small` does it for the digits, after `pruning_study.py --small`.
+largest eigenvalues and the trace of the Hessian at each. Every result is a file that is read again when it is there,
+and an interrupted plane goes on point by point. `--small` does it for the digits, after `pruning_study.py --small`.
 """
 
 import argparse
