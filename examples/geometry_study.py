@@ -21,9 +21,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from classifier import evaluate
-from geometry_report import report
-from images import ImageSets
 from lightning_psp import record_potentials
 from lightning_psp.analysis import (
     HessianSpectrum,
@@ -34,9 +31,12 @@ from lightning_psp.analysis import (
     loss_plane,
 )
 from lightning_psp.metrics import MeanSquarePotential, PSPEntropy
-from options import positive_integer
 from pruning_study import SMALL, TASKS, Task
-from resumable import write_json
+from support.classifier import evaluate
+from support.geometry_report import report
+from support.images import ImageSets
+from support.options import positive_integer
+from support.resumable import write_json
 
 Batches = list[tuple[Tensor, Tensor]]
 SOLUTIONS = ("gradual", "one-shot")

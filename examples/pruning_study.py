@@ -30,17 +30,17 @@ from lightning.pytorch import Callback, LightningDataModule
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from classifier import Classifier
-from data import Digits
-from images import MNIST, FashionMNIST
 from lightning_psp import PSPCallback
 from lightning_psp.pruning import LobsterPruning, MaskedTraining, magnitude_masks, random_masks_like
-from models import DigitsLeNet
-from networks import LeNet5, LeNet300
-from options import positive_integer
-from pruning_levels import LevelRecorder
-from pruning_report import report
-from resumable import silence_lightning, train_once, write_json
+from support.classifier import Classifier
+from support.data import Digits
+from support.images import MNIST, FashionMNIST
+from support.models import DigitsLeNet
+from support.networks import LeNet5, LeNet300
+from support.options import positive_integer
+from support.pruning_levels import LevelRecorder
+from support.pruning_report import report
+from support.resumable import silence_lightning, train_once, write_json
 
 ONE_SHOT_ARMS = ("lottery_ticket", "random_initialisation", "random_structure", "one_shot")
 

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from geometry_study import Batches, load_batches, measure, read_solution
-from options import positive_integer
 from pruning_study import TASKS
-from resumable import write_json
-from tables import markdown_table, mean_and_deviation
+from support.options import positive_integer
+from support.resumable import write_json
+from support.tables import markdown_table, mean_and_deviation
 
 ARMS = {
     "dense": "dense",

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
-from classifier import Classifier, evaluate
 from lightning_psp.analysis import constant_units
 from lightning_psp.pruning import LobsterPruning, MaskedTraining, sparsity
+from support.classifier import Classifier, evaluate
 
 
 class LevelRecorder(Callback):

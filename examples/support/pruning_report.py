@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_psp.plotting import plot_pruning
-from tables import markdown_table, mean_and_deviation
+from support.tables import markdown_table, mean_and_deviation
 
 LABELS = {
     "gradual": "LOBSTER",

@@ -9,7 +9,7 @@ from matplotlib import pyplot
 
 from lightning_psp.analysis import HessianSpectrum, LossPlane
 from lightning_psp.plotting import plot_plane, plot_spectrum
-from tables import markdown_table
+from support.tables import markdown_table
 
 SETS = {"train": "training images", "test": "test images"}
 
