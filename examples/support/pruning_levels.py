@@ -79,8 +79,8 @@ class LevelRecorder(Callback):
                 "epoch": best["epoch"],
                 "val_loss": best["loss"],
                 **evaluate(network, batches),
-                "off": {layer: units.off for layer, units in constant.layers.items()},
-                "on": {layer: units.on for layer, units in constant.layers.items()},
+                "off": {layer: len(units.off) for layer, units in constant.layers.items()},
+                "on": {layer: len(units.on) for layer, units in constant.layers.items()},
                 "units": {layer: units.units for layer, units in constant.layers.items()},
             }
         )
