@@ -80,7 +80,7 @@ TASKS = {
     "lenet300_fashion": Task("LeNet-300 on Fashion-MNIST", LeNet300, _fashion, 20, 30, 3, 3, 1e-3, 4),
     "lenet5_fashion": Task("LeNet-5 on Fashion-MNIST", LeNet5, _fashion, 20, 30, 3, 1, 1e-3, 4),
 }
-SMALL = {"digits": Task("small LeNet on digits", DigitsLeNet, _digits, 3, 12, 2, 1, 0.3, 2, most_epochs=60)}
+SMALL = {"digits": Task("small LeNet on digits", DigitsLeNet, _digits, 4, 30, 2, 1, 0.3, 2, most_epochs=150)}
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Study:
         for name, task in self.tasks.items():
             gradual = [
                 Training(name, "gradual", seed, task.most_epochs, lam)
-                for seed in range(task.seeds)
+                for seed in range(self.options.seeds or task.seeds)
                 for lam in (0.0, task.lam)
             ]
             yield from gradual
@@ -199,9 +199,11 @@ def spread(sparsities: list[float], number: int) -> list[int]:
         number: How many levels to choose; fewer where there are fewer.
 
     Returns:
-        Indices of the levels, in ascending order.
+        Indices of the levels, in ascending order; none where nothing was pruned.
     """
     left = [1 - sparsity for sparsity in sparsities]
+    if len(left) == 1:
+        return []
     wanted = [left[-1] ** (part / number) for part in range(1, number + 1)]
     nearest = [min(range(1, len(left)), key=lambda level: abs(math.log(left[level] / share))) for share in wanted]
     return sorted(set(nearest))
@@ -240,6 +242,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder of the sets, as torchvision stores them")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="tasks, in order")
     parser.add_argument("--small", action="store_true", help="scikit-learn's digits instead")
+    parser.add_argument("--seeds", type=positive_integer, help="gradual trainings; by default as in the table")
     parser.add_argument("--repeats", type=positive_integer, help="of each one-shot arm; by default as in the table")
     parser.add_argument("--workers", type=positive_integer, default=os.cpu_count(), help="trainings at a time")
     parser.add_argument("--accelerator", default="auto", help="accelerator of the Trainer")
