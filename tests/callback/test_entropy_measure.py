@@ -62,6 +62,23 @@ def test_nothing_is_measured_in_the_sanity_check():
     assert seen == [[]]
 
 
+def test_an_activation_that_is_written_out_is_counted_once():
+    """Its inner nonlinearity is taken for one until it closes: other values, of which other units are on."""
+
+    class Shifted(Classifier):
+        def forward(self, features):
+            z = self.first(features)
+            return self.third(torch.relu(self.second(z * torch.sigmoid(z + 0.5))))
+
+    torch.manual_seed(3)
+    module, (loaders, features, labels) = Shifted().double(), data()
+    logged = evaluated(PSPCallback(entropy=(1, 2)), module, loaders)
+    z = module.first(features).detach()
+    for order, name in ((1, "entropy"), (2, "entropy2")):
+        assert logged[f"psp_{name}_test/first"] == pytest.approx(entropy_by_hand(z, labels, order), rel=1e-6)
+        assert abs(entropy_by_hand(z + 0.5, labels, order) - entropy_by_hand(z, labels, order)) > 0.01
+
+
 def test_channels_are_units_and_their_positions_observations():
     class Convolutional(Classifier):
         def __init__(self):
