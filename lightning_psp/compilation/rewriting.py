@@ -12,6 +12,7 @@ from lightning_psp.capture.nonlinearities import Activation
 from lightning_psp.functional.penalty import Reduction, count_units
 from lightning_psp.functional.precision import accumulation_dtype
 from lightning_psp.torch_private.compiler import copy_argument, mark_as_argument
+from lightning_psp.torch_private.functions import same_memory
 
 
 class Place(NamedTuple):
@@ -216,7 +217,7 @@ class _PassWithPenalty(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, coefficient: Tensor) -> Tensor:
-        passed = _same_memory(z)
+        passed = same_memory(z)
         ctx.save_for_backward(passed, coefficient)
         return passed
 
@@ -231,17 +232,11 @@ class _PassWithPenaltyOfMean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, coefficient: Tensor) -> Tensor:
         ctx.save_for_backward(z.mean(dim=0, dtype=coefficient.dtype), coefficient)
-        return _same_memory(z)
+        return same_memory(z)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return _add_product(gradient, *ctx.saved_tensors), None
-
-
-def _same_memory(z: Tensor) -> Tensor:
-    # Of views, compilers hand out the base, and make views of it anew: the gradient would go around the penalty.
-    passed: Tensor = torch.ops.aten._unsafe_view(z, z.size())
-    return passed
 
 
 def _add_product(gradient: Tensor, potential: Tensor, coefficient: Tensor) -> Tensor:

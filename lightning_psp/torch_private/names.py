@@ -25,7 +25,7 @@ def find(path: str) -> Any:
                 import_module(".".join(parts[:number]))
             except ImportError:
                 return None
-        found = getattr(found, name)
+        found = getattr(found, name, None)
     return found
 
 
