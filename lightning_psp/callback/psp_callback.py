@@ -32,6 +32,7 @@ from lightning_psp.functional.arguments import check_bool, check_choice, check_n
 from lightning_psp.functional.penalty import REDUCTIONS, Reduction
 from lightning_psp.functional.validation import Unit
 from lightning_psp.lightnings import AnyCallback, OnceAFit, refuse_other_lightning
+from lightning_psp.lightnings.lightning_private import accumulates
 from lightning_psp.recording.potentials import check_module
 from lightning_psp.schedules import Schedule, make_schedule
 
@@ -55,12 +56,12 @@ class PSPCallback(AnyCallback):
     and the loss reaches. Warnings name, once, what could not be seen: functions and custom autograd functions that may
     be nonlinearities, and a network of several layers of which only the output was found.
 
-    Logged per step: ``psp/lam``, ``psp/penalty`` (λR), ``psp/z2`` and, where there is one, ``psp/entropy_term``. Per
-    epoch: ``psp/z2_train``, ``psp/z2_val``, ``psp/z2_test`` (⟨z²⟩, the mean over layers), ``psp/entropy_val`` and
-    ``psp/entropy_test`` (the PSP-entropy of Tartaglione et al., 2020, Eq. 3 to 5, the mean over hidden layers),
-    ``psp/entropy2_val`` and so on for further orders. With `log_layers` each layer's: ``psp_z2_train/<layer>``,
-    ``psp_entropy_val/<layer>`` and so on. Several dataloaders count as one data set. All can be monitored by other
-    callbacks.
+    Logged per step: ``psp/lam``, ``psp/penalty`` (λR), ``psp/penalty_share`` (λR over the size of the loss), ``psp/z2``
+    and, where there is one, ``psp/entropy_term``. Per epoch: ``psp/z2_train``, ``psp/z2_val``, ``psp/z2_test`` (⟨z²⟩,
+    the mean over layers), ``psp/entropy_val`` and ``psp/entropy_test`` (the PSP-entropy of Tartaglione et al., 2020,
+    Eq. 3 to 5, the mean over hidden layers), ``psp/entropy2_val`` and so on for further orders. With `log_layers` each
+    layer's: ``psp_z2_train/<layer>``, ``psp_entropy_val/<layer>`` and so on. Several dataloaders count as one data set.
+    All can be monitored by other callbacks.
 
     Args:
         lam: strength λ of the penalty, 0 or more; 0 only watches.
@@ -126,6 +127,7 @@ class PSPCallback(AnyCallback):
         log_layers: bool = True,
         histograms: bool = False,
     ) -> None:
+        self._arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         check_number("lam", lam, at_least=0)
         find_nonlinearities(activations)
@@ -154,6 +156,10 @@ class PSPCallback(AnyCallback):
         self._watch: Watch | None = None
         self._seen = Seen()
 
+    def __repr__(self) -> str:
+        arguments = {**self._arguments, "lam": self.lam}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
+
     @property
     def metrics(self) -> dict[str, dict[str, LayerMetrics]]:
         """What is logged, as metrics: by stage (``"train"``, ``"val"``, ``"test"``) and layer.
@@ -179,7 +185,7 @@ class PSPCallback(AnyCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts watching the trainer's steps."""
         refuse_what_needs_one_process(trainer, self.lam, self.reduction, self.entropy_term.weight)
-        self._say.forget()
+        self._reports.start()
         self._attach(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -294,7 +300,9 @@ class PSPCallback(AnyCallback):
         log_step(trainer, pl_module, values)
         # An accelerator is not made to wait in every step.
         if values and (not isinstance(values["psp/z2"], Tensor) or is_logging_step(trainer)):
-            self._reports.tell_of_broken_step(step, values["psp/z2"])
+            self._reports.tell_of_step(step, values["psp/z2"])
+        if not (pl_module.automatic_optimization and accumulates(trainer)):
+            self._reports.tell_of_first_step(step, self._seen, self.lam, pl_module)
         self._samples.update(step.samples)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

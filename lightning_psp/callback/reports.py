@@ -5,10 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 
+from torch import nn
+
+from lightning_psp.callback.first_step import describe_first_step, percentage
 from lightning_psp.callback.settings import Settings
 from lightning_psp.callback.step import Seen, Step
 from lightning_psp.functional.totals import Total
 from lightning_psp.lightnings import OnceAFit
+
+# Share of the penalty in the loss from which on it may be what lets a training diverge.
+_LARGE = 0.1
 
 
 class Reports:
@@ -22,6 +28,13 @@ class Reports:
     def __init__(self, say: OnceAFit, settings: Settings) -> None:
         self._say = say
         self._settings = settings
+        self._largest_share = 0.0  # of the penalty in the loss, in steps that were read
+        self._lam = 0.0  # of that step
+
+    def start(self) -> None:
+        """Starts a new fit."""
+        self._say.forget()
+        self._largest_share = self._lam = 0.0
 
     def check_layers(self, seen: Seen, has_seen_all: bool = True) -> None:
         """Raises a ValueError, unless that was looked at before, where layers are not those that the user chose.
@@ -66,14 +79,31 @@ class Reports:
         if step.unseen:
             self._say("unseen", step.unseen)
 
-    def tell_of_broken_step(self, step: Step, mean: Total) -> None:
+    def tell_of_first_step(self, step: Step, seen: Seen, lam: float, module: nn.Module) -> None:
+        """Tells what the callback does, once; with a schedule that starts at 0, when λ is above it.
+
+        Args:
+            step: the training step.
+            seen: what steps have shown up to now.
+            lam: λ as the user gave it.
+            module: the user's module.
+        """
+        is_penalised = lam == 0.0 or (step.lam > 0.0 and bool(seen.penalised))
+        if step.sums and is_penalised and not self._say.was_told("first step"):
+            layers = [*seen.penalised] if lam > 0.0 else [*seen.chosen]
+            self._say("first step", describe_first_step(step, layers, lam, module), is_warning=False)
+            self._note_share(step)
+
+    def tell_of_step(self, step: Step, mean: Total) -> None:
         """Tells of layers whose sum of z² in a training step is no finite number.
 
         Args:
             step: the step.
             mean: ⟨z²⟩ of the network in it.
         """
-        if not math.isfinite(mean):
+        if math.isfinite(mean):
+            self._note_share(step)
+        else:
             self.tell_of_broken({layer: total for layer, (total, _) in step.sums.items()}, "training")
 
     def tell_of_broken(self, layers: Mapping[str, Total], stage: str) -> None:
@@ -81,7 +111,18 @@ class Reports:
         broken = [layer for layer, value in layers.items() if not math.isfinite(value)]
         if broken:
             # The layers behind the first take it over from it.
-            self._say("broken", f"The potentials of layer {broken[0]!r} hold NaN or infinity ({stage}).")
+            message = f"The potentials of layer {broken[0]!r} hold NaN or infinity ({stage})."
+            if self._largest_share >= _LARGE:
+                message += (
+                    f" With λ = {self._lam:g} the penalty was up to {percentage(self._largest_share)} of the loss"
+                    " before: λ may be too large."
+                )
+            self._say("broken", message)
+
+    def _note_share(self, step: Step) -> None:
+        share = float(step.penalty_share)
+        if math.isfinite(share) and share >= self._largest_share:
+            self._largest_share, self._lam = share, step.lam
 
     def tell_of_epoch(self, seen: Seen) -> None:
         """Tells of what the steps of an epoch of training have shown to be left out."""

@@ -77,11 +77,9 @@ class Step:
     unseen: str
 
     @property
-    def penalty_share(self) -> Total | None:
-        """λR over the size of the loss; None where there is a penalty and no loss is known."""
-        if self.loss is None:
-            return 0.0 if not isinstance(self.penalty, Tensor) and self.penalty == 0.0 else None
-        return _ratio(self.penalty, self.loss)
+    def penalty_share(self) -> Total:
+        """λR over the size of the loss; 0 where there was no backward pass, and with it no penalty."""
+        return 0.0 if self.loss is None else _ratio(self.penalty, self.loss)
 
 
 class Seen:

@@ -22,15 +22,16 @@ from lightning_psp.lightnings.lightning_private import (
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-# What is logged in every training step: λ, the penalty, ⟨z²⟩ of the batch.
-STEP_VALUES = ("psp/lam", "psp/penalty", "psp/z2")
+# What is logged in every training step: λ, the penalty, its share of the loss, ⟨z²⟩ of the batch.
+STEP_VALUES = ("psp/lam", "psp/penalty", "psp/penalty_share", "psp/z2")
 
 
 def step_values(step: Step, has_entropy_term: bool) -> dict[str, Total]:
     """What to log of a training step; nothing where it has shown no potential."""
     if not step.sums:
         return {}
-    values = dict(zip(STEP_VALUES, (step.lam, step.penalty, mean_over_layers(step.sums)), strict=True))
+    found = (step.lam, step.penalty, step.penalty_share, mean_over_layers(step.sums))
+    values = dict(zip(STEP_VALUES, found, strict=True))
     if has_entropy_term:
         values["psp/entropy_term"] = step.entropy_term
     return values

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from contextlib import AbstractContextManager
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -80,10 +81,17 @@ def layer_penalties(potentials: Mapping[str, Tensor], reduction: Reduction = "me
         {'hidden': tensor(1.7500), 'output': tensor(2.)}
     """
     check_choice("reduction", reduction, REDUCTIONS)
+    if not isinstance(potentials, Mapping):
+        raise TypeError(
+            "Expected argument `potentials` to be a dict of potentials by layer, such as that of"
+            f" `with record_potentials(...) as potentials`, but got {_describe(potentials)}."
+        )
     if not potentials:
         raise ValueError("Expected argument `potentials` to hold at least one layer but got none.")
     unit_dims: Mapping[str, int] = getattr(potentials, "unit_dims", {})
     parts_of: Mapping[str, tuple[str, int]] = getattr(potentials, "layers", {})
+    for entry, potential in potentials.items():
+        _check_type(entry, potential)
     depends_on_parameters = any(potential.requires_grad for potential in potentials.values())
     layers: dict[str, dict[int, list[tuple[Tensor, int]]]] = {}
     for entry, potential in potentials.items():
@@ -98,6 +106,17 @@ def layer_penalties(potentials: Mapping[str, Tensor], reduction: Reduction = "me
 def count_units(potential: Tensor, unit_dim: int) -> int:
     """The number of neurons of a layer, the positions of a filter counting as one; 1 for a vector of outputs."""
     return potential.shape[unit_dim] if potential.ndim > 1 else 1
+
+
+def _describe(found: Any) -> str:
+    if isinstance(found, AbstractContextManager):
+        return "a block that was not entered: take what it gives behind `as`"
+    return f"a {type(found).__name__}"
+
+
+def _check_type(layer: str, potential: Any) -> None:
+    if not isinstance(potential, Tensor):
+        raise TypeError(f"Expected the potentials of layer {layer!r} to be a tensor but got {_describe(potential)}.")
 
 
 def _check(layer: str, potential: Tensor) -> None:

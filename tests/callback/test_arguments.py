@@ -120,6 +120,11 @@ def test_scripted_modules_are_refused():
         ({"fc": torch.ones(2, 3, dtype=torch.long)}, TypeError, "'fc'"),
         ({"fc": torch.ones(2, 3, dtype=torch.complex64)}, TypeError, "'fc'"),
         ({"fc": torch.ones(0, 3)}, ValueError, "'fc'"),
+        (torch.ones(2, 3), TypeError, "`with record_potentials.* as potentials`, but got a Tensor"),
+        (nn.Linear(2, 3), TypeError, "`with record_potentials.* as potentials`, but got a Linear"),
+        ([torch.ones(2, 3)], TypeError, "`with record_potentials.* as potentials`, but got a list"),
+        (record_potentials(nn.Linear(2, 3)), TypeError, "as potentials`, but got a block that was not entered"),
+        ({"fc": [torch.ones(2, 3)]}, TypeError, "'fc' to be a tensor but got a list"),
     ],
 )
 def test_penalty_refuses(potentials, error, part):

@@ -74,7 +74,8 @@ def test_gradients_and_values(name):
     trainer.fit(module, loader(), loader(1))
     check(module, steps=6)
     stages = [f"psp_z2_{stage}/{layer}" for stage in ("train", "val") for layer in LAYERS]
-    expected = {"psp/lam", "psp/penalty", "psp/z2", "psp/z2_train", "psp/z2_val", "psp/entropy_val", *stages}
+    steps = {"psp/lam", "psp/penalty", "psp/penalty_share", "psp/z2"}
+    expected = {*steps, "psp/z2_train", "psp/z2_val", "psp/entropy_val", *stages}
     assert expected <= set(trainer.callback_metrics)
     assert isinstance(callback, importlib.import_module(name).Callback)
     assert not [step for step in trainer.strategy.__dict__ if step.endswith("_step")]

@@ -14,7 +14,7 @@ from lightning_psp import PSPCallback
 from tests.support.rows import ByHand, Rows
 from tests.support.small import Classifier, loader, quiet_trainer
 
-STEP = {"psp/lam", "psp/penalty", "psp/z2"}
+STEP = {"psp/lam", "psp/penalty", "psp/penalty_share", "psp/z2"}
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
 

@@ -391,5 +391,6 @@ def test_layers_off_every_path_are_named_and_no_others(choice, left_out):
 
     with patch("lightning_psp.lightnings.messages.rank_zero_info") as said:
         quiet_trainer(PSPCallback(lam=LAM, **choice), max_epochs=2).fit(Frozen(), loader(1))
-    (message,) = [call.args[0] for call in said.call_args_list]
+    first, message = [call.args[0] for call in said.call_args_list]
+    assert first.startswith("PSPCallback penalises")
     assert message.endswith(f"to a loss: {', '.join(left_out)}.")

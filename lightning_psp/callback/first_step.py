@@ -1,0 +1,76 @@
+"""What the callback says of itself after the first step of a training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import nn
+
+from lightning_psp.callback.step import Step
+
+# Shares of the penalty in the loss below which it does next to nothing, and above which it comes before the loss.
+NEGLIGIBLE, DOMINANT = 0.001, 1.0
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def describe_first_step(step: Step, layers: Sequence[str], lam: float, module: nn.Module) -> str:
+    """Says what is penalised and how much of the loss that is, and what to do where it is very little or very much.
+
+    Args:
+        step: the step.
+        layers: the layers chosen.
+        lam: λ as the user gave it, which a schedule may have made smaller in this step.
+        module: the user's module, which layers are named relative to.
+    """
+    sentences = [_beginning(step, len(layers), lam)]
+    means = {layer: float(total) / elements for layer, (total, elements) in step.sums.items()}
+    largest = max(means, key=lambda layer: means[layer])
+    sentences.append(f"⟨z²⟩ is largest in {largest!r}: {means[largest]:.3g}, of the network {_mean(means):.3g}.")
+    share = float(step.penalty_share)
+    if step.lam == 0.0 or not math.isfinite(share):
+        return " ".join(sentences)
+    sentences.append(f"The penalty is {percentage(share)} of the loss.")
+    at_full_strength = share * lam / step.lam
+    if at_full_strength < NEGLIGIBLE:
+        sentences.append(f"Below {percentage(NEGLIGIBLE)} it changes next to nothing: try a larger λ.")
+        normalised = [layer for layer in layers if is_batch_norm(module, layer)]
+        if 2 * len(normalised) >= len(layers):
+            sentences.append(
+                f"{len(normalised)} of the layers are what batch norm gives: there ⟨z²⟩ starts at 1, whatever the"
+                " weights before it are, and λ acts on the weight and bias of the batch norm alone."
+            )
+    elif at_full_strength > DOMINANT:
+        sentences.append(f"Above {percentage(DOMINANT)} it comes before the loss: try a smaller λ.")
+    return " ".join(sentences)
+
+
+def _beginning(step: Step, number: int, lam: float) -> str:
+    layers = "1 layer" if number == 1 else f"{number} layers"
+    if lam == 0.0:
+        return f"PSPCallback watches {layers} and penalises none, for λ = 0."
+    of_full = "" if math.isclose(step.lam, lam) else f" in this step, of {lam:g}"
+    return f"PSPCallback penalises {layers} with λ = {step.lam:g}{of_full}."
+
+
+def _mean(means: dict[str, float]) -> float:
+    return sum(means.values()) / len(means)
+
+
+def percentage(share: float) -> str:
+    """A share as it is read.
+
+    Example:
+        >>> percentage(0.000615), percentage(1.0), percentage(34.5)
+        ('0.061 %', '100 %', '3450 %')
+    """
+    return f"{100 * share:.2g} %" if share < 1 else f"{100 * share:.0f} %"
+
+
+def is_batch_norm(module: nn.Module, layer: str) -> bool:
+    """Whether a layer's potentials are what a batch norm gives."""
+    found: nn.Module | None = module
+    for name in layer.split("."):
+        found = None if found is None else dict(found.named_children()).get(name)
+    return isinstance(found, _BATCH_NORMS)
