@@ -148,6 +148,7 @@ class LobsterPruning(HoldsMasks):
         self._plateau = Plateau(self.patience, self.min_improvement)
         self._best: dict[str, Tensor] = {}
         self._last_step = -1
+        self._is_finished = False
         self._module: weakref.ref[LightningModule] | None = None
         self._before: ModuleAttributes | None = None
         self._gradients = UnclippedGradients()
@@ -206,6 +207,10 @@ class LobsterPruning(HoldsMasks):
         return {**super().__getstate__(), "_module": None, "_before": None, "_gradients": UnclippedGradients()}
 
     # --- training --------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops a training that had stopped already when it was saved."""
+        trainer.should_stop = trainer.should_stop or self._is_finished
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Keeps the gradients where they are going to be clipped."""
@@ -295,8 +300,8 @@ class LobsterPruning(HoldsMasks):
             f"LobsterPruning: {step.sparsity:.2%} of the weights are 0 after epoch {step.epoch}, {self.monitor}"
             f" {step.loss_before:.4g} → {step.loss_after:.4g}, threshold {step.threshold:.3g}."
         )
-        if found is None or self._still_prunable() == 0:
-            trainer.should_stop = True
+        self._is_finished = found is None or self._still_prunable() == 0
+        trainer.should_stop = trainer.should_stop or self._is_finished
 
     def _search(self, trainer: Trainer, pl_module: LightningModule) -> tuple[FoundThreshold | None, float, int]:
         """The threshold, the loss before, and how many evaluations were made."""
@@ -359,6 +364,7 @@ class LobsterPruning(HoldsMasks):
             "best": dict(self._best),
             "plateau": {name: plateau[name] for name in ("best", "reference", "waited")},
             "last_step": self._last_step,
+            "is_finished": self._is_finished,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -368,6 +374,7 @@ class LobsterPruning(HoldsMasks):
         self._best = dict(state_dict["best"])
         self._plateau = Plateau(self.patience, self.min_improvement, **state_dict["plateau"])
         self._last_step = state_dict["last_step"]
+        self._is_finished = state_dict["is_finished"]
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
