@@ -54,7 +54,7 @@ class LayerMeasures:
             self._elements[layer] = self._elements.get(layer, 0) + potentials[entry].numel()
         if labels is None or self._classes is None:
             return
-        ranks = torch.searchsorted(self._classes, labels)
+        ranks = torch.searchsorted(self._classes.to(labels.device), labels)
         for layer, parts in layers.items():
             if not any(entry in potentials.outputs for entries in parts.values() for entry in entries):
                 self._add_states(layer, potentials, list(parts.values()), ranks)

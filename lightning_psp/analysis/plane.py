@@ -72,7 +72,7 @@ def loss_plane(
 
     .. math:: \theta(x, y) = \theta_1 + x \, (\theta_2 - \theta_1) + y \, d
 
-    is measured on a grid of points (Tartaglione et al., 2020, Fig. 2 and 4, draw such maps), x from -`margin` to
+    is measured on a grid of points (Tartaglione et al., 2020, Fig. 2 to 4, draw such maps), x from -`margin` to
     1 + `margin` and y from -(½ + `margin`) to ½ + `margin`. At x = 0 and x = 1 with y = 0 its weights are those of the
     two solutions to the digit; odd sizes have such points where `margin` allows it, as 0.25 does with 25 points. The
     direction d is drawn from a normal distribution and

@@ -370,3 +370,21 @@ def test_nan_is_told():
         assert value[0].isnan().tolist() == [False, True], measure
     for layer in found.layers["entropy"].values():
         assert layer[0].isnan().tolist() == [False, True]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch_norm", ["keep", "reestimate"])
+@pytest.mark.parametrize("data_on_gpu", [False, True])
+def test_an_accelerator_gives_what_a_processor_gives(batch_norm, data_on_gpu):
+    network, data = Normalised().double(), batches()
+    first, second = solutions(network)
+    masks = {"fc.weight": torch.rand(CLASSES, 9) < 0.5}
+    settings = {"size": (3, 3), "batch_norm": batch_norm, "by_layer": True, "masks": masks}
+    expected = loss_plane(network, first, second, data, **settings)
+    if data_on_gpu:
+        data = [(x.cuda(), labels.cuda()) for x, labels in data]
+    state = torch.cuda.get_rng_state()
+    found = loss_plane(network.cuda(), first, second, data, **settings)
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+    for measure, value in expected.values.items():
+        torch.testing.assert_close(found.values[measure], value, rtol=1e-9, atol=1e-12)
