@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import importlib.util
 import io
 import itertools
 import re
@@ -90,10 +91,11 @@ def test_files_that_the_readme_links_to_are_there():
     assert not [target for target in linked if not (ROOT / target).is_file()]
 
 
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 KIT = ["CONTRIBUTING.md", "CODE_OF_CONDUCT.md", "SECURITY.md", "examples/README.md", "examples/configs/README.md"]
 
 
-@pytest.mark.parametrize("name", [*KIT, "README.md"])
+@pytest.mark.parametrize("name", [*KIT, "README.md", "docs/architecture.md"])
 def test_files_and_commands_that_are_named_are_there(name):
     text = (ROOT / name).read_text()
     links = [target for target in re.findall(r"\]\(([^)#]+)", text) if "://" not in target]
@@ -102,6 +104,16 @@ def test_files_and_commands_that_are_named_are_there(name):
     assert not [path for path in paths if not list(ROOT.glob(path)) and "output" not in path]
     commands = re.findall(r"\bmake ([a-z-]+)\b(?=`| PYTEST_ARGS|$)", text, flags=re.MULTILINE)
     assert set(commands) <= set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+
+
+def test_the_picture_of_the_architecture_is_what_its_script_draws():
+    spec = importlib.util.spec_from_file_location("architecture", ROOT / "docs" / "tools" / "architecture.py")
+    architecture = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(architecture)
+    assert architecture.PICTURE.read_text(encoding="utf-8") == architecture.picture()
+    drawn = {box.title for box in architecture.BOXES.values() if box.kind != "yours"}
+    written = set(re.findall(r"`((?!lightning_psp|tests)\w+/[\w.*]*)`", ARCHITECTURE))
+    assert not [name for name in drawn | written if not list((ROOT / "lightning_psp").glob(name))]
 
 
 def test_each_example_has_its_line():

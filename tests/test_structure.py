@@ -1,6 +1,7 @@
 """The package's folders import in one direction, without a circle, and its files are short."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,9 @@ def test_what_is_wrong_is_found(tmp_path, case):
         (package / name).write_text(text)
     assert bool(wrong_ways(package)) == is_wrong
     assert bool(circles(package)) == is_circle
+
+
+def test_the_page_on_the_architecture_has_each_folder_in_this_order():
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+    told = re.findall(r"^\| `lightning_psp/(\w+)/` \|", page, flags=re.MULTILINE)
+    assert told == [name for name in ORDER if (PACKAGE / name).is_dir()]
