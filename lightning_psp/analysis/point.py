@@ -69,6 +69,8 @@ class PointMeasures:
         samples = 0
         for batch in self._data:
             size = samples_in(batch)
+            if size == 0:
+                continue
             samples += size
             labels = labels_of(batch) if self._orders else None
             on_device = moved(batch, device)

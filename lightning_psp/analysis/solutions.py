@@ -70,9 +70,11 @@ class WeightPlane:
                 if not each.is_continuous:
                     value.copy_(each.first if x < 0.5 else each.second)
                     continue
-                place = x if each.is_weight else min(max(x, 0.0), 1.0)
+                first, second = _real(each.first), _real(each.second)
                 # exact at 0 and at 1
-                torch.lerp(_real(each.first), _real(each.second), place, out=_real(value))
+                torch.lerp(first, second, x if each.is_weight else min(max(x, 0.0), 1.0), out=_real(value))
+                if not each.is_weight:  # a mask may be infinite
+                    _real(value).copy_(torch.where(first == second, first, _real(value)))
             if y != 0:
                 for weight, direction in self._direction:
                     _real(weight.tensor.data).add_(direction, alpha=y)

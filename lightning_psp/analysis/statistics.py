@@ -39,9 +39,11 @@ def reestimate_statistics(module: nn.Module, data: Iterable[Any], loss: Loss) ->
         norm.reset_running_stats()  # NaN would stay, whatever it weighs
     for batch in data:
         size = samples_in(batch)
+        if size == 0:
+            continue
         samples += size
         for norm in norms:
-            norm.momentum = size / max(samples, 1)
+            norm.momentum = size / samples
         loss(module, moved(batch, device))
     for norm in norms:
         norm.eval()

@@ -202,6 +202,63 @@ def test_integer_buffers_are_those_of_the_nearer_solution():
         assert found.values["loss"][0, column].item() == pytest.approx(torch.cat(losses).mean().item(), rel=1e-6)
 
 
+def test_infinite_buffers_stay():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, CLASSES)
+            self.register_buffer("mask", torch.tensor([0.0, 0.0, -torch.inf]))
+
+        def forward(self, x):
+            return self.fc(x) + self.mask
+
+    network, data = Masked(), [(x, labels % 2) for x, labels in batches(dtype=torch.float32)]
+    first, second = solutions(network)
+    first["mask"], second["mask"] = torch.tensor([0.0, 1.0, -torch.inf]), torch.tensor([0.0, 3.0, -torch.inf])
+    found = loss_plane(network, first, second, data, measures=("loss",), size=(3, 1), margin=0)
+    scores = data[0][0] @ (first["fc.weight"] + second["fc.weight"]).T / 2 + (first["fc.bias"] + second["fc.bias"]) / 2
+    one = loss_plane(network, first, second, data[:1], measures=("loss",), size=(3, 1), margin=0)
+    expected = F.cross_entropy(scores[:, :2] + torch.tensor([0.0, 2.0]), data[0][1])
+    assert one.values["loss"][0, 1].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert found.values["loss"].isfinite().all()
+
+
+def test_empty_batches_weigh_nothing():
+    network, data = MLP(), batches(dtype=torch.float32)
+    first, second = solutions(network)
+    empty = (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    found = loss_plane(network, first, second, [data[0], empty, *data[1:]], batch_norm="reestimate", **ENDS)
+    expected = loss_plane(network, first, second, data, **ENDS)
+    for measure, value in expected.values.items():
+        assert torch.equal(found.values[measure], value)
+
+
+@pytest.mark.parametrize("way", ["function", "method", "inner"])
+def test_compiled_networks(way, fresh_compiler):
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = MLP().double()
+
+        def forward(self, x):
+            return self.network(x)
+
+    network, data = Outer(), batches()
+    first, second = solutions(network)
+    expected = loss_plane(network, first, second, data, size=(3, 3))
+    if way == "function":
+        network = torch.compile(network, backend="eager")
+        first, second = ({f"_orig_mod.{name}": value for name, value in state.items()} for state in (first, second))
+    elif way == "method":
+        network.compile(backend="eager")
+    else:
+        network.network.compile(backend="eager")
+    network(data[0][0])
+    found = loss_plane(network, first, second, data, size=(3, 3))
+    for measure, value in expected.values.items():
+        torch.testing.assert_close(found.values[measure], value, rtol=1e-12, atol=1e-12)
+
+
 def test_passes_are_further_observations():
     network = SharedWeights().double()
     data = [(torch.randn(7, 6, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2, 0]))]
