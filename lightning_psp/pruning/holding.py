@@ -96,6 +96,12 @@ class HoldsMasks(AnyCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts to hold the masks, those of the first process in all of them."""
+        for optimizer in trainer.optimizers:
+            if not isinstance(optimizer, Optimizer):
+                raise NotImplementedError(
+                    f"{type(self).__name__} is not told of the steps of {type(optimizer).__name__}, which is no"
+                    " `torch.optim.Optimizer`. Derive its class from that one."
+                )
         self._reorder(trainer, is_first=False)
         self._detach()
         self._steps = OptimizerSteps((), self._end_step)

@@ -187,6 +187,29 @@ def test_what_comes_after_a_step_comes_once():
     assert counts == {Looping: 6, torch.optim.SGD: 4}
 
 
+def test_an_optimiser_that_tells_nobody_of_its_steps():
+    class Own:
+        """What Lightning asks of an optimiser."""
+
+        param_groups, defaults, state = ({"params": [], "lr": 0.1},), {}, {}
+
+        def step(self, closure=None):
+            return closure()
+
+        def zero_grad(self, set_to_none=True):
+            """There are no gradients."""
+
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state_dict):
+            """There is no state."""
+
+    module = Pruned(NETWORKS["lenet300"](), lambda parameters: Own())
+    with pytest.raises(NotImplementedError, match="MaskedTraining is not told of the steps of Own, which is no"):
+        fit(module, MaskedTraining(masks_for(module)))
+
+
 def test_parameters_that_take_the_place_of_others():
     class Replaces(Callback):
         def on_train_epoch_end(self, trainer, pl_module):
@@ -212,3 +235,12 @@ def test_the_looks_see_weights_that_are_not_held(name):
     pruned_without_masks(module)
     fit(module)
     assert [largest for place, largest in module.seen if place == "validation step"][1] > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("name", ["lenet5", "weight norm", "lstm"])
+def test_on_a_gpu(name, precision, fused):
+    torch.manual_seed(0)
+    check(Pruned(NETWORKS[name](), adamw(fused=fused)), precision=precision, accelerator="gpu", devices=1)
