@@ -6,14 +6,18 @@ as it was. Open `constant_units.py` first, the shortest.
 
 from lightning_psp.analysis.constant_units import ConstantStates, ConstantUnits, constant_units
 from lightning_psp.analysis.gradient_parts import GradientParts, psp_gradient_parts
+from lightning_psp.analysis.layer_summary import LayerSummary, SummarisedLayer, layer_summary
 from lightning_psp.analysis.plane import LossPlane, loss_plane
 
 __all__ = [
     "ConstantStates",
     "ConstantUnits",
     "GradientParts",
+    "LayerSummary",
     "LossPlane",
+    "SummarisedLayer",
     "constant_units",
+    "layer_summary",
     "loss_plane",
     "psp_gradient_parts",
 ]

@@ -25,8 +25,9 @@ class Potentials(dict[str, Tensor]):
     own, ``name``, ``name:1``, …. :func:`~lightning_psp.psp_penalty` counts them as the one layer that they are.
 
     `unit_dims` holds the dimension of the neurons of each entry, `layers` its layer and which part of that it is: a
-    pair such as ``("gates", 2)``, and `passes` how many passes were concatenated in it. `outputs` names the entries
-    that are output layers.
+    pair such as ``("gates", 2)``, `passes` how many passes were concatenated in it, and `nonlinearities` the name of
+    what it enters: a function or module class, ``"gates"`` in recurrent layers, ``"output"`` for an output layer.
+    `outputs` names the entries that are output layers.
     """
 
     def __init__(self) -> None:
@@ -35,6 +36,7 @@ class Potentials(dict[str, Tensor]):
         self.unit_dims: dict[str, int] = {}
         self.layers: dict[str, tuple[str, int]] = {}
         self.passes: dict[str, int] = {}
+        self.nonlinearities: dict[str, str] = {}
         self.outputs: set[str] = set()
 
 
@@ -91,8 +93,20 @@ def record_potentials(
         >>> {layer: tuple(z.shape) for layer, z in potentials.items()}
         {'0': (5, 3), '2': (5, 2)}
     """
-    check_module(module)
     selection = LayerSelection(include, exclude, output)
+    with recording(module, selection, activations, lambda message: warnings.warn(message, stacklevel=6)) as recorded:
+        yield recorded
+
+
+@contextmanager
+def recording(
+    module: nn.Module,
+    selection: LayerSelection,
+    activations: Sequence[str | type[nn.Module] | Callable[..., object]],
+    tell: Callable[[str], None],
+) -> Iterator[Potentials]:
+    """:func:`record_potentials`, which has `tell` called with what could not be seen."""
+    check_module(module)
     recorded = Potentials()
 
     def keep(z: Tensor, potential: Potential[_Recorded], in_place: bool) -> _Recorded:
@@ -120,7 +134,7 @@ def record_potentials(
                 " `with torch.no_grad(), record_potentials(...) as potentials`."
             )
         if capture.message and recorded:
-            warnings.warn(capture.message, stacklevel=3)
+            tell(capture.message)
         layers = dict.fromkeys(potential.layer for potential in capture.ledger.potentials)
         selection.check({**layers, **capture.fused_calls.left_out})
     finally:
@@ -162,6 +176,7 @@ class _Recorded:
 
 def _collect(capture: Capture[_Recorded], selection: LayerSelection, recorded: Potentials) -> None:
     passes: dict[tuple[str, int], list[tuple[Tensor, int]]] = {}
+    labels: dict[tuple[str, int], str] = {}
     outputs = {potential.layer for potential in capture.ledger.potentials if potential.is_output}
     for potential in capture.ledger.potentials:
         if potential.kept is not None and selection.selects(potential.layer, potential.is_output):
@@ -172,6 +187,7 @@ def _collect(capture: Capture[_Recorded], selection: LayerSelection, recorded: P
                     " the layer out with the argument `exclude`."
                 )
             passes.setdefault((potential.layer, potential.part), []).append((potential.kept.value, potential.unit_dim))
+            labels.setdefault((potential.layer, potential.part), potential.label)
     last = next((tensors[-1][0] for tensors in reversed(passes.values())), None)
     if last is not None:
         reach(last)  # raises an error where a checkpoint hides potentials
@@ -179,6 +195,7 @@ def _collect(capture: Capture[_Recorded], selection: LayerSelection, recorded: P
     recorded.unit_dims.clear()
     recorded.layers.clear()
     recorded.passes.clear()
+    recorded.nonlinearities.clear()
     recorded.outputs.clear()
     names = {layer for layer, _ in passes}
     for (layer, part), tensors in passes.items():
@@ -191,6 +208,7 @@ def _collect(capture: Capture[_Recorded], selection: LayerSelection, recorded: P
             recorded.unit_dims[name] = unit_dim
             recorded.layers[name] = layer, part
             recorded.passes[name] = number_of_passes
+            recorded.nonlinearities[name] = "output" if layer in outputs else labels[layer, part] or "gates"
             if layer in outputs:
                 recorded.outputs.add(name)
 
