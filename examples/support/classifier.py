@@ -91,9 +91,11 @@ class Classifier(LightningModule):
 def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
     """Compute ``test_error`` in per cent and ``test_loss``, the mean cross-entropy, over batches of images."""
     network.eval()
+    device = next(network.parameters()).device
     wrong, loss, images = 0, 0.0, 0
     with torch.no_grad():
         for inputs, labels in batches:
+            inputs, labels = inputs.to(device), labels.to(device)
             logits = network(inputs)
             wrong += (logits.argmax(dim=1) != labels).sum().item()
             loss += F.cross_entropy(logits, labels, reduction="sum").item()

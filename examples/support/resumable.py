@@ -71,7 +71,8 @@ class EpochRecorder(Callback):
         """
         self.epochs = state_dict["epochs"]
         torch.set_rng_state(state_dict["generators"][0])
-        torch.cuda.set_rng_state_all(state_dict["generators"][1:])
+        if torch.cuda.is_available():  # a training on a GPU can go on without one
+            torch.cuda.set_rng_state_all(state_dict["generators"][1:])
         self.bar.update(len(self.epochs))
 
 
