@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ ORDER = (
     "torch_private",
 )
 LONGEST = 400
+MOST_IN_TESTS = 25
 MOST_IN_ROOT = 8
 
 
@@ -91,6 +93,17 @@ def test_there_is_no_circle():
 def test_files_are_short():
     lengths = {name: len(path.read_text().splitlines()) for name, path in modules(PACKAGE).items()}
     assert not {name: length for name, length in lengths.items() if length > LONGEST}
+
+
+def test_files_beside_the_package_are_short_and_no_folder_is_crowded():
+    files = [path for folder in ("tests", "examples", "docs") for path in (PACKAGE.parent / folder).rglob("*.py")]
+    assert not [path for path in files if len(path.read_text().splitlines()) > LONGEST]
+    assert max(Counter(path.parent for path in files).values()) <= MOST_IN_TESTS
+
+
+def test_no_test_imports_another():
+    tests = PACKAGE.parent.joinpath("tests").rglob("test_*.py")
+    assert not [path for path in tests if re.search(r"^from tests\.(\w+\.)?test_", path.read_text(), re.MULTILINE)]
 
 
 def test_the_root_is_small_and_every_entry_has_its_place():

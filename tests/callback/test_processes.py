@@ -1,23 +1,15 @@
 """Two processes that train together on a CPU: same gradient and same values as one process on the whole batch."""
 
-import socket
-
 import pytest
 import torch
 
 from tests.support.entropy_reference import entropy_by_hand
 from tests.support.followed import LAM, assert_same, mean_square, potentials
-from tests.support.processes import PROCESSES, start_processes
+from tests.support.processes import PROCESSES, free_port, start_processes
 from tests.support.processes.training_worker import ERRORS, RUNS, DeadHead, parts
 
 # Those who run tests in parallel with `--dist loadgroup` have the processes started once.
 pytestmark = pytest.mark.xdist_group("processes")
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint, Sto
 from torch import nn
 
 from lightning_psp.pruning import MaskedTraining, magnitude_masks
-from tests.pruning.networks import NETWORKS
-from tests.pruning.training import Pruned, assert_held, fit, masks_for, sgd
+from tests.support.pruning.networks import NETWORKS
+from tests.support.pruning.training import Pruned, assert_held, fit, masks_for, sgd
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 

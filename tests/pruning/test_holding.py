@@ -9,8 +9,8 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
 from lightning_psp.pruning import MaskedTraining
-from tests.pruning.networks import NETWORKS, effective_weights
-from tests.pruning.training import Pruned, adamw, assert_held, fit, masks_for, pruned_without_masks, sgd
+from tests.support.pruning.networks import NETWORKS, effective_weights
+from tests.support.pruning.training import Pruned, adamw, assert_held, fit, masks_for, pruned_without_masks, sgd
 
 pytestmark = pytest.mark.filterwarnings("ignore:`LightningModule.configure_optimizers` returned `None`")
 

@@ -4,7 +4,6 @@ import copy
 import math
 import pickle
 import sys
-from functools import cache
 
 import pytest
 import torch
@@ -12,91 +11,16 @@ from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from torch.nn import functional
-from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_psp.pruning import LobsterPruning, PruningStep, sparsity
-from tests.support.small import CLASSES, FEATURES, Classifier, quiet_trainer, traces
+from tests.support.pruning.lobster import AT_ONCE, IN_TURN, Model, assert_same, data, loss_of, pruned, train
+from tests.support.small import Classifier, quiet_trainer, traces
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
     pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended"),
 ]
-IN_TURN = {"lam": 1e-2, "tolerance": 0.1, "patience": 3, "min_improvement": 0.05}
-# Every validation but the first ends a plateau.
-AT_ONCE = {"lam": 1e-2, "tolerance": 0.1, "patience": 1, "min_improvement": 1.0}
-
-
-def data(count=96, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    features = torch.randn(count, FEATURES, dtype=torch.float64, generator=generator)
-    labels = (features[:, :CLASSES] + 0.1 * torch.randn(count, CLASSES, generator=generator)).argmax(1)
-    return DataLoader(TensorDataset(features, labels), batch_size=32)
-
-
-@torch.no_grad()
-def loss_of(module):
-    """The validation loss, written out."""
-    features, labels = data(64, seed=1).dataset.tensors
-    return functional.cross_entropy(module(features), labels).item()
-
-
-@cache
-def trained():
-    """The state of a classifier that has learned: an untrained one loses little with all of its weights."""
-    torch.manual_seed(0)
-    module = Classifier().double()
-    optimizer = torch.optim.Adam(module.parameters(), lr=0.03)
-    features, labels = data().dataset.tensors
-    for _ in range(60):
-        optimizer.zero_grad()
-        functional.cross_entropy(module(features), labels).backward()
-        optimizer.step()
-    return module.state_dict()
-
-
-class Model(Classifier):
-    """Starts from there. Keeps weights and validation losses, and what the weights are when a validation has ended."""
-
-    def __init__(self):
-        super().__init__()
-        self.double().load_state_dict(trained())
-        self.validated = []
-        self.weights = []
-        self.ended = []
-
-    def on_after_backward(self):
-        """The gradients are of no interest."""
-
-    def on_train_batch_end(self, *_):
-        self.last = copy.deepcopy(self.state_dict())
-
-    def on_validation_epoch_end(self):
-        if not self.trainer.sanity_checking:
-            self.validated.append(loss_of(self))
-            self.weights.append(copy.deepcopy(self.state_dict()))
-
-    def on_validation_end(self):
-        if not self.trainer.sanity_checking:
-            self.ended.append(copy.deepcopy(self.state_dict()))
-
-
-def train(pruning, *callbacks, epochs=60, module=None, checkpoint=None, **settings):
-    torch.manual_seed(0)
-    module = module or Model()
-    trainer = quiet_trainer(pruning, *callbacks, max_epochs=epochs, **settings)
-    trainer.fit(module, data(), data(64, seed=1), ckpt_path=checkpoint)
-    return trainer, module
-
-
-def pruned(state, masks):
-    return {name: value * masks.get(name, 1) for name, value in state.items()}
-
-
-def assert_same(one, other):
-    assert list(one) == list(other)
-    for name, value in one.items():
-        assert torch.equal(value, other[name]), name
 
 
 # --- the whole of it -------------------------------------------------------------------------------------------------

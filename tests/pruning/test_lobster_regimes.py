@@ -12,10 +12,10 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from lightning_psp import PSPCallback
 from lightning_psp.pruning import LobsterPruning, sparsity
-from tests.pruning.networks import NETWORKS, effective_weights
-from tests.pruning.training import Pruned, adamw, loader_for
 from tests.support import either_lightning
 from tests.support.either_lightning import NAMES, classifier_of
+from tests.support.pruning.networks import NETWORKS, effective_weights
+from tests.support.pruning.training import Pruned, adamw, loader_for
 from tests.support.small import quiet_trainer
 
 pytestmark = [

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 
 from lightning_psp.pruning import MaskedTraining, random_masks_like
-from tests.pruning.training import (
+from tests.support.pruning.training import (
     Starts,
     assert_held,
     assert_state,

@@ -10,8 +10,8 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningCLI
 
 from lightning_psp.pruning import MaskedTraining, sparsity
-from tests.pruning.networks import NETWORKS, effective_weights
-from tests.pruning.training import (
+from tests.support.pruning.networks import NETWORKS, effective_weights
+from tests.support.pruning.training import (
     Pruned,
     assert_held,
     assert_state,

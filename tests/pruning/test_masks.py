@@ -10,7 +10,13 @@ from torch.nn.utils import parametrizations, prune
 
 from lightning_psp.pruning import Sparsity, apply_masks, magnitude_masks, random_masks_like, sparsity
 from lightning_psp.pruning.prunable import prunable_parameters
-from tests.pruning.networks import NETWORKS, LinearBesideLSTM, TiedTransformer, effective_weights, old_weight_norm
+from tests.support.pruning.networks import (
+    NETWORKS,
+    LinearBesideLSTM,
+    TiedTransformer,
+    effective_weights,
+    old_weight_norm,
+)
 
 
 @pytest.fixture(params=NETWORKS)

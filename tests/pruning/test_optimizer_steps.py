@@ -8,7 +8,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
 from lightning_psp.pruning.optimizer_steps import OptimizerSteps, gradient_scale
-from tests.pruning.training import hooks
+from tests.support.pruning.training import hooks
 
 
 class Twice(torch.optim.SGD):

@@ -1,54 +1,22 @@
 """Two processes that train together on a CPU: the same masks and the same weights in both."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-from tests.pruning.training import assert_state
-from tests.support.pruning_worker import PROCESSES, RUNS
+from tests.support.processes import PROCESSES, free_port, start_processes
+from tests.support.processes.pruning_worker import RUNS
+from tests.support.pruning.training import assert_state
 
 # Those who run tests in parallel with `--dist loadgroup` have the processes started once.
 pytestmark = pytest.mark.xdist_group("pruning processes")
-ROOT = Path(__file__).parents[2]
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What each process wrote down of each run, by name of the run, and the folder."""
     folder = tmp_path_factory.mktemp("processes")
-    path = os.pathsep.join([str(ROOT), str(ROOT / "examples")])
-    settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0", "PYTHONPATH": path}
-    processes, logs = [], []
-    for rank in range(PROCESSES):
-        logs.append((folder / f"{rank}.log").open("w"))
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.support.pruning_worker", str(folder), str(rank)],
-                cwd=ROOT,
-                env={**os.environ, **settings, "LOCAL_RANK": str(rank)},
-                stdout=logs[-1],
-                stderr=subprocess.STDOUT,
-            )
-        )
-    try:
-        for process in processes:
-            process.wait(timeout=240)
-    finally:
-        for process, log in zip(processes, logs, strict=True):
-            process.kill()
-            process.wait()
-            log.close()
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
+    start_processes("pruning_worker", folder, timeout=240, **meeting)
     found = {"folder": folder}
     for name in RUNS:
         files = [folder / f"{name} {rank}.pt" for rank in range(PROCESSES)]

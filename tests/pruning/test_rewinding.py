@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from lightning_psp.pruning import MaskedTraining, magnitude_masks
-from tests.pruning.networks import NETWORKS, old_weight_norm
-from tests.pruning.training import (
+from tests.support.pruning.networks import NETWORKS, old_weight_norm
+from tests.support.pruning.training import (
     Pruned,
     Starts,
     adamw,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import traceback
@@ -14,7 +15,15 @@ import torch
 from torch import distributed
 
 ROOT = Path(__file__).parents[3]
+PYTHONPATH = os.pathsep.join([str(ROOT), str(ROOT / "examples")])
 PROCESSES = 2
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def start_processes(program: str, folder: Path, timeout: float, **settings: str) -> None:
@@ -26,7 +35,7 @@ def start_processes(program: str, folder: Path, timeout: float, **settings: str)
             subprocess.Popen(
                 [sys.executable, "-m", f"{__name__}.{program}", str(folder), str(rank)],
                 cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT), "LOCAL_RANK": str(rank), **settings},
+                env={**os.environ, "PYTHONPATH": PYTHONPATH, "LOCAL_RANK": str(rank), **settings},
                 stdout=logs[-1],
                 stderr=subprocess.STDOUT,
             )

@@ -1,4 +1,4 @@
-"""One of two processes that train a pruned network together; run by `tests.pruning.test_processes`.
+"""One of two processes that train a pruned network together; run by `tests/pruning/test_processes.py`.
 
 Every run of a training puts what this process saw of it into a file of the folder.
 """
@@ -21,11 +21,10 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from lightning_psp.pruning import MaskedTraining, random_masks_like
-from tests.pruning.networks import NETWORKS
-from tests.pruning.training import Pruned, adamw, loader_for, masks_for
+from tests.support.processes import PROCESSES
+from tests.support.pruning.networks import NETWORKS
+from tests.support.pruning.training import Pruned, adamw, loader_for, masks_for
 from tests.support.small import quiet_trainer
-
-PROCESSES = 2
 
 
 class ByHand(Pruned):

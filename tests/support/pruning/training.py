@@ -15,7 +15,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from torch.utils.data import DataLoader
 
 from lightning_psp.pruning import apply_masks, magnitude_masks, sparsity
-from tests.pruning.networks import NETWORKS, VOCABULARY, effective_weights
+from tests.support.pruning.networks import NETWORKS, VOCABULARY, effective_weights
 from tests.support.small import quiet_trainer
 
 Batch = tuple[Tensor, Tensor]
@@ -23,7 +23,7 @@ MakeOptimizer = Callable[[Any], torch.optim.Optimizer]
 
 
 def loader_for(network: nn.Module, count: int = 3, seed: int = 0) -> DataLoader[Any]:
-    """Batches of inputs and labels that fit a network of `tests.pruning.networks`."""
+    """Batches of inputs and labels that fit a network of `tests.support.pruning.networks`."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(3, (count, 4), generator=generator)
     kind = type(network).__name__

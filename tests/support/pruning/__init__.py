@@ -1,0 +1,1 @@
+"""Networks that are pruned, and small trainings of them."""
