@@ -100,13 +100,13 @@ _PROPERTIES = {Role.VIEW: "T mT H mH data real"}
 # made, too.
 _ACTIVATING = (
     "arctan arctan2 arcsinh asinh atan atan2 clamp clamp_max clamp_min clip cos cosh erf erfc exp exp2 expm1 ge __ge__"
-    " gt __gt__ heaviside le __le__ log1p logaddexp logaddexp2 lt __lt__ max maximum min minimum __rpow__ sign sgn sin"
-    " sinc sinh tan where"
+    " gt __gt__ heaviside le __le__ log1p logaddexp logaddexp2 lt __lt__ max maximum min minimum __rpow__ rsqrt sign"
+    " sgn sin sinc sinh sqrt tan where"
 )
 _SUMS = "add __add__ __radd__ sub subtract __sub__ __rsub__ rsub"
 
 # Functions whose result has its features in the last dimension, whatever its number of dimensions.
-_FEATURES_LAST = "__matmul__ __rmatmul__ bilinear embedding layer_norm linear matmul rms_norm"
+_FEATURES_LAST = "__matmul__ __rmatmul__ baddbmm bilinear bmm embedding layer_norm linear matmul rms_norm"
 
 # Methods that end in an underscore and leave the values as they are.
 _NOT_OVERWRITING = (
@@ -175,6 +175,7 @@ BOUNDS = with_overwriting("clamp clamp_max clamp_min clip")
 SUMS = with_overwriting(_SUMS)
 FEATURES_LAST = all_forms_of(_FEATURES_LAST)
 SUMMING = all_forms_of("sum")
+ADDING_TO_FIRST = all_forms_of("addbmm addmm addmv baddbmm")
 MASKING = with_overwriting("masked_fill where")
 
 

@@ -91,6 +91,8 @@ class Pointwise:
                 origin.unit_dim = -1
             if meeting is not None:
                 self._origins.follow(origin, meeting, way)
+                if is_bent:
+                    self._origins.hold_root(result, meeting)
             if way < ACTIVATING_STEP:
                 origin.source = source
             if len(made) == 2 and is_sum and made[1].normalises is made[0].values:

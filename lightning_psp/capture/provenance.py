@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from lightning_psp.capture.functions import FEATURES_LAST, SUMMING, Handler, Role, TorchFunction
+from lightning_psp.capture.functions import ADDING_TO_FIRST, FEATURES_LAST, SUMMING, Handler, Role, TorchFunction
 from lightning_psp.capture.origin import LINEAR, Origin, Source, tensors_in
 from lightning_psp.capture.origins import Origins, shape_of
 from lightning_psp.torch_private.tensors import is_view
@@ -123,7 +123,8 @@ class Provenance:
             if origin.is_weight:
                 is_made = True
                 # Of a bias, the name says nothing.
-                is_weight = value.ndim > 1 or _is_normalisation(func)
+                is_bias = position == 0 and func in ADDING_TO_FIRST
+                is_weight = (value.ndim > 1 and not is_bias) or _is_normalisation(func)
                 if origin.weight is not None and is_weight and value.ndim > dims:
                     weight, dims = origin.weight, value.ndim
             elif origin.is_made:

@@ -120,6 +120,13 @@ class ReLUSquared(nn.Module):
         return torch.square(F.relu(x))
 
 
+class SquarePlus(nn.Module):
+    """Made of roots and squares alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + torch.sqrt(torch.square(x) + 4.0)) / 2.0
+
+
 class InPlace(nn.Module):
     def __init__(self, inplace: bool = False) -> None:
         super().__init__()
@@ -211,6 +218,14 @@ def hard_mish(_: Any, z: Tensor) -> Tensor:
     return z * torch.where(z < -2, 0 * z, torch.where(z > 0, 0 * z + 1, z / 2 + 1))
 
 
+def square_plus(_: Any, z: Tensor) -> Tensor:
+    return 2 / ((z**2 + 4) ** 0.5 - z)
+
+
+def inverse_square_root(_: Any, z: Tensor) -> Tensor:
+    return torch.sin(torch.atan(z))
+
+
 MODULES: dict[str, tuple[Callable[[], nn.Module], Formula]] = {
     "NewGELU": (NewGELU, gelu_tanh),
     "FastGELU": (FastGELU, cube_constant_gelu),
@@ -225,6 +240,7 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], Formula]] = {
     "Gaussian": (Gaussian, lambda _, z: 1 / (z**2).exp()),
     "clamp": (Clamped, hard_sigmoid),
     "squared ReLU": (ReLUSquared, lambda _, z: (z > 0) * z**2),
+    "SquarePlus": (SquarePlus, square_plus),
     "Swish": (Swish, swish),
     "Swish in place": (lambda: Swish(True), swish),
     "Swish by a custom function": (VisibleSwish, swish),
@@ -256,5 +272,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Formula]] = {
     "x * sigmoid(x)": (lambda x: x * x.sigmoid(), swish),
     "x * tanh(softplus(x))": (lambda x: x * torch.tanh(F.softplus(x)), mish),
     "x * relu6(x + 3) / 6": (lambda x: x * F.relu6(x + 3) / 6, hard_swish),
+    "(x + sqrt(x² + 4)) / 2": (lambda x: (x + torch.sqrt(torch.square(x) + 4)) / 2, square_plus),
+    "x * rsqrt(1 + x²)": (lambda x: x * torch.rsqrt(1 + x * x), inverse_square_root),
     "sigmoid(x) + relu_(x)": (lambda x: torch.sigmoid(x) + F.relu(x, inplace=True), sigmoid_and_relu),
 }

@@ -169,6 +169,7 @@ PRODUCTS: dict[str, tuple[tuple[int, ...], Callable[[Any, Tensor], Tensor], bool
     "x @ w.T + b": (ROWS, lambda net, x: x @ net.w.T + net.b, True),
     "matmul": (COLUMNS, lambda net, x: torch.matmul(x, net.w) + net.b, True),
     "addmm": (COLUMNS, lambda net, x: torch.addmm(net.b, x, net.w), True),
+    "baddbmm": (COLUMNS, lambda net, x: torch.baddbmm(net.b[None, None], x[None], net.w[None])[0], True),
 }
 
 

@@ -103,6 +103,11 @@ def policy(network: Any, batch: Any):
     return normal_loss(mean, math.e**network.log_std, batch[1]), {"first": one(first), "head": one(mean)}
 
 
+def squareplus(raw: Tensor) -> Tensor:
+    """As libraries of forecasting make scales and degrees of freedom positive."""
+    return (raw + torch.sqrt(torch.square(raw) + 4.0)) / 2.0
+
+
 def _labels(name: str, network: Any, step: Any) -> LayerCase:
     return LayerCase(name, network, labelled, step, categorical)
 
@@ -142,6 +147,8 @@ PROBABILITY_CASES = [
     ),
     _scaled("exp", torch.exp, lambda raw: math.e**raw),
     _scaled("exp of half", lambda raw: torch.exp(0.5 * raw), lambda raw: (math.e**raw) ** 0.5),
+    _scaled("squareplus", squareplus, lambda raw: 2 / ((raw**2 + 4) ** 0.5 - raw)),
+    _scaled("product with itself", lambda raw: raw * raw + 0.5, lambda raw: raw**2 + 0.5),
     case("policy with a scale of its own", Policy, log_prob, policy),
     case("policy with a scale of its own, expanded", ExpandedScale, likelihood(as_it_is, as_it_is), policy),
     case("policy with a scale of its own, logarithm", ExpandedLogScale, likelihood(as_it_is, torch.exp), policy),
