@@ -12,6 +12,9 @@ from lightning_psp.pruning.prunable import Weight, norm_like, refuse, weights_by
 
 Masks = Mapping[str, Tensor]
 
+# An integer type of the same width, by number of bytes.
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 @dataclass(frozen=True, eq=False)
 class BoundMask:
@@ -19,23 +22,29 @@ class BoundMask:
 
     Args:
         weight: the parameter.
-        goes: True where a weight is to be 0, on the parameter's device.
+        bits: int8, on the parameter's device: -1, all bits set, where a weight stays, and 0 where it goes. To clear the
+            weight's own bits takes less than a third of the time of `masked_fill_` on a CPU; NaN becomes 0, too.
         is_open: whether it lets all weights stay, and there is nothing to do.
     """
 
     weight: Weight
-    goes: Tensor
+    bits: Tensor
     is_open: bool
+
+    @property
+    def goes(self) -> Tensor:
+        """True where a weight is to be 0."""
+        return self.bits == 0
 
     def apply(self) -> None:
         """Sets the weights to 0."""
         if not self.is_open:
-            _set_to_zero(self.weight.parameter, self.weight.scale, self.goes)
+            _set_to_zero(self.weight.parameter, self.weight.scale, self.bits)
 
     def apply_to_gradient(self) -> None:
         """Sets the gradient of these weights to 0, where there is one."""
         if not self.is_open and self.weight.parameter.grad is not None:
-            _set_to_zero(self.weight.parameter.grad, None, self.goes)
+            _set_to_zero(self.weight.parameter.grad, None, self.bits)
 
     def apply_to_state(self, state: dict[str, Tensor]) -> None:
         """Sets the weights to 0 in a state dict of the module, which may hold other values and fewer of them."""
@@ -44,20 +53,28 @@ class BoundMask:
         scale_names = self.weight.scale_names or (None,) * len(self.weight.names)
         for name, scale_name in zip(self.weight.names, scale_names, strict=True):
             if name in state:
-                _set_to_zero(state[name], state[scale_name] if scale_name else None, self.goes)
+                _set_to_zero(state[name], state[scale_name] if scale_name else None, self.bits)
 
 
 @torch.no_grad()
-def _set_to_zero(direction: Tensor, scale: Tensor | None, goes: Tensor) -> None:
-    goes = goes.to(direction.device)  # a trainer moves modules
+def _set_to_zero(direction: Tensor, scale: Tensor | None, bits: Tensor) -> None:
+    bits = bits.to(direction.device)  # a trainer moves modules
     if scale is None:
-        direction.masked_fill_(goes, 0.0)
+        _clear(direction, bits)
         return
     before = norm_like(direction, scale)
-    direction.masked_fill_(goes, 0.0)
+    _clear(direction, bits)
     after = norm_like(direction, scale)
     scale.copy_(torch.where(after == 0.0, 0.0, scale * (after / before)))
     direction.copy_(torch.where(after == 0.0, 1.0, direction))
+
+
+def _clear(tensor: Tensor, bits: Tensor) -> None:
+    integer = _INTEGERS.get(tensor.itemsize)
+    if integer is None or not tensor.dtype.is_floating_point:
+        tensor.masked_fill_(bits == 0, 0.0)
+    else:
+        tensor.view(integer).bitwise_and_(bits)
 
 
 def bind_masks(module: nn.Module, masks: Masks) -> list[BoundMask]:
@@ -83,8 +100,8 @@ def bind_masks(module: nn.Module, masks: Masks) -> list[BoundMask]:
                 f"Expected argument `masks` to name each parameter once but got {bound[id(weight.parameter)][0]!r} and"
                 f" {name!r}, which are the same."
             )
-        goes = ~mask.to(weight.parameter.device)
-        bound[id(weight.parameter)] = name, BoundMask(weight, goes, is_open=not bool(goes.any()))
+        bits = -mask.to(weight.parameter.device, torch.int8)
+        bound[id(weight.parameter)] = name, BoundMask(weight, bits, is_open=bool(bits.all()))
     return [each for _, each in bound.values()]
 
 

@@ -227,6 +227,28 @@ def test_what_a_mask_takes_away_is_zero_even_where_it_was_nan():
         magnitude_masks(layer, sparsity=0.5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex64])
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "channels last", "a part"])
+def test_other_precisions_and_layouts(dtype, layout):
+    """Of all numbers, NaN and infinities included, none but those that go changes, and none of them becomes -0."""
+    values = torch.randn(4, 3, 2, 2).to(dtype)
+    values.view(-1)[:6] = torch.tensor([math.nan, -math.inf, math.inf, -0.0, math.nan, -1.0])
+    change = {
+        "contiguous": lambda x: x,
+        "transposed": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+        "channels last": lambda x: x.to(memory_format=torch.channels_last),
+        "a part": lambda x: torch.cat([x, x])[4:],
+    }
+    layer = nn.Conv2d(3, 4, 2)
+    layer.weight = nn.Parameter(change[layout](values))
+    mask = torch.rand(4, 3, 2, 2) < 0.5
+    mask.view(-1)[:6] = torch.tensor([False, False, True, False, True, False])
+    apply_masks(layer, {"weight": mask})
+    expected = torch.where(mask, values, torch.zeros((), dtype=dtype))
+    torch.testing.assert_close(layer.weight.detach(), expected, rtol=0, atol=0, equal_nan=True)
+    assert not torch.view_as_real(layer.weight[~mask].to(torch.complex64)).signbit().any()
+
+
 def test_any_parameter_can_be_masked():
     network = TiedTransformer()
     name = "encoder.layers.0.self_attn.in_proj_weight"

@@ -72,6 +72,16 @@ def test_rewound_weights(kind, tmp_path):
     assert_state(found, masked(expected, masks))
 
 
+def test_a_checkpoint_of_before_the_first_step(tmp_path):
+    """A fit that goes on from it is a new one."""
+    module, starts = lenet300(), Starts()
+    path = tmp_path / "start.ckpt"
+    fit(module, max_steps=0, max_epochs=-1).save_checkpoint(path)
+    initial = {name: value + 1 for name, value in module.state_dict().items()}
+    fit(module, MaskedTraining(module.masks, rewind_to=initial), starts, ckpt_path=path)
+    assert_state(starts.state, masked(initial, module.masks))
+
+
 def test_the_lottery_ticket_is_the_training_of_the_masked_initial_network():
     """The same weights in the end as of a network that is masked by hand before and after each step."""
     module = lenet300()
