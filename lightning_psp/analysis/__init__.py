@@ -6,6 +6,7 @@ as it was. Open `constant_units.py` first, the shortest.
 
 from lightning_psp.analysis.constant_units import ConstantStates, ConstantUnits, constant_units
 from lightning_psp.analysis.gradient_parts import GradientParts, psp_gradient_parts
+from lightning_psp.analysis.hessian import HessianSpectrum, TraceEstimate, hessian_eigenvalues, hessian_trace
 from lightning_psp.analysis.layer_summary import LayerSummary, SummarisedLayer, layer_summary
 from lightning_psp.analysis.plane import LossPlane, loss_plane
 
@@ -13,10 +14,14 @@ __all__ = [
     "ConstantStates",
     "ConstantUnits",
     "GradientParts",
+    "HessianSpectrum",
     "LayerSummary",
     "LossPlane",
     "SummarisedLayer",
+    "TraceEstimate",
     "constant_units",
+    "hessian_eigenvalues",
+    "hessian_trace",
     "layer_summary",
     "loss_plane",
     "psp_gradient_parts",

@@ -19,6 +19,7 @@ FEWEST_BASIS_VECTORS = 8
 MOST_PRODUCTS_OF_A_SEARCH = 1000
 MOST_SEARCHES = 3
 ANY_RESIDUAL = 1e30
+ROUNDING = float(np.finfo(np.float64).eps)  # relative to the matrix: where its largest eigenvalue is 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +129,7 @@ class _Matrix:
     ) -> tuple[Array, Array]:
         eigsh, linear_operator, no_convergence = _solver()
 
-        def moved(vector: Array) -> Array:
+        def multiply(vector: Array) -> Array:
             vector = vector.ravel()
             if found is None:
                 return self.times(vector) + self._shift * vector
@@ -136,9 +137,10 @@ class _Matrix:
             inside = found.vectors @ (found.vectors.T @ vector)
             image = self.times(vector - inside)
             image = image - found.vectors @ (found.vectors.T @ image)
-            return image + self._shift * (vector - inside) - self.scale * inside
+            moved: Array = image + self._shift * (vector - inside) - self.scale * inside
+            return moved
 
-        operator = linear_operator((self._rows, self._rows), matvec=moved, dtype=self._dtype)
+        operator = linear_operator((self._rows, self._rows), matvec=multiply, dtype=self._dtype)
         try:
             values, vectors = eigsh(operator, k, which="LA", v0=start, ncv=basis, tol=tolerance, maxiter=restarts)
         except no_convergence as error:
@@ -157,7 +159,7 @@ def _converged(matrix: _Matrix, k: int, tolerance: float, found: Eigenpairs | No
         vectors = matrix.search(k, asked, start, found)
         pairs = _with_residuals(vectors, np.stack([matrix.times(vector) for vector in vectors.T], axis=1))
         size = max(abs(pairs.values[0]), abs(found.values[0]) if found else 0.0)
-        allowed = tolerance * size + matrix.scale * float(np.finfo(vectors.dtype).eps)
+        allowed = max(tolerance * size, ROUNDING * matrix.scale)
         worst = float(pairs.residuals.max())
         if worst <= allowed:
             return pairs

@@ -10,8 +10,11 @@ from tqdm.auto import tqdm
 SECONDS_WITHOUT_BAR = 2.0
 
 
-def progress_bar(total: int, unit: str, description: str = "PSP-entropy") -> Any:
-    """A progress bar on stderr of one process that shows after two seconds, and that leaves no trace."""
+def progress_bar(total: int | None, unit: str, description: str = "PSP-entropy") -> Any:
+    """A progress bar on stderr of one process that shows after two seconds, and that leaves no trace.
+
+    Without a total it counts.
+    """
     is_other_process = distributed.is_available() and distributed.is_initialized() and distributed.get_rank() != 0
     return tqdm(
         total=total,
