@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from pickle import UnpicklingError
@@ -59,7 +60,9 @@ class Result:
         Raises:
             ValueError: if the file holds something else.
         """
-        result = _restored(read_plain(Path(path)))
+        # A program may have a class of the same name.
+        kinds = {kind.__name__: kind for kind in (*Result.__subclasses__(), cls)}
+        result = _restored(read_plain(Path(path)), kinds)
         if not isinstance(result, cls):
             raise ValueError(f"Expected argument `path` to be a file of `{cls.__name__}.save` but got {str(path)!r}.")
         return result
@@ -83,19 +86,18 @@ def read_plain(path: Path) -> Any:
         return None
 
 
-def _restored(value: Any) -> Any:
+def _restored(value: Any, kinds: Mapping[str, Any]) -> Any:
     """The same value with results in place of the dicts that they were written as."""
     if isinstance(value, (tuple, list)):
-        return type(value)(_restored(each) for each in value)
+        return type(value)(_restored(each, kinds) for each in value)
     if not isinstance(value, dict):
         return value
-    kinds = {kind.__name__: kind for kind in Result.__subclasses__()}
-    kind: Any = kinds.get(value["result"]) if value.keys() == {"result", "fields"} else None
+    kind = kinds.get(value["result"]) if value.keys() == {"result", "fields"} else None
     if kind is None:
-        return {key: _restored(each) for key, each in value.items()}
+        return {key: _restored(each, kinds) for key, each in value.items()}
     values = value["fields"]
     is_same = isinstance(values, dict) and list(values) == [field.name for field in fields(kind)]
-    return kind(**{name: _restored(each) for name, each in values.items()}) if is_same else None
+    return kind(**{name: _restored(each, kinds) for name, each in values.items()}) if is_same else None
 
 
 def _plain(name: str, value: Any) -> Any:
