@@ -40,7 +40,9 @@ def tools():
 def dependencies():
     project = pyproject()["project"]
     extras = project["optional-dependencies"]
-    return requirements([*project["dependencies"], *extras["plot"], *extras["cli"], *extras["examples"]])
+    return requirements(
+        [*project["dependencies"], *(line for name in ("analysis", "plot", "cli", "examples") for line in extras[name])]
+    )
 
 
 def operators(requirement):

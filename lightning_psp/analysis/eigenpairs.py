@@ -16,10 +16,15 @@ MOST_ROWS_WRITTEN_OUT = 40
 # A basis has twice as many vectors as eigenvalues, and at least so many. Restarts lose little, and show what has
 # converged: with the usual 20 vectors the five largest eigenvalues of LeNet-5 take a tenth more products.
 FEWEST_BASIS_VECTORS = 8
+# Symmetry makes eigenvalues multiple where networks are linear in their weights, which seldom are so many then.
+MOST_ROWS_LOOKED_AT = 100_000
+MOST_RECORDED_BYTES = 2**28  # twice as many where the weights are in float32, while products are put together
 MOST_PRODUCTS_OF_A_SEARCH = 1000
 MOST_SEARCHES = 3
 ANY_RESIDUAL = 1e30
-ROUNDING = float(np.finfo(np.float64).eps)  # relative to the matrix: where its largest eigenvalue is 0
+# Of residuals, in parts of the tolerance: the estimated scale may exceed the largest eigenvalue by some ten times.
+PRECISION = 0.01
+ROUNDING = 100 * float(np.finfo(np.float64).eps)  # relative to the matrix: where its largest eigenvalue is 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +45,10 @@ class Eigenpairs:
 def largest_eigenpairs(multiply: Multiply, rows: int, k: int, tolerance: float, dtype: Any, seed: int) -> Eigenpairs:
     """Finds the algebraically largest eigenvalues by the implicitly restarted Lanczos method (SciPy's, of ARPACK).
 
-    Residuals are those of further products. From one vector Lanczos finds one vector of a multiple eigenvalue, so a
-    short search among the vectors orthogonal to those found looks whether a larger eigenvalue was missed; if so, that
-    search is carried on, and so forth. A small matrix is written out.
+    Residuals are computed from products, those of the search where these are at hand and others otherwise. From one
+    vector Lanczos finds one vector of a multiple eigenvalue. So up to 100,000 rows a short search among the vectors
+    orthogonal to those found looks whether a larger eigenvalue was missed; if so, that search is carried on, and so
+    forth. A small matrix is written out.
 
     Args:
         multiply: gives the product with a vector ``[rows]``.
@@ -87,6 +93,7 @@ class _Matrix:
     def __init__(self, multiply: Multiply, rows: int, dtype: Any, seed: int) -> None:
         self._rows, self._dtype = rows, np.dtype(dtype)
         self._multiply, self._products = multiply, 0
+        self._recorded: list[tuple[Array, Array]] = []
         self._generator = np.random.default_rng(seed)
         self._start = self.direction()
         image = self.times(self._start)
@@ -104,21 +111,37 @@ class _Matrix:
     def times(self, vector: Array) -> Array:
         """The product with a vector."""
         self._products += 1
-        image = self._multiply(vector.ravel().astype(self._dtype, copy=False))
+        vector = vector.ravel().astype(self._dtype)  # a copy: ARPACK overwrites its own
+        image = self._multiply(vector)
         if not np.isfinite(image).all():
             raise ValueError("A product with the Hessian is not finite: there is NaN or infinity in weights or data.")
+        if (len(self._recorded) + 1) * 2 * vector.nbytes <= MOST_RECORDED_BYTES:
+            self._recorded.append((vector, image))
         return image
+
+    def images(self, vectors: Array, precision: float) -> Array:
+        """The products with vectors ``[rows, count]``: made of those with the vectors they are made of, or computed."""
+        ingredients, images = (np.stack(each, axis=1).astype(np.float64) for each in zip(*self._recorded, strict=True))
+        shares = np.linalg.lstsq(ingredients, vectors, rcond=None)[0]
+        error = np.linalg.norm(ingredients @ shares - vectors, axis=0)
+        rounding = float(np.finfo(self._dtype).eps) * np.abs(shares).sum(axis=0)
+        if self.scale * float((error + rounding).max()) <= precision:
+            return images @ shares
+        return np.stack([self.times(vector) for vector in vectors.T], axis=1)
 
     def search(self, k: int, tolerance: float, start: Array | None, found: Eigenpairs | None) -> Array:
         """The vectors ``[rows, k]`` of the largest eigenvalues, those orthogonal to the ones found."""
         if start is None:
             start, self._start = self._start, self.direction()
-        basis = max(2 * k + 1, FEWEST_BASIS_VECTORS)
+        self._recorded.clear()
+        basis = max(2 * k + 2, FEWEST_BASIS_VECTORS)
         _, vectors = self._lanczos(k, tolerance, start, found, basis, MOST_PRODUCTS_OF_A_SEARCH // (basis - k))
         return vectors
 
     def has_larger(self, found: Eigenpairs, bound: float) -> bool:
         """Whether a few steps orthogonal to what was found come upon an eigenvalue above a bound."""
+        if self._rows > MOST_ROWS_LOOKED_AT:
+            return False
         # A search that took long had to tell close eigenvalues apart; a look has to, too.
         steps = min(max(FEWEST_BASIS_VECTORS, self._products // 4), self._rows - 1)
         values, _ = self._lanczos(1, ANY_RESIDUAL, self.direction(), found, steps, 1)
@@ -157,7 +180,7 @@ def _converged(matrix: _Matrix, k: int, tolerance: float, found: Eigenpairs | No
     start, asked = None, tolerance / 2
     for _ in range(MOST_SEARCHES):
         vectors = matrix.search(k, asked, start, found)
-        pairs = _with_residuals(vectors, np.stack([matrix.times(vector) for vector in vectors.T], axis=1))
+        pairs = _with_residuals(vectors, matrix.images(vectors, PRECISION * tolerance * matrix.scale))
         size = max(abs(pairs.values[0]), abs(found.values[0]) if found else 0.0)
         allowed = max(tolerance * size, ROUNDING * matrix.scale)
         worst = float(pairs.residuals.max())

@@ -76,13 +76,13 @@ def hessian_eigenvalues(
 
     The eigenvalues θ and vectors v are those of the implicitly restarted Lanczos method (SciPy), from exact products
     Hv: the gradient is differentiated a second time. A negative eigenvalue is smaller than any positive one, whatever
-    its size. Each residual ‖Hv − θv‖ is taken from a further product, and eigenvalues that symmetry of the network
-    makes multiple are looked for; a multiple one whose vectors are hard to tell from others may still be missed.
+    its size. Each residual ‖Hv − θv‖ is computed from products. Where there are up to 100,000 weights, a further search
+    looks for what is missed of multiple eigenvalues, which networks have that are linear in their weights.
 
     The network is in ``eval()`` while this runs; it, gradients and random number generators are left as they were, also
     after an exception or Ctrl-C. Activations and gradients of all batches are kept in memory where they take no more
     than 2 GiB. Otherwise the data are read anew, and both computed anew, for each product. Batches are moved to the
-    device of the network. Besides, 2k + 1 vectors of the size of the weights are held on the CPU.
+    device of the network. Besides, up to 1 GiB and 2k + 2 vectors of the size of the weights are held on the CPU.
 
     Args:
         module: the network. Parameters that ask for a gradient count, one shared by several modules once.

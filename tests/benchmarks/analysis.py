@@ -1,10 +1,17 @@
 """Cost of the analysis of trained networks.
 
-    python tests/benchmarks/analysis.py plane --data FOLDER
+    python tests/benchmarks/analysis.py --data FOLDER plane
+    python tests/benchmarks/analysis.py --data FOLDER hessian
 
 `plane`: points of `loss_plane` through two LeNet-5 on 10,000 MNIST images, beside as many bare forward passes over the
 same images; the memory that they take above that of the network and images; and forward passes of several points at
-once by `torch.func.vmap`. `--data` holds MNIST as torchvision stores it, and `models/lenet5_mnist.pt`; without it,
+once by `torch.func.vmap`.
+
+`hessian`: the largest eigenvalues of a LeNet-5 by `hessian_eigenvalues`, by curvlinops with SciPy and by
+pytorch-hessian-eigenthings, with residuals of at most 1e-3 of the largest eigenvalue. Needs both libraries
+(``pip install curvlinops-for-pytorch==3.0.1 hessian-eigenthings==1.0.0a5``).
+
+`--data` holds MNIST as torchvision stores it, and `models/lenet5_mnist.pt`; without it,
 images are random and the network is untrained.
 """
 
@@ -12,35 +19,19 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from analysis_hessian import hessian
 from entropy import load, process_memory
+from timing import Batches, seconds
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from lightning_psp.analysis import loss_plane
 
-Batches = list[tuple[Tensor, Tensor]]
-
 MEASURES = ("loss", "error", "z2", "entropy")
-
-
-def wait(device: str) -> None:
-    """Waits until the device has done its work."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def seconds(work: Callable[[], object], device: str) -> tuple[float, float]:
-    """Wall and processor time."""
-    wait(device)
-    wall, processor = time.perf_counter(), time.process_time()
-    work()
-    wait(device)
-    return time.perf_counter() - wall, time.process_time() - processor
 
 
 def forward(model: nn.Module, batches: Batches, passes: int) -> None:
@@ -124,6 +115,9 @@ def main() -> None:
     command = commands.add_parser("plane", help="loss_plane")
     command.add_argument("--side", type=int, default=5, help="points along x and along y")
     command.set_defaults(run=plane)
+    command = commands.add_parser("hessian", help="hessian_eigenvalues")
+    command.add_argument("--k", type=int, default=5, help="number of eigenvalues")
+    command.set_defaults(run=hessian)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.run(options)
