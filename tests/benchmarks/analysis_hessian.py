@@ -23,7 +23,7 @@ from lightning_psp.analysis.batches import cross_entropy
 from lightning_psp.analysis.hessian_products import HessianProducts
 
 TOLERANCE = 1e-3
-MOST_STEPS = 48
+MOST_STEPS = 40
 
 
 @dataclass
