@@ -112,6 +112,33 @@ def test_the_root_is_small_and_every_entry_has_its_place():
     assert len(list(PACKAGE.glob("*.py"))) <= MOST_IN_ROOT
 
 
+# Of tensors and modules of torch: what is read of the package's own objects has other names.
+OF_TORCH = {
+    *"_version _is_view _base _backward_hooks _use_count _cdata _parameters _modules _buffers _forward_hooks".split(),
+    *"_compiled_call_impl _forward_cls _dynamo_source compiler_fn".split(),
+}
+
+
+def private_names(tree):
+    """What a module asks of torch by names that are not public."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            *owners, name = ast.unparse(node).split(".")
+            is_of_torch = owners[0] == "torch" and any(part.startswith("_") for part in (*owners, name))
+            if is_of_torch or (node.attr in OF_TORCH and owners != ["self"]):
+                yield ast.unparse(node)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
+            parts = [*node.module.split("."), *(alias.name for alias in node.names)]
+            yield from (part for part in parts if part.startswith("_"))
+
+
+def test_private_names_of_torch_are_in_one_folder():
+    found = {name: [*private_names(ast.parse(path.read_text()))] for name, path in modules(PACKAGE).items()}
+    outside = {name: names for name, names in found.items() if names and top(name) != "torch_private"}
+    assert not outside
+    assert any(found.values())
+
+
 def test_folders_say_what_they_are_for():
     """What flows in, what flows out, and which file to open first."""
     for folder in ORDER:
@@ -142,6 +169,22 @@ WRONG = {
     ),
     "downwards": ({"gradient/b.py": "from lightning_psp.capture.a import x", "capture/a.py": ""}, False, False),
 }
+
+
+PRIVATE = [
+    "torch._foreach_abs(x)",
+    "torch._C._nn.gelu(x)",
+    "from torch._dynamo import eval_frame",
+    "from torch.utils._pytree import tree_map",
+    "from torch.utils.checkpoint import _checkpoint",
+    "module.weight._version",
+]
+
+
+@pytest.mark.parametrize("code", PRIVATE)
+def test_private_names_are_found(code):
+    assert [*private_names(ast.parse(code))]
+    assert not [*private_names(ast.parse("torch.relu(self._version); from torch.nn import functional; a._own"))]
 
 
 @pytest.mark.parametrize("case", WRONG)
