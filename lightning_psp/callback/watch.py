@@ -84,9 +84,9 @@ class Watch:
             takes_foreign=True,
             reduction=settings.reduction,
             traced=announce_graph,
+            on_drop=measure.discard,
         )
         self._capture.on_backward = self._check_backward
-        self._capture.ledger.on_drop = measure.discard
         self._strategy = trainer.strategy
         for name in _WRAPPED:
             former = vars(self._strategy).get(name)
@@ -109,7 +109,7 @@ class Watch:
     def _release(self) -> None:
         """Lets go of everything kept of the last step."""
         self._injector.disarm()
-        self._capture.ledger.forget()
+        self._capture.forget()
         self._forget()
 
     def _forget(self) -> None:
@@ -125,16 +125,16 @@ class Watch:
         """The layers of the last step."""
         selection = self._settings.selection
         return StepLayers(
-            seen=tuple(dict.fromkeys(potential.layer for potential in self._capture.ledger.potentials)),
+            seen=tuple(dict.fromkeys(potential.layer for potential in self._capture.potentials)),
             chosen=tuple(dict.fromkeys(tap.layer for tap in self._taps())),
             left_out=tuple(layer for layer in self._capture.left_out if selection.selects(layer)),
-            fused=tuple(self._capture.fused_calls.left_out),
-            is_empty=self._capture.ledger.saw_empty_batch,
+            fused=tuple(self._capture.fused),
+            is_empty=self._capture.saw_empty_batch,
         )
 
     def finish(self) -> Step:
         """Lets go of the last step, and returns what it has shown."""
-        outputs = [potential for potential in self._capture.ledger.potentials if potential.is_output]
+        outputs = [potential for potential in self._capture.potentials if potential.is_output]
         step = Step(
             layers=self.layers(),
             sums=self._sums(),
@@ -144,9 +144,7 @@ class Watch:
             loss=add_up(self._losses) if self._losses else None,
             not_hidden=tuple(potential.layer for potential in outputs),
             output_sizes=frozenset(potential.units for potential in outputs),
-            logit_sizes=frozenset(
-                potential.units for potential in self._capture.ledger.potentials if potential.enters_loss
-            ),
+            logit_sizes=frozenset(potential.units for potential in self._capture.potentials if potential.enters_loss),
             samples=self._samples,
             unsampled=tuple(self._unsampled),
             unseen=self._unseen,
@@ -168,7 +166,7 @@ class Watch:
         takes_output = self._settings.selection.output
         return [
             potential.kept
-            for potential in self._capture.ledger.potentials
+            for potential in self._capture.potentials
             if potential.kept is not None and (takes_output or not potential.is_output)
         ]
 
@@ -192,7 +190,7 @@ class Watch:
             scale: the factor by which the user's loss was multiplied to give it.
         """
         if self._is_running:  # with manual optimisation
-            self._capture.settlement.settle([self._capture.graph.edge(loss)])
+            self._capture.settle([self._capture.graph.edge(loss)])
         self._injector.disarm()
         terms = self._injector.arm(loss, self._taps(), self._lam, scale)
         self._losses.append(_size(loss, scale))
@@ -250,11 +248,13 @@ class Watch:
     def _run(self, step: Callable[..., Any], args: Any, kwargs: Any, is_training: bool) -> Any:
         self._release()
         self._is_training = is_training
-        # Compiled code gives potentials themselves where their states are counted.
-        self._capture.set_reduction(None if not is_training and self._measure.is_counting else self._settings.reduction)
-        self._capture.fused_calls.attaches = is_training and self.adds_gradients
-        # A strategy that wraps the module runs a step through the module's own `forward`.
-        self._capture.redirected = self._strategy.model is not self._strategy.lightning_module
+        self._capture.prepare(
+            # Compiled code gives potentials themselves where their states are counted.
+            None if not is_training and self._measure.is_counting else self._settings.reduction,
+            attaches=is_training and self.adds_gradients,
+            # A strategy that wraps the module runs a step through the module's own `forward`.
+            is_redirected=self._strategy.model is not self._strategy.lightning_module,
+        )
         try:
             with told_of_graphs(self._capture), self._capture:
                 self._is_running = True
@@ -262,7 +262,7 @@ class Watch:
                 loss = _loss_in(output)
                 edges = [] if loss is None else [self._capture.graph.edge(loss)]
                 is_loss = any(node is not None for node, _ in edges)
-                self._capture.settlement.settle(edges if is_loss else self._capture.outputs.losses())
+                self._capture.settle(edges if is_loss else None)
                 if is_training:
                     self._bear_witness()
         except BaseException:
@@ -273,7 +273,7 @@ class Watch:
         return output
 
     def _bear_witness(self) -> None:
-        layers = frozenset(potential.layer for potential in self._capture.ledger.potentials)
+        layers = frozenset(potential.layer for potential in self._capture.potentials)
         if layers not in self._witnessed:
             self._witnessed.add(layers)
             self._unseen = self._unseen or self._capture.unseen_message()

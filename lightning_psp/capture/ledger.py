@@ -27,6 +27,7 @@ class Ledger(Generic[Kept]):
         keep: called with each potential, before its nonlinearity runs, as `keep(z, potential, in_place)`;
             what it returns is stored in the potential.
         number_of_calls: gives the number of calls of the network that have ended.
+        on_drop: called with what turns out to be no potential of its own.
     """
 
     def __init__(
@@ -37,16 +38,17 @@ class Ledger(Generic[Kept]):
         selection: LayerSelection,
         keep: Callable[[Tensor, Potential[Kept], bool], Kept],
         number_of_calls: Callable[[], int],
+        on_drop: Callable[[Potential[Kept]], None] | None,
     ) -> None:
         self.selection = selection
         self.keep = keep
-        self.on_drop: Callable[[Potential[Kept]], None] | None = None  # called with what turns out to be no potential
         self.skips_without_grad = False  # whether calls without gradient are none of the watch's
         self.potentials: list[Potential[Kept]] = []
         self._origins = origins
         self._frames = frames
         self._checkpoints = checkpoints
         self._number_of_calls = number_of_calls
+        self._on_drop = on_drop
         self.start()
 
     def start(self) -> None:
@@ -159,5 +161,5 @@ class Ledger(Generic[Kept]):
         if potential.kept is not None:
             potential.kept.release()
             potential.kept = None
-        if self.on_drop is not None:
-            self.on_drop(potential)
+        if self._on_drop is not None:
+            self._on_drop(potential)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -17,7 +17,7 @@ from lightning_psp.capture.followed_calls import FollowedCalls
 from lightning_psp.capture.frames import Frame, Frames, Kind
 from lightning_psp.capture.functions import Handler, TorchFunction
 from lightning_psp.capture.fused_calls import FusedCalls
-from lightning_psp.capture.graph import edges_below
+from lightning_psp.capture.graph import Edge, edges_below
 from lightning_psp.capture.ledger import Ledger
 from lightning_psp.capture.loss_calls import LossCalls, loss_functions
 from lightning_psp.capture.module_calls import told_of_module_calls
@@ -53,6 +53,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         takes_foreign: whether parameters that are none of the network's make layers, too.
         reduction: reduction of a penalty whose gradient compiled functions are to add; None if they are to give the
             potentials themselves.
+        on_drop: called with what was kept and turns out to be no potential of its own.
         traced: called in place of a function while `torch.compile` traces it, as `traced(key, function, args, kwargs)`;
             code that was traced serves another capture only if its key is the same.
     """
@@ -68,15 +69,14 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         takes_foreign: bool,
         reduction: Reduction | None,
         traced: Callable[[str, TorchFunction, tuple[Any, ...], dict[str, Any]], Any],
+        on_drop: Callable[[Potential[Kept]], None] | None = None,
     ) -> None:
         super().__init__()
         self.on_backward: Callable[[Tensor], None] | None = None  # called before a backward pass inside the watch
         self.on_outputs: Callable[[], None] | None = None  # called when the output layer of a call is known
         self.message = ""  # of what could not be seen, when the watch has ended
-        self.redirected = False  # whether the first call of root stands for a step of training, not for the network
         self.root = root
         self.nonlinearities = nonlinearities
-        self.set_reduction(reduction)
         self._traced = traced
         self._takes_foreign = takes_foreign
         self._is_suspended = False
@@ -88,13 +88,13 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.outputs: OutputFinder[Kept] = OutputFinder()
         self.checkpoints = Checkpoints({**dict.fromkeys(loss_functions(nonlinearities)), **nonlinearities.hidden})
         self.ledger = Ledger(
-            self.origins, self.frames, self.checkpoints, selection, keep, lambda: len(self.outputs.calls)
+            self.origins, self.frames, self.checkpoints, selection, keep, lambda: len(self.outputs.calls), on_drop
         )
-        self.settlement = Settlement(self.ledger, self.outputs, self.frames, self.origins, self.graph)
-        self.witness = Witness()
-        self.provenance = Provenance(self.origins, tracks_units)
+        self._settlement = Settlement(self.ledger, self.outputs, self.frames, self.origins, self.graph)
+        self._witness = Witness()
+        self._provenance = Provenance(self.origins, tracks_units)
         self._written = WrittenActivations(self.ledger, self.frames, self.origins, self.graph)
-        note_other = self.provenance.note_other
+        note_other = self._provenance.note_other
         activations = ActivationCalls(
             nonlinearities.hidden,
             ledger=self.ledger,
@@ -105,13 +105,13 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             note_other=note_other,
         )
         self.left_out = activations.left_out
-        self.fused_calls = FusedCalls(
+        self._fused = FusedCalls(
             nonlinearities, ledger=self.ledger, frames=self.frames, origins=self.origins, graph=self.graph
         )
         self._losses = LossCalls(
             nonlinearities,
             ledger=self.ledger,
-            settlement=self.settlement,
+            settlement=self._settlement,
             outputs=self.outputs,
             frames=self.frames,
             origins=self.origins,
@@ -119,11 +119,11 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             note_other=note_other,
         )
         followed = FollowedCalls(
-            provenance=self.provenance,
+            provenance=self._provenance,
             pointwise=Pointwise(self.origins, tracks_units),
             written=self._written,
-            witness=self.witness,
-            settlement=self.settlement,
+            witness=self._witness,
+            settlement=self._settlement,
             outputs=self.outputs,
             ledger=self.ledger,
             frames=self.frames,
@@ -135,9 +135,10 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             Tensor.backward: self._backward,
             torch.autograd.grad: self._differentiate,
             **self._losses.handlers(),
-            **self.fused_calls.handlers(),
+            **self._fused.handlers(),
             **activations.handlers(),
         }
+        self.prepare(reduction)
         self._start()
 
     # --- scope -------------------------------------------------------------------------------------------------
@@ -150,13 +151,13 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self._losses.start()
         self.ledger.start()
         self.ledger.in_call = in_call
-        self.settlement.start()
-        self.witness.start()
+        self._settlement.start()
+        self._witness.start()
 
     def __enter__(self) -> Capture[Kept]:
         """Starts a new watch."""
         self._start()
-        self.settlement.revises = self.on_outputs is not None
+        self._settlement.revises = self.on_outputs is not None
         self.ledger.skips_without_grad = torch.is_grad_enabled()
         with ExitStack() as stack:
             stack.enter_context(told_of_module_calls(self, self.frames.modules()))
@@ -176,12 +177,30 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             self._scope.close()
             self.frames.start()
         if error is None and self.on_outputs is not None:
-            self.settlement.settle(self.outputs.losses())
+            self.settle()
             self.on_outputs()
             self.message = self.unseen_message()
         self.origins.clear()
         self.outputs.start()
         self.ledger.outside = []
+
+    def prepare(self, reduction: Reduction | None, *, attaches: bool = False, is_redirected: bool = False) -> None:
+        """Says what the next watch is for.
+
+        Args:
+            reduction: what compiled functions are to give; see the argument of the class.
+            attaches: whether potentials are to lie on the path to a loss where they have no other use.
+            is_redirected: whether the first call of the network stands for a step of training instead.
+        """
+        self.reduction = reduction
+        # Code compiled under one capture serves another one only if this is the same.
+        self._key = f"{reduction} {self.nonlinearities.named}"
+        self._fused.attaches = attaches
+        self._is_redirected = is_redirected
+
+    def forget(self) -> None:
+        """Lets go of the potentials."""
+        self.ledger.forget()
 
     def close(self) -> None:
         """Lets go of everything, for good: nothing waits for cycles of references to be collected."""
@@ -203,7 +222,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         handler = self._handlers.get(func)
         if handler is None:
             result = func(*args, **kwargs)
-            self.provenance.note_other(args, result)
+            self._provenance.note_other(args, result)
         elif self.checkpoints.regions:
             with self.checkpoints.call(func, args[0] if args else kwargs.get("input")):
                 result = handler(func, args, kwargs)
@@ -215,6 +234,41 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             self.outputs.note_scalar(result, self.graph.edge(result))
         return result
 
+    # --- what was seen ---------------------------------------------------------------------------------------------
+
+    @property
+    def potentials(self) -> list[Potential[Kept]]:
+        """The potentials that were seen."""
+        return self.ledger.potentials
+
+    @property
+    def saw_empty_batch(self) -> bool:
+        """Whether a potential without values was seen."""
+        return self.ledger.saw_empty_batch
+
+    @property
+    def has_skipped(self) -> bool:
+        """Whether something was not counted because it came without gradient."""
+        return self.ledger.has_skipped
+
+    @property
+    def fused(self) -> dict[str, None]:
+        """The modules with kernels that show no potentials, which the selection leaves out."""
+        return self._fused.left_out
+
+    def settle(self, losses: Sequence[Edge] | None = None) -> None:
+        """Finds the output layers among the potentials, and lets go of those of a loss.
+
+        Args:
+            losses: to the losses; those that were seen if None.
+        """
+        self._settlement.settle(self.outputs.losses() if losses is None else losses)
+
+    def unseen_message(self) -> str:
+        """What to tell of what could not be seen; empty if nothing is to be told."""
+        lacks_output = self._settlement.lacks_output and not self.fused
+        return self._witness.message(self.ledger.potentials, lacks_output)
+
     # --- modules -----------------------------------------------------------------------------------------------
 
     def enter_module(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -223,8 +277,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             return
         frame = self.frames.frame_of(module)
         known = frame.known
-        if self.redirected and known.path == "":
-            self.redirected = False
+        if self._is_redirected and known.path == "":
+            self._is_redirected = False
             frame.known = known._replace(path=None)
         elif not self.ledger.in_call and known.is_network:
             self.ledger.in_call = frame.starts_call = True
@@ -262,7 +316,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             frame.potential.results.append(self.graph.edge(output))
             assert frame.potential.origin is not None
             self.origins.record_result(output, frame.potential.origin, frame.potential)
-        self.witness.note_module(output, frame.path)
+        self._witness.note_module(output, frame.path)
         is_activation = kind is Kind.NAMED or kind is Kind.ACTIVATION
         if frame.given is not None:
             is_activation = self._written.leave(frame, output)
@@ -279,7 +333,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         assert frame.path is not None
         tensors = [tensor for tensor in tensors_in(output) if tensor.dtype.is_floating_point]
         if self.ledger.counts():  # else a teacher
-            found = [self.settlement.target(tensor, frame.path) for tensor in tensors]
+            found = [self._settlement.target(tensor, frame.path) for tensor in tensors]
             is_trained = any(parameter.requires_grad for parameter in frame.module.parameters())
             edges = [edge for tensor in tensors if (edge := self.graph.edge(tensor))[0] is not None]
             self.outputs.calls.append(Call([target for target in found if target is not None], edges, is_trained))
@@ -290,16 +344,10 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             if tensor.ndim == 0 and self.ledger.counts():
                 self.outputs.note_scalar(tensor, self.graph.edge(tensor))
         if frame.path == "" and self.on_outputs is not None:
-            self.settlement.settle(self.outputs.losses())
+            self.settle()
             self.on_outputs()
 
     # --- compiled functions ----------------------------------------------------------------------------------------
-
-    def set_reduction(self, reduction: Reduction | None) -> None:
-        """Says what compiled functions are to give from now on; see the argument of the class."""
-        self.reduction = reduction
-        # Code compiled under one capture serves another one only if this is the same.
-        self._key = f"{reduction} {self.nonlinearities.named}"
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
@@ -326,11 +374,6 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         return other
 
     # --- functions ---------------------------------------------------------------------------------------------
-
-    def unseen_message(self) -> str:
-        """What to tell of what could not be seen; empty if nothing is to be told."""
-        lacks_output = self.settlement.lacks_output and not self.fused_calls.left_out
-        return self.witness.message(self.ledger.potentials, lacks_output)
 
     def _backward(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.outputs.note_backward(self.graph.edge(args[0]))

@@ -120,7 +120,7 @@ class _Analysis(fx.Interpreter):
             numbers = [tensor for tensor in outputs if isinstance(tensor, Tensor) and tensor.ndim == 0]
             losses = [edge for tensor in numbers if (edge := self._static.graph.edge(tensor))[0] is not None]
             if losses:
-                self._static.settlement.settle(losses)
+                self._static.settle(losses)
         overwritten = [
             (Place(True, index), tensor)
             for index, tensor in enumerate(inputs)

@@ -26,7 +26,7 @@ class Mention(NamedTuple):
 
 @dataclass(frozen=True)
 class Neurons:
-    """The neurons of which tensors of a graph hold potentials, as :class:`~lightning_psp.capture.provenance.Source`.
+    """The neurons of which tensors of a graph hold potentials, as :class:`~lightning_psp.capture.origin.Source`.
 
     Args:
         path: the module or parameter that they are known by.
@@ -48,7 +48,7 @@ class Neurons:
 
 @dataclass(frozen=True)
 class ResultOrigin:
-    """What is known of a result of a graph, as :class:`~lightning_psp.capture.provenance.Origin` holds it."""
+    """What is known of a result of a graph, as :class:`~lightning_psp.capture.origin.Origin` holds it."""
 
     place: Place
     source: int | None

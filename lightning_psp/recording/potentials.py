@@ -127,7 +127,7 @@ def recording(
     try:
         with told_of_graphs(capture), capture:
             yield recorded
-        if not capture.ledger.potentials and capture.ledger.has_skipped:
+        if not capture.potentials and capture.has_skipped:
             raise ValueError(
                 "No potential was recorded: the network was called without gradient in a block that was entered with"
                 " gradient, as a teacher is. To record it, enter the block without gradient, too:"
@@ -135,8 +135,8 @@ def recording(
             )
         if capture.message and recorded:
             tell(capture.message)
-        layers = dict.fromkeys(potential.layer for potential in capture.ledger.potentials)
-        selection.check({**layers, **capture.fused_calls.left_out})
+        layers = dict.fromkeys(potential.layer for potential in capture.potentials)
+        selection.check({**layers, **capture.fused})
     finally:
         capture.close()
 
@@ -177,8 +177,8 @@ class _Recorded:
 def _collect(capture: Capture[_Recorded], selection: LayerSelection, recorded: Potentials) -> None:
     passes: dict[tuple[str, int], list[tuple[Tensor, int]]] = {}
     labels: dict[tuple[str, int], str] = {}
-    outputs = {potential.layer for potential in capture.ledger.potentials if potential.is_output}
-    for potential in capture.ledger.potentials:
+    outputs = {potential.layer for potential in capture.potentials if potential.is_output}
+    for potential in capture.potentials:
         if potential.kept is not None and selection.selects(potential.layer, potential.is_output):
             if not potential.kept.is_unchanged:
                 raise RuntimeError(
