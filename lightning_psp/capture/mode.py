@@ -14,17 +14,18 @@ from torch.overrides import TorchFunctionMode
 from lightning_psp.capture.activation_calls import ActivationCalls
 from lightning_psp.capture.checkpoints import Checkpoints
 from lightning_psp.capture.followed_calls import FollowedCalls
-from lightning_psp.capture.frames import Frame, Frames, Kind
+from lightning_psp.capture.frames import Frame, Frames
 from lightning_psp.capture.functions import Handler, TorchFunction
 from lightning_psp.capture.fused_calls import FusedCalls
 from lightning_psp.capture.graph import Edge, edges_below
 from lightning_psp.capture.ledger import Ledger
 from lightning_psp.capture.loss_calls import LossCalls, loss_functions
 from lightning_psp.capture.module_calls import told_of_module_calls
+from lightning_psp.capture.network_calls import NetworkCalls
 from lightning_psp.capture.nonlinearities import Nonlinearities
 from lightning_psp.capture.origin import Keepable, Kept, Potential, tensors_in
 from lightning_psp.capture.origins import Origins
-from lightning_psp.capture.outputs import Call, OutputFinder
+from lightning_psp.capture.outputs import OutputFinder
 from lightning_psp.capture.pointwise import Pointwise
 from lightning_psp.capture.provenance import Provenance
 from lightning_psp.capture.selection import LayerSelection
@@ -93,7 +94,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self._settlement = Settlement(self.ledger, self.outputs, self.frames, self.origins, self.graph)
         self._witness = Witness()
         self._provenance = Provenance(self.origins, tracks_units)
-        self._written = WrittenActivations(self.ledger, self.frames, self.origins, self.graph)
+        written = WrittenActivations(self.ledger, self.frames, self.origins, self.graph)
         note_other = self._provenance.note_other
         activations = ActivationCalls(
             nonlinearities.hidden,
@@ -118,10 +119,22 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             graph=self.graph,
             note_other=note_other,
         )
+        self.modules = NetworkCalls(
+            ledger=self.ledger,
+            frames=self.frames,
+            origins=self.origins,
+            graph=self.graph,
+            outputs=self.outputs,
+            settlement=self._settlement,
+            losses=self._losses,
+            written=written,
+            witness=self._witness,
+            on_end=self._give_outputs,
+        )
         followed = FollowedCalls(
             provenance=self._provenance,
             pointwise=Pointwise(self.origins, tracks_units),
-            written=self._written,
+            written=written,
             witness=self._witness,
             settlement=self._settlement,
             outputs=self.outputs,
@@ -160,7 +173,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self._settlement.revises = self.on_outputs is not None
         self.ledger.skips_without_grad = torch.is_grad_enabled()
         with ExitStack() as stack:
-            stack.enter_context(told_of_module_calls(self, self.frames.modules()))
+            stack.enter_context(told_of_module_calls(self.modules, self.frames.modules()))
             stack.callback(self.checkpoints.uninstall)
             self.checkpoints.install()
             super().__enter__()  # type: ignore[no-untyped-call]
@@ -177,8 +190,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             self._scope.close()
             self.frames.start()
         if error is None and self.on_outputs is not None:
-            self.settle()
-            self.on_outputs()
+            self._give_outputs()
             self.message = self.unseen_message()
         self.origins.clear()
         self.outputs.start()
@@ -196,7 +208,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         # Code compiled under one capture serves another one only if this is the same.
         self._key = f"{reduction} {self.nonlinearities.named}"
         self._fused.attaches = attaches
-        self._is_redirected = is_redirected
+        self.modules.is_redirected = is_redirected
 
     def forget(self) -> None:
         """Lets go of the potentials."""
@@ -264,88 +276,15 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         """
         self._settlement.settle(self.outputs.losses() if losses is None else losses)
 
+    def _give_outputs(self) -> None:
+        if self.on_outputs is not None:
+            self.settle()
+            self.on_outputs()
+
     def unseen_message(self) -> str:
         """What to tell of what could not be seen; empty if nothing is to be told."""
         lacks_output = self._settlement.lacks_output and not self.fused
         return self._witness.message(self.ledger.potentials, lacks_output)
-
-    # --- modules -----------------------------------------------------------------------------------------------
-
-    def enter_module(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """Notes that the forward of a module starts."""
-        if self._is_suspended or in_backward():
-            return
-        frame = self.frames.frame_of(module)
-        known = frame.known
-        if self._is_redirected and known.path == "":
-            self._is_redirected = False
-            frame.known = known._replace(path=None)
-        elif not self.ledger.in_call and known.is_network:
-            self.ledger.in_call = frame.starts_call = True
-        if known.kind is Kind.PARAMETRIZATION:
-            self.frames.suppressed += 1
-        elif known.kind is Kind.NAMED:
-            frame.potential = self._enter_named_activation(module, frame, inputs)
-            self.frames.suppressed += 1
-        elif known.kind is Kind.CANDIDATE and not self.frames.suppressed:
-            self._written.enter(frame, inputs)
-        self.frames.running.append(frame)
-
-    def _enter_named_activation(
-        self, module: nn.Module, frame: Frame, inputs: tuple[Any, ...]
-    ) -> Potential[Kept] | None:
-        name = frame.path or type(module).__name__.lower()
-        if not inputs:
-            raise TypeError(f"Expected the input of activation {name!r} to be passed by position.")
-        if self.frames.suppressed or not self.ledger.is_potential(inputs[0]):
-            return None
-        in_place = bool(getattr(module, "inplace", False))
-        return self.ledger.meet(inputs[0], type(module).__name__.lower(), in_place, frame)
-
-    def leave_module(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        """Notes what the forward of a module returned."""
-        if self._is_suspended or in_backward():
-            return
-        if not self.frames.running or self.frames.running[-1].module is not module:
-            return  # entered before the watch began
-        frame = self.frames.running.pop()
-        kind = frame.known.kind
-        if kind is Kind.PARAMETRIZATION or kind is Kind.NAMED:
-            self.frames.suppressed -= 1
-        if frame.potential is not None and isinstance(output, Tensor):
-            frame.potential.results.append(self.graph.edge(output))
-            assert frame.potential.origin is not None
-            self.origins.record_result(output, frame.potential.origin, frame.potential)
-        self._witness.note_module(output, frame.path)
-        is_activation = kind is Kind.NAMED or kind is Kind.ACTIVATION
-        if frame.given is not None:
-            is_activation = self._written.leave(frame, output)
-        if frame.path is None:
-            return
-        if frame.starts_call:
-            self._end_call(frame, output)
-        elif frame.known.has_weights and not is_activation and not self.frames.is_wrapped(frame):
-            tensors = (output,) if isinstance(output, Tensor) else tensors_in(output)
-            self.origins.record_module(frame.path, frame, tensors)
-
-    def _end_call(self, frame: Frame, output: Any) -> None:
-        self.ledger.in_call = False
-        assert frame.path is not None
-        tensors = [tensor for tensor in tensors_in(output) if tensor.dtype.is_floating_point]
-        if self.ledger.counts():  # else a teacher
-            found = [self._settlement.target(tensor, frame.path) for tensor in tensors]
-            is_trained = any(parameter.requires_grad for parameter in frame.module.parameters())
-            edges = [edge for tensor in tensors if (edge := self.graph.edge(tensor))[0] is not None]
-            self.outputs.calls.append(Call([target for target in found if target is not None], edges, is_trained))
-        self._losses.end_call()
-        if frame.known.has_weights:
-            self.origins.record_module(frame.path, frame, tensors)
-        for tensor in tensors:
-            if tensor.ndim == 0 and self.ledger.counts():
-                self.outputs.note_scalar(tensor, self.graph.edge(tensor))
-        if frame.path == "" and self.on_outputs is not None:
-            self.settle()
-            self.on_outputs()
 
     # --- compiled functions ----------------------------------------------------------------------------------------
 
@@ -353,10 +292,11 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     def suspended(self) -> Iterator[None]:
         """While open, nothing is seen."""
         before, self._is_suspended = self._is_suspended, True
+        self.modules.is_suspended = True
         try:
             yield
         finally:
-            self._is_suspended = before
+            self._is_suspended = self.modules.is_suspended = before
 
     def duplicate(self, keep: Callable[[Tensor, Potential[Other], bool], Other]) -> Capture[Other]:
         """A capture with the same rules that chooses every layer, and starts at the place where this one is."""

@@ -165,11 +165,11 @@ class _Analysis(fx.Interpreter):
         while len(self._stack) > common:
             entry, module = self._stack.pop()
             given = self._given_by(entry)
-            self._static.leave_module(module, (), given[0] if len(given) == 1 else tuple(given))
+            self._static.modules.leave_module(module, (), given[0] if len(given) == 1 else tuple(given))
         for entry in entries[common:]:
             module = self._modules.get(entry[0].partition("@")[0]) or nn.Module()
             self._stack.append((entry, module))
-            self._static.enter_module(module, tuple(self._given_to(entry)))
+            self._static.modules.enter_module(module, tuple(self._given_to(entry)))
 
     def _given_by(self, entry: _Entry) -> list[Tensor]:
         """The tensors made inside a module that are used outside, or else the last one."""

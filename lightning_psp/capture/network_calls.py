@@ -1,0 +1,139 @@
+"""Calls of modules: where a call of the network begins and ends, and what modules make of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic
+
+from torch import Tensor, nn
+
+from lightning_psp.capture.frames import Frame, Frames, Kind
+from lightning_psp.capture.ledger import Ledger
+from lightning_psp.capture.loss_calls import LossCalls
+from lightning_psp.capture.origin import Kept, Potential, tensors_in
+from lightning_psp.capture.origins import Origins
+from lightning_psp.capture.outputs import Call, OutputFinder
+from lightning_psp.capture.settlement import Settlement
+from lightning_psp.capture.shadow import Graph
+from lightning_psp.capture.witness import Witness
+from lightning_psp.capture.written_activations import WrittenActivations
+from lightning_psp.torch_private.autograd import in_backward
+
+
+class NetworkCalls(Generic[Kept]):
+    """Notes which modules are running, and what they return.
+
+    Args:
+        ledger: the potentials.
+        frames: the running modules.
+        origins: what is known of tensors.
+        graph: the graph in which they are.
+        outputs: is told of calls of the network.
+        settlement: finds of which tensor a returned one stands for.
+        losses: is told that a call of the network has ended.
+        written: takes modules for activations that are written out.
+        witness: is told of what modules returned.
+        on_end: called when a call of the whole network has ended.
+    """
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger[Kept],
+        frames: Frames,
+        origins: Origins,
+        graph: Graph,
+        outputs: OutputFinder[Kept],
+        settlement: Settlement[Kept],
+        losses: LossCalls[Kept],
+        written: WrittenActivations[Kept],
+        witness: Witness,
+        on_end: Callable[[], None],
+    ) -> None:
+        self.is_suspended = False  # whether nothing is seen
+        self.is_redirected = False  # whether the first call of the network stands for a step of training instead
+        self._ledger = ledger
+        self._frames = frames
+        self._origins = origins
+        self._graph = graph
+        self._outputs = outputs
+        self._settlement = settlement
+        self._losses = losses
+        self._written = written
+        self._witness = witness
+        self._on_end = on_end
+
+    def enter_module(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Notes that the forward of a module starts."""
+        if self.is_suspended or in_backward():
+            return
+        frame = self._frames.frame_of(module)
+        known = frame.known
+        if self.is_redirected and known.path == "":
+            self.is_redirected = False
+            frame.known = known._replace(path=None)
+        elif not self._ledger.in_call and known.is_network:
+            self._ledger.in_call = frame.starts_call = True
+        if known.kind is Kind.PARAMETRIZATION:
+            self._frames.suppressed += 1
+        elif known.kind is Kind.NAMED:
+            frame.potential = self._enter_named_activation(module, frame, inputs)
+            self._frames.suppressed += 1
+        elif known.kind is Kind.CANDIDATE and not self._frames.suppressed:
+            self._written.enter(frame, inputs)
+        self._frames.running.append(frame)
+
+    def _enter_named_activation(
+        self, module: nn.Module, frame: Frame, inputs: tuple[Any, ...]
+    ) -> Potential[Kept] | None:
+        name = frame.path or type(module).__name__.lower()
+        if not inputs:
+            raise TypeError(f"Expected the input of activation {name!r} to be passed by position.")
+        if self._frames.suppressed or not self._ledger.is_potential(inputs[0]):
+            return None
+        in_place = bool(getattr(module, "inplace", False))
+        return self._ledger.meet(inputs[0], type(module).__name__.lower(), in_place, frame)
+
+    def leave_module(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """Notes what the forward of a module returned."""
+        if self.is_suspended or in_backward():
+            return
+        if not self._frames.running or self._frames.running[-1].module is not module:
+            return  # entered before the watch began
+        frame = self._frames.running.pop()
+        kind = frame.known.kind
+        if kind is Kind.PARAMETRIZATION or kind is Kind.NAMED:
+            self._frames.suppressed -= 1
+        if frame.potential is not None and isinstance(output, Tensor):
+            frame.potential.results.append(self._graph.edge(output))
+            assert frame.potential.origin is not None
+            self._origins.record_result(output, frame.potential.origin, frame.potential)
+        self._witness.note_module(output, frame.path)
+        is_activation = kind is Kind.NAMED or kind is Kind.ACTIVATION
+        if frame.given is not None:
+            is_activation = self._written.leave(frame, output)
+        if frame.path is None:
+            return
+        if frame.starts_call:
+            self._end_call(frame, output)
+        elif frame.known.has_weights and not is_activation and not self._frames.is_wrapped(frame):
+            tensors = (output,) if isinstance(output, Tensor) else tensors_in(output)
+            self._origins.record_module(frame.path, frame, tensors)
+
+    def _end_call(self, frame: Frame, output: Any) -> None:
+        self._ledger.in_call = False
+        assert frame.path is not None
+        tensors = [tensor for tensor in tensors_in(output) if tensor.dtype.is_floating_point]
+        if self._ledger.counts():  # else a teacher
+            found = [self._settlement.target(tensor, frame.path) for tensor in tensors]
+            is_trained = any(parameter.requires_grad for parameter in frame.module.parameters())
+            edges = [edge for tensor in tensors if (edge := self._graph.edge(tensor))[0] is not None]
+            self._outputs.calls.append(Call([target for target in found if target is not None], edges, is_trained))
+        self._losses.end_call()
+        if frame.known.has_weights:
+            self._origins.record_module(frame.path, frame, tensors)
+        for tensor in tensors:
+            if tensor.ndim == 0 and self._ledger.counts():
+                self._outputs.note_scalar(tensor, self._graph.edge(tensor))
+        if frame.path == "":
+            self._on_end()
