@@ -198,8 +198,15 @@ def test_nothing_is_left_behind(event):
 
 def test_a_copy_in_the_middle_of_a_training():
     class Copying(Callback):
-        def on_train_batch_end(self, *_):
+        def on_train_batch_end(self, trainer, pl_module, *_):
             copies.extend([copy.deepcopy(callback), pickle.loads(pickle.dumps(callback))])
+            weight = pl_module.network.fc1.weight
+            with torch.no_grad():
+                weight.add_(1.0)
+                for each in copies:
+                    each.on_validation_start(trainer, pl_module)
+                assert (weight != 0).all()  # a copy holds nothing in this training
+                weight.sub_(1.0)
 
     copies = []
     module = lenet300()
