@@ -21,7 +21,7 @@ def sensitivity_decay(weights: Sequence[Tensor], gradients: Sequence[Tensor], la
 
     .. math:: w \leftarrow w - \lambda\, w \max\left(0, 1 - \left|\frac{\partial L}{\partial w}\right|\right)
 
-    (Tartaglione et al., 2021, Eq. 5, without the learning rate, as in the authors' code: a weight whose gradient is 1
+    (LOBSTER, Tartaglione et al., 2022, without the learning rate, as in the authors' code; a weight whose gradient is 1
     or more does not shrink.)
 
     Args:

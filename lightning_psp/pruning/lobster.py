@@ -56,7 +56,7 @@ class PruningStep:
 class LobsterPruning(HoldsMasks):
     r"""Prunes a network while it trains, by LOBSTER: weights that the loss does not depend on shrink, small ones go.
 
-    Two things alternate (Tartaglione et al., 2021, Section III, the gradual pruning of Tartaglione et al., 2020):
+    Two things alternate (Tartaglione et al., 2022, arXiv:2011.09905; the gradual pruning of Tartaglione et al., 2020):
 
     - After each optimiser step every prunable weight shrinks, the less the more the loss depends on it, with the
       gradient of the loss that the optimiser used, unscaled and before clipping:
@@ -72,7 +72,8 @@ class LobsterPruning(HoldsMasks):
 
     Training stops when a plateau finds nothing more to prune, or at `max_sparsity`. The module then has the best pruned
     weights: those of the last plateau, restored. Where the trainer stops earlier (`max_epochs`, another callback), it
-    has those of the last step, and pruned weights are 0 in them, too.
+    has those of the last step, and pruned weights are 0 in them, too. A training that had stopped and is resumed stops at
+    once.
 
     A validation without an optimiser step since the last one does not count, nor does the sanity check. A search runs
     the trainer's own validation loop within ``on_validation_end``, with the LightningModule's hooks, and without
