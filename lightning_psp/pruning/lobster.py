@@ -72,8 +72,8 @@ class LobsterPruning(HoldsMasks):
 
     Training stops when a plateau finds nothing more to prune, or at `max_sparsity`. The module then has the best pruned
     weights: those of the last plateau, restored. Where the trainer stops earlier (`max_epochs`, another callback), it
-    has those of the last step, and pruned weights are 0 in them, too. A training that had stopped and is resumed stops at
-    once.
+    has those of the last step, and pruned weights are 0 in them, too. A training that had stopped stops at once when it
+    is resumed.
 
     A validation without an optimiser step since the last one does not count, nor does the sanity check. A search runs
     the trainer's own validation loop within ``on_validation_end``, with the LightningModule's hooks, and without
