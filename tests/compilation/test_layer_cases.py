@@ -27,13 +27,21 @@ QUICK = {
     "returned mixture of probabilities",
 }
 REFUSED = {"LSTM cell"}  # whose gates are inside one operation of the compiled network
+STEPS_THAT_DIFFER = {
+    **dict.fromkeys(
+        ("losses of samples", "autoencoder, losses of samples", "hinge inside"), "the output is said not to be found"
+    ),
+    "each image in the step": "not as without compilation",
+}
 
 
-def cases(always_slow=False):
-    """All cases, those that take long marked."""
+def cases(differ=(), always_slow=False):
+    """All cases, those that take long marked; `differ` tells why some of them are not as in eager."""
     found = []
     for case in CASES:
         marks = [pytest.mark.slow] if always_slow or case.name not in QUICK else []
+        if case.name in differ:
+            marks.append(pytest.mark.xfail(reason=differ[case.name]))
         found.append(pytest.param(case, marks=marks, id=case.name))
     return pytest.mark.parametrize("case", found)
 
@@ -47,9 +55,13 @@ def test_compiled_network(case):
         check(case, network_by_method)
 
 
-@cases(always_slow=True)
+@cases(STEPS_THAT_DIFFER, always_slow=True)
 def test_compiled_step(case):
     before = graphs()
+    if case.name in REFUSED:
+        with pytest.raises(Exception, match="cannot be looked into"):
+            check(case, step)
+        return
     check(case, step)
     assert graphs() > before
 
