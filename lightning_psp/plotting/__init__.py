@@ -17,6 +17,7 @@ from lightning_psp.plotting.distributions import plot_distributions
 from lightning_psp.plotting.gradient_parts import plot_gradient_parts
 from lightning_psp.plotting.plane import plot_plane
 from lightning_psp.plotting.pruning import plot_pruning
+from lightning_psp.plotting.spectrum import plot_spectrum
 
 __all__ = [
     "plot_curves",
@@ -24,4 +25,5 @@ __all__ = [
     "plot_gradient_parts",
     "plot_plane",
     "plot_pruning",
+    "plot_spectrum",
 ]
