@@ -266,14 +266,14 @@ class PSPCallback(AnyCallback):
         watch = self._watch
         if watch is None or not watch.adds_gradients:
             return
-        layers = watch.layers()
-        if pl_module.automatic_optimization:
+        if pl_module.automatic_optimization and not self._reports.has_checked_layers:
+            layers = watch.layers()
             self._seen.add_layers(layers)
             # Of several processes, one may have a step without the network.
             if (self._seen.layers or trainer.world_size == 1) and not layers.is_empty:
                 self._reports.check_layers(self._seen)
         self._seen.add_additions(watch.arm(loss, loss_scale(trainer, pl_module)))
-        if not layers.is_empty:
+        if not watch.saw_empty_batch:
             self._reports.tell_of_backward(self._seen, watch.lam)
 
     @keep_out_of_graphs
@@ -301,7 +301,7 @@ class PSPCallback(AnyCallback):
         # An accelerator is not made to wait in every step.
         if values and (not isinstance(values["psp/z2"], Tensor) or is_logging_step(trainer)):
             self._reports.tell_of_step(step, values["psp/z2"])
-        if not (pl_module.automatic_optimization and accumulates(trainer)):
+        if not self._reports.has_told_of_first_step and not (has_seen_all and accumulates(trainer)):
             self._reports.tell_of_first_step(step, self._seen, self.lam, pl_module)
         self._samples.update(step.samples)
 

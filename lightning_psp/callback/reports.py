@@ -36,6 +36,16 @@ class Reports:
         self._say.forget()
         self._largest_share = self._lam = 0.0
 
+    @property
+    def has_checked_layers(self) -> bool:
+        """Whether :meth:`check_layers` has nothing more to look at."""
+        return self._say.was_told("layers") and self._say.was_told("chosen")
+
+    @property
+    def has_told_of_first_step(self) -> bool:
+        """Whether :meth:`tell_of_first_step` has nothing more to tell."""
+        return self._say.was_told("first step")
+
     def check_layers(self, seen: Seen, has_seen_all: bool = True) -> None:
         """Raises a ValueError, unless that was looked at before, where layers are not those that the user chose.
 
@@ -89,7 +99,7 @@ class Reports:
             module: the user's module.
         """
         is_penalised = lam == 0.0 or (step.lam > 0.0 and bool(seen.penalised))
-        if step.sums and is_penalised and not self._say.was_told("first step"):
+        if step.sums and is_penalised:
             layers = [*seen.penalised] if lam > 0.0 else [*seen.chosen]
             self._say("first step", describe_first_step(step, layers, lam, module), is_warning=False)
             self._note_share(step)

@@ -89,6 +89,7 @@ class Seen:
         """Has seen no step."""
         self.has_trained = False
         self.lam = 0.0  # of the last training step
+        self._last: StepLayers | None = None  # what was taken in last
         # In order of call.
         self.layers: dict[str, None] = {}
         self.chosen: dict[str, None] = {}
@@ -107,6 +108,9 @@ class Seen:
 
     def add_layers(self, layers: StepLayers) -> None:
         """Takes in the layers of a step."""
+        if layers == self._last:
+            return
+        self._last = layers
         self.layers.update(dict.fromkeys(layers.seen))
         self.chosen.update(dict.fromkeys(layers.chosen))
         self.left_out.update(dict.fromkeys(layers.left_out))

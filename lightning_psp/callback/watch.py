@@ -121,6 +121,11 @@ class Watch:
 
     # --- what a step has shown -------------------------------------------------------------------------------------
 
+    @property
+    def saw_empty_batch(self) -> bool:
+        """Whether a potential without values was seen in the last step."""
+        return self._capture.saw_empty_batch
+
     def layers(self) -> StepLayers:
         """The layers of the last step."""
         selection = self._settings.selection
@@ -129,7 +134,7 @@ class Watch:
             chosen=tuple(dict.fromkeys(tap.layer for tap in self._taps())),
             left_out=tuple(layer for layer in self._capture.left_out if selection.selects(layer)),
             fused=tuple(self._capture.fused),
-            is_empty=self._capture.saw_empty_batch,
+            is_empty=self.saw_empty_batch,
         )
 
     def finish(self) -> Step:
