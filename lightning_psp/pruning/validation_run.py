@@ -1,32 +1,26 @@
-"""Validating in the middle of a fit, with nothing to see of it afterwards.
-
-What is used of Lightning without being its public interface is all in this file, and looked for before a fit starts.
-"""
+"""Validating in the middle of a fit, with nothing to see of it afterwards."""
 
 from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lightning_psp.lightnings.any_callback import LIGHTNINGS, AnyCallback
+from lightning_psp.lightnings.validation_private import further_validations, missing_names, validation_loaders
 from lightning_psp.pruning.module_attributes import ModuleAttributes
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-_OF_TRAINER = ("_logger_connector", "fit_loop.epoch_loop.val_loop")
-_OF_LOOP = ("_combined_loader", "_max_batches", "_last_val_dl_reload_epoch", "_trainer_fn", "_stage", "inference_mode")
-
 
 def check_lightning(trainer: Trainer) -> None:
     """Raises an error where this version of Lightning lacks what :func:`validations_without_trace` uses."""
-    missing = [f"Trainer.{name}" for name in _OF_TRAINER if not _has(trainer, name)]
-    missing = missing or [f"_EvaluationLoop.{name}" for name in _OF_LOOP if not _has(_validation_loop(trainer), name)]
+    missing = missing_names(trainer)
     if missing:
         package = type(trainer).__module__.partition(".")[0]
         raise NotImplementedError(
@@ -52,49 +46,25 @@ def validations_without_trace(
         pl_module: its module.
         before: the module's attributes as they were when the validation began, with which each run begins.
     """
-    epoch_loop: Any = trainer.fit_loop.epoch_loop
-    loop, connector = epoch_loop.val_loop, trainer._logger_connector
-    last_time = getattr(trainer, "_last_val_time", None)  # newer versions can validate by the clock
     now = ModuleAttributes(pl_module)
-
-    def run() -> dict[str, float]:
-        before.restore()
-        epoch_loop.val_loop = own = type(loop)(
-            trainer, loop._trainer_fn, loop._stage, verbose=False, inference_mode=loop.inference_mode
-        )
-        own._combined_loader, own._max_batches = loop._combined_loader, loop._max_batches
-        own._last_val_dl_reload_epoch = loop._last_val_dl_reload_epoch
-        trainer._logger_connector = type(connector)(trainer)
-        with _random_states_kept(trainer):
-            own.run()
-        return {name: float(value) for name, value in trainer.callback_metrics.items()}
-
     try:
-        with _muted(trainer):
+        with further_validations(trainer) as validate, _muted(trainer):
+
+            def run() -> dict[str, float]:
+                before.restore()
+                with _random_states_kept(trainer):
+                    validate()
+                return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
             yield run
     finally:
-        epoch_loop.val_loop, trainer._logger_connector = loop, connector
-        if last_time is not None:
-            trainer._last_val_time = last_time  # type: ignore[attr-defined]
         now.restore()
-
-
-def _validation_loop(trainer: Trainer) -> Any:
-    return trainer.fit_loop.epoch_loop.val_loop
-
-
-def _has(thing: Any, path: str) -> bool:
-    for name in path.split("."):
-        if not hasattr(thing, name):
-            return False
-        thing = getattr(thing, name)
-    return True
 
 
 @contextmanager
 def _random_states_kept(trainer: Trainer) -> Iterator[None]:
     """Gives the random generators, global and of the validation data, the states back that they had."""
-    generators = {id(each): each for each in _generators(_validation_loop(trainer)._combined_loader)}.values()
+    generators = {id(each): each for each in _generators(validation_loaders(trainer))}.values()
     states = [(generator, generator.get_state()) for generator in generators]
     of_python = random.getstate()
     numpy: Any = sys.modules.get("numpy")
@@ -112,8 +82,8 @@ def _random_states_kept(trainer: Trainer) -> Iterator[None]:
                 numpy.random.set_state(of_numpy)
 
 
-def _generators(combined_loader: Any) -> Iterator[torch.Generator]:
-    for loader in combined_loader.flattened:
+def _generators(loaders: Sequence[Any]) -> Iterator[torch.Generator]:
+    for loader in loaders:
         sampler, batch_sampler = getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
         for holder in (loader, sampler, batch_sampler, getattr(batch_sampler, "sampler", None)):
             generator = getattr(holder, "generator", None)
