@@ -88,11 +88,19 @@ class HoldsMasks(AnyCallback):
                 f"{type(self).__name__} cannot keep weights at 0 that {kinds[0]} shards over processes. Use"
                 " DDPStrategy(), which keeps whole parameters in each process."
             )
+        callbacks: list[AnyCallback] = trainer.callbacks  # type: ignore[attr-defined]
+        others = [each for each in callbacks if isinstance(each, HoldsMasks) and each is not self]
+        if others:
+            raise ValueError(
+                f"A Trainer takes one callback that holds masks but got {type(self).__name__} and"
+                f" {type(others[0]).__name__}. Use one after the other, in two fits."
+            )
         self._reorder(trainer, is_first=True)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Notes that a fit goes on; a learning-rate search goes back to a checkpoint without any step."""
-        self._is_resumed = checkpoint["global_step"] > 0
+        """Notes that a fit goes on; a learning-rate search goes back to a checkpoint without any batch."""
+        # Batches, not steps: the trainer does not count the steps of an optimiser that it did not wrap.
+        self._is_resumed = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"] > 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts to hold the masks, those of the first process in all of them."""

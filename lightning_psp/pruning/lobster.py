@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from lightning_psp.capture.selection import LayerSelection
 from lightning_psp.functional.arguments import check_integer, check_number
 from lightning_psp.functional.progress import progress_bar
+from lightning_psp.pruning.best_weights import copied, put_back
 from lightning_psp.pruning.bound_masks import bind_masks
 from lightning_psp.pruning.decay import sensitivity_decay
 from lightning_psp.pruning.gradients import UnclippedGradients
@@ -102,8 +103,9 @@ class LobsterPruning(HoldsMasks):
     Raises:
         TypeError: if an argument is of the wrong type.
         ValueError: if an argument is outside what is allowed. When a fit starts: if a pattern matches no parameter,
-            or λ is too small for the precision of a parameter. After a validation: if `monitor` was not logged, or
-            never finite.
+            λ is too small for the precision of a parameter, the trainer validates nothing, or has another callback
+            that holds masks. After a validation: if `monitor` was not logged, or never finite.
+        RuntimeError: if the module has got another parameter since its weights were the best.
         NotImplementedError: if weights are sharded over processes.
 
     Example:
@@ -149,6 +151,7 @@ class LobsterPruning(HoldsMasks):
         self._plateau = Plateau(self.patience, self.min_improvement)
         self._best: dict[str, Tensor] = {}
         self._last_step = -1
+        self._has_stepped = False
         self._is_finished = False
         self._module: weakref.ref[LightningModule] | None = None
         self._before: ModuleAttributes | None = None
@@ -168,6 +171,11 @@ class LobsterPruning(HoldsMasks):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts to shrink weights, and to hold the masks of before or such that let all weights stay."""
+        if not trainer.enable_validation:
+            raise ValueError(
+                "LobsterPruning prunes by what is validated, but the trainer validates nothing. Give `fit` validation"
+                " data, the LightningModule a `validation_step`, and the Trainer `limit_val_batches` above 0."
+            )
         weights = prunable_weights(pl_module, self.include, self.exclude)
         for name, weight in weights.items():
             self._check_precision(name, weight.parameter)
@@ -221,6 +229,7 @@ class LobsterPruning(HoldsMasks):
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Shrinks the weights that an optimiser has moved."""
+        self._has_stepped = True
         if self.lam == 0:
             return
         parameters = self._parameters(optimizer)
@@ -249,12 +258,14 @@ class LobsterPruning(HoldsMasks):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Counts the validation, and prunes at a plateau."""
-        if self._steps is None or trainer.sanity_checking or trainer.global_step == self._last_step:
+        # The trainer does not count the steps of an optimiser that it did not wrap.
+        has_stepped = self._has_stepped or trainer.global_step != self._last_step
+        if self._steps is None or trainer.sanity_checking or not has_stepped:
             return
-        self._last_step = trainer.global_step
+        self._last_step, self._has_stepped = trainer.global_step, False
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if self._plateau.is_best(self._monitored(trainer, metrics)):
-            self._best = _copied(pl_module)
+            self._best = copied(pl_module)
         if self._plateau.is_reached:
             if not self._best:
                 raise ValueError(f"LobsterPruning cannot prune: {self.monitor!r} was finite in no validation.")
@@ -281,10 +292,10 @@ class LobsterPruning(HoldsMasks):
         try:
             found, loss_before, evaluations = self._search(trainer, pl_module)
         finally:  # an interrupted search leaves the best weights
-            _load(pl_module, self._best)
+            put_back(pl_module, self._best)
         if found is not None:
             self.hold(pl_module, self._masks_at(pl_module, found.threshold))
-            self._best = _copied(pl_module)
+            self._best = copied(pl_module)
         loss_after = loss_before if found is None else found.loss
         assert self._sparsity is not None
         step = PruningStep(
@@ -315,7 +326,7 @@ class LobsterPruning(HoldsMasks):
 
             def evaluate(threshold: float | None) -> float:
                 nonlocal evaluations
-                _load(pl_module, self._best)
+                put_back(pl_module, self._best)
                 if threshold is not None:
                     for each in bind_masks(pl_module, self._masks_at(pl_module, threshold)):
                         each.apply()
@@ -365,6 +376,7 @@ class LobsterPruning(HoldsMasks):
             "best": dict(self._best),
             "plateau": {name: plateau[name] for name in ("best", "reference", "waited")},
             "last_step": self._last_step,
+            "has_stepped": self._has_stepped,
             "is_finished": self._is_finished,
         }
 
@@ -375,22 +387,5 @@ class LobsterPruning(HoldsMasks):
         self._best = dict(state_dict["best"])
         self._plateau = Plateau(self.patience, self.min_improvement, **state_dict["plateau"])
         self._last_step = state_dict["last_step"]
+        self._has_stepped = state_dict["has_stepped"]
         self._is_finished = state_dict["is_finished"]
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
-@torch.inference_mode(False)  # copies are to outlive the validation that they are made in
-@torch.no_grad()
-def _copied(module: nn.Module) -> dict[str, Tensor]:
-    """The values of all parameters and buffers."""
-    return {name: tensor.clone() for name, tensor in _tensors(module).items()}
-
-
-@torch.no_grad()
-def _load(module: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Gives all parameters and buffers these values."""
-    for name, tensor in _tensors(module).items():
-        tensor.copy_(values[name])

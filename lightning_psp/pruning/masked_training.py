@@ -53,7 +53,7 @@ class MaskedTraining(HoldsMasks):
         ValueError: if there is no mask or no such file; if `seed` is given without ``rewind_to="random"`` or the other
             way round. When a fit starts, before anything is changed: if names or shapes of masks or state dict do not
             fit; if a module with parameters cannot be drawn anew; if the fit goes on from a checkpoint with other
-            masks.
+            masks; if the trainer has another callback that holds masks.
         NotImplementedError: if weights are sharded over processes.
 
     Example:
@@ -113,7 +113,7 @@ class MaskedTraining(HoldsMasks):
                 "MaskedTraining(rewind_to=…) does not rewind the weights, for this fit goes on from a checkpoint that"
                 " was made without it. To rewind them, fit without `ckpt_path`."
             )
-        if not self.is_resumed and trainer.global_step == 0:
+        if not self.is_resumed and trainer.fit_loop.total_batch_idx < 0:
             self._rewind(pl_module)
         super().on_fit_start(trainer, pl_module)
 

@@ -315,6 +315,14 @@ def test_a_monitor_that_only_others_log():
         train(LobsterPruning(**AT_ONCE, monitor="by_callback"), Logs())
 
 
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+@pytest.mark.parametrize("settings", [{"limit_val_batches": 0}, {}])
+def test_a_trainer_that_validates_nothing(settings):
+    trainer = quiet_trainer(LobsterPruning(), max_epochs=1, **settings)
+    with pytest.raises(ValueError, match=r"the trainer validates nothing\. Give `fit` validation data"):
+        trainer.fit(Model(), data(), data() if settings else None)
+
+
 def test_losses_that_are_never_finite():
     class Broken(Model):
         def validation_step(self, batch, batch_index):

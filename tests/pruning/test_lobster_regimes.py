@@ -69,6 +69,13 @@ class ByHand(Looked):
         return [self.make_optimizer(parameters[:2]), self.make_optimizer(parameters[2:])]
 
 
+class Unwrapped(ByHand):
+    """By optimisers whose steps the trainer does not count."""
+
+    def optimizers(self):
+        return super().optimizers(use_pl_optimizer=False)
+
+
 class Compiled(Looked):
     def __init__(self, network, optimizer=None):
         super().__init__(torch.compile(network, backend="eager"), optimizer)
@@ -90,6 +97,7 @@ REGIMES = {
     "AdamW foreach": (Looked, adamw(foreach=True), {}),
     "AdamW fused": (Looked, adamw(fused=True), {}),
     "two optimisers": (ByHand, momentum, {}),
+    "steps that the trainer does not count": (Unwrapped, momentum, {}),
     "compiled": (Compiled, adamw(), {}),
     "compiled whole": (CompiledWhole, adamw(), {}),
     "accumulation": (Looked, adamw(), {"accumulate_grad_batches": 2}),

@@ -6,10 +6,12 @@ import pickle
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, OnExceptionCheckpoint
 
 from lightning_psp.pruning import MaskedTraining, random_masks_like
+from tests.support.pruning.networks import NETWORKS
 from tests.support.pruning.training import (
+    Pruned,
     Starts,
     assert_held,
     assert_state,
@@ -18,6 +20,8 @@ from tests.support.pruning.training import (
     lenet300,
     loader_for,
     masked,
+    masks_for,
+    sgd,
 )
 from tests.support.small import traces
 
@@ -104,6 +108,45 @@ def test_a_checkpoint_of_a_training_without_masks(tmp_path):
         fit(resumed, MaskedTraining(resumed.masks, rewind_to=initial), Starts(), ckpt_path=path)
     assert_held(resumed)
     assert all(value.abs().mean() < 0.5 for value in resumed.state_dict().values())
+
+
+class Unwrapped(Pruned):
+    """Its optimiser's steps are not counted by the trainer."""
+
+    def __init__(self, seed):
+        torch.manual_seed(seed)
+        super().__init__(NETWORKS["lenet300"](), sgd())
+        self.automatic_optimization = False
+        masks_for(self)
+
+    def training_step(self, batch, batch_index):
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        optimizer.zero_grad()
+        self.manual_backward(self.loss(batch))
+        optimizer.step()
+
+
+def test_nothing_is_rewound_twice_where_the_trainer_counts_no_steps(tmp_path):
+    def train(seed, checkpoint=None, max_epochs=2):
+        module = Unwrapped(seed)
+        module.masks = masks
+        callback = MaskedTraining(masks, rewind_to=initial)
+        # a checkpoint callback saves nothing where no step is counted
+        saving = LambdaCallback(
+            on_train_epoch_end=lambda trainer, _: trainer.save_checkpoint(tmp_path / f"{trainer.current_epoch}.ckpt")
+        )
+        trainer = fit(module, callback, saving, max_epochs=max_epochs, ckpt_path=checkpoint)
+        assert trainer.global_step == 0
+        return trainer, module
+
+    masks, initial = Unwrapped(0).masks, Unwrapped(2).state_dict()
+    _, expected = train(0)
+    _, resumed = train(1, tmp_path / "0.ckpt")
+    assert_state(resumed.state_dict(), expected.state_dict())
+    trainer, further = train(0, max_epochs=1)
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(further, loader_for(further.network), loader_for(further.network, 1, seed=1))
+    assert_state(further.state_dict(), expected.state_dict())
 
 
 def test_a_second_fit_goes_on_with_the_weights():

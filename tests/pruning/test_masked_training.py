@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningCLI
 
-from lightning_psp.pruning import MaskedTraining, sparsity
+from lightning_psp.pruning import LobsterPruning, MaskedTraining, sparsity
 from tests.support.pruning.networks import NETWORKS, effective_weights
 from tests.support.pruning.training import (
     Pruned,
@@ -102,6 +102,16 @@ def test_a_file_that_holds_something_else(tmp_path):
         MaskedTraining(path)
     with pytest.raises(ValueError, match=r"numbers.pt' to hold a state dict or a checkpoint but got something else"):
         fit(lenet300(), MaskedTraining(lenet300().masks, rewind_to=path))
+
+
+def test_a_second_callback_that_holds_masks():
+    """Both would log shares under the same names."""
+    module = lenet300()
+    both = [LobsterPruning(), MaskedTraining(module.masks)]
+    for callbacks in (both, both[::-1]):
+        with pytest.raises(ValueError, match=r"one callback that holds masks but got (Lob|Mask)\w+ and (Lob|Mask)"):
+            fit(module, *callbacks)
+    assert hooks() == (0, 0)
 
 
 @pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy"])

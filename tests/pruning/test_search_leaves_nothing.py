@@ -272,8 +272,9 @@ class Crashes(Searches):
 
         kept = self.things(trainer, pl_module)
         pl_module.validation_step = fail
+        before = ModuleAttributes(pl_module)
         states = torch.get_rng_state(), random.getstate()
-        with pytest.raises(KeyError), validations_without_trace(trainer, pl_module, self.before) as validate:
+        with pytest.raises(KeyError), validations_without_trace(trainer, pl_module, before) as validate:
             validate()
         assert torch.equal(torch.get_rng_state(), states[0])
         assert random.getstate() == states[1]
