@@ -37,6 +37,7 @@ from lightning_psp.functional.validation import (
     count_units,
 )
 from lightning_psp.metrics.fixed_types import FixedTypeMetric
+from lightning_psp.metrics.pictures import with_units
 
 
 class PSPEntropy(FixedTypeMetric):
@@ -218,8 +219,9 @@ class PSPEntropy(FixedTypeMetric):
         super().merge_state(incoming_state)  # type: ignore[misc]  # the oldest version has none
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
-        """Plots a value or several; see ``torchmetrics.Metric.plot``."""
-        return self._plot(val, ax)
+        """Plots a value or several, in bits; see ``torchmetrics.Metric.plot``."""
+        of = {1: "a unit", 2: "a pair of units"}.get(self.order, f"a set of {self.order} units")
+        return with_units(self._plot(val, ax), f"PSP-entropy (bits {of})")
 
     def _check(self, z: Tensor, target: Tensor) -> None:
         check_input(z, target, self.num_classes, self.unit, self.unit_dim)

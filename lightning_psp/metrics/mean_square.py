@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_psp.functional.mean_square import _mean_square_compute, _mean_square_update, check_potential
 from lightning_psp.functional.precision import widest_float
 from lightning_psp.metrics.fixed_types import FixedTypeMetric
+from lightning_psp.metrics.pictures import with_units
 
 
 class MeanSquarePotential(FixedTypeMetric):
@@ -80,4 +81,4 @@ class MeanSquarePotential(FixedTypeMetric):
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
         """Plots a value or several; see ``torchmetrics.Metric.plot``."""
-        return self._plot(val, ax)
+        return with_units(self._plot(val, ax), "mean squared potential ⟨z²⟩")

@@ -266,6 +266,46 @@ def test_plot(metric):
         pyplot.close(figure)
 
 
+@pytest.mark.parametrize(
+    ("metric", "label"),
+    [
+        (MeanSquarePotential(), "mean squared potential ⟨z²⟩"),
+        (PSPEntropy(3), "PSP-entropy (bits a unit)"),
+        (PSPEntropy(3, 2), "PSP-entropy (bits a pair of units)"),
+        (PSPEntropy(3, 3), "PSP-entropy (bits a set of 3 units)"),
+    ],
+)
+def test_pictures_have_units(metric, label):
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    _, axes = metric.plot(torch.tensor(1.0), figure.subplots())
+    assert axes.get_ylabel() == label
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        [[0.0]],
+        [[10.0]],
+        [[0.0, 1e-3]],
+        [[9.999, 10.0, 10.0001]],
+        [[1.0, 2.0], [7.0, 30.0]],
+        [[5.0], [0.1]],
+        [[math.nan]],
+    ],
+    ids=str,
+)
+def test_pictures_cut_no_marker(metrics):
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    axes = figure.subplots()
+    for values in metrics:  # all in the same axes
+        PSPEntropy(3).plot([torch.tensor(value) for value in values], axes)
+    bottom, top = axes.bbox.intervaly
+    for line in axes.lines:
+        radius = line.get_markersize() / 2 * figure.dpi / 72
+        for place in axes.transData.transform(line.get_xydata())[:, 1]:
+            assert math.isnan(place) or bottom + radius <= place <= top - radius
+
+
 @pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16, torch.float64])
 def test_mean_square_over_batches(precision):
     z = batch((30, 4, 5))[0].to(precision) * 300  # of which float16 cannot hold the squares
