@@ -7,10 +7,12 @@ Needs the trainings of `pruning_study.py`, from whose folder it reads the two so
 LOBSTER's, and the lottery ticket's that was trained with the same masks. Around them it computes loss, error, ⟨z²⟩ and
 PSP-entropy over the plane through both and along the line between them, there with the second order, too, and the
 largest eigenvalues and the trace of the Hessian at each. Every result is a file that is read again when it is there,
-and an interrupted plane goes on point by point. `--small` does it for the digits, after `pruning_study.py --small`.
+and an interrupted plane goes on point by point. `--small` does it for the digits, after `pruning_study.py --small`:
+a minute.
 """
 
 import argparse
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,7 +38,7 @@ from support.classifier import evaluate
 from support.geometry_report import report
 from support.images import ImageSets
 from support.options import positive_integer
-from support.resumable import write_json
+from support.resumable import keep_configuration, write_json
 
 Batches = list[tuple[Tensor, Tensor]]
 SOLUTIONS = ("gradual", "one-shot")
@@ -50,20 +52,26 @@ class Solution:
     weights: dict[str, Tensor]
     masks: dict[str, Tensor]
     sparsity: float
+    digest: str  # of its file
 
 
 def load_solutions(folder: Path, task: str) -> dict[str, Solution]:
     """Read LOBSTER's last level, and the lottery ticket trained with its masks."""
     study = folder / "pruning_study.json"
-    if not study.exists():
-        raise FileNotFoundError(f"Expected {study}, which `pruning_study.py --tasks {task}` writes.")
-    rows = [row for row in json.loads(study.read_text())["trainings"] if row["task"] == task and row["seed"] == 0]
-    gradual = next(row for row in rows if row["arm"] == "gradual" and not row["lam"])
-    ticket = max((row for row in rows if row["arm"] == "lottery_ticket"), key=lambda row: row["level"])
-    last = len(gradual["levels"]) - 1
+    rows = json.loads(study.read_text())["trainings"] if study.exists() else []
+    rows = [row for row in rows if row["task"] == task and row["seed"] == 0]
+    gradual = [row for row in rows if row["arm"] == "gradual" and not row["lam"]]
+    tickets = [row for row in rows if row["arm"] == "lottery_ticket"]
+    if not gradual or not tickets:
+        call = "--small" if task in SMALL else f"--data FOLDER --tasks {task}"
+        raise FileNotFoundError(
+            f"Expected {study} to have networks of {task} that were pruned gradually and in one shot but it has none,"
+            f" or is not there: run `pruning_study.py {call}`, or name its folder with `--solutions`."
+        )
+    level = max(row["level"] for row in tickets)
     files = {
-        "gradual": folder / f"{task}_gradual_seed0" / f"level{last:02}.pt",
-        "one-shot": folder / f"{task}_lottery_ticket_level{ticket['level']:02}_seed0" / "level00.pt",
+        "gradual": folder / f"{task}_gradual_seed0" / f"level{len(gradual[0]['levels']) - 1:02}.pt",
+        "one-shot": folder / f"{task}_lottery_ticket_level{level:02}_seed0" / "level00.pt",
     }
     return {name: read_solution(path) for name, path in files.items()}
 
@@ -75,7 +83,7 @@ def read_solution(path: Path) -> Solution:
         {name.removeprefix("network."): each for name, each in stored[kind].items()} for kind in ("weights", "masks")
     )
     zeros = sum(int((~mask).sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
-    return Solution(weights, masks, zeros)
+    return Solution(weights, masks, zeros, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def load_batches(task: Task, folder: Path, images: int, device: torch.device) -> dict[str, Batches]:
@@ -108,10 +116,10 @@ def measure(network: nn.Module, batches: Batches) -> dict[str, Any]:
     entropies: dict[int, dict[str, PSPEntropy]] = {1: {}, 2: {}}
     for images, labels in batches:
         with torch.no_grad(), record_potentials(network) as potentials:
-            logits = network(images)
+            network(images)
         for layer, z in potentials.items():
             z2.setdefault(layer, MeanSquarePotential().to(z.device)).update(z)
-            if z.shape != logits.shape or not torch.equal(z, logits):
+            if layer not in potentials.outputs:
                 for order, metrics in entropies.items():
                     metrics.setdefault(layer, PSPEntropy(10, order=order).to(z.device)).update(z, labels)
     return {
@@ -128,25 +136,25 @@ def study(options: argparse.Namespace, name: str, task: Task) -> None:
     folder: Path = options.results / name
     folder.mkdir(parents=True, exist_ok=True)
     solutions = load_solutions(options.solutions, name)
+    configuration = {each: getattr(options, each) for each in ("images", "points", "eigenvalues")}
+    digests = {label: solution.digest for label, solution in solutions.items()}
+    keep_configuration(folder / "configuration.json", {**configuration, "solutions": digests})
     batches = load_batches(task, options.data, options.images, device)
     network = task.network().to(device)
     weights = [{key: value.to(device) for key, value in solutions[each].weights.items()} for each in SOLUTIONS]
 
     planes = {}
+    shapes: dict[str, dict[str, Any]] = {
+        "plane": {"size": (options.points, options.points)},
+        "line": {"size": (options.points, 1), "measures": ("loss", "error", "z2", "entropy", "entropy2")},
+    }
     for part, data in batches.items():
-        plane = partial(loss_plane, network, *weights, data)
-        size = (options.points, options.points)
-        planes[part] = kept(
-            LossPlane,
-            folder / f"plane_{part}.pt",
-            partial(plane, size=size, path=folder / f"plane_{part}.part"),
-        )
-        measures = ("loss", "error", "z2", "entropy", "entropy2")
-        planes[f"line_{part}"] = kept(
-            LossPlane,
-            folder / f"line_{part}.pt",
-            partial(plane, size=(options.points, 1), measures=measures, path=folder / f"line_{part}.part"),
-        )
+        for shape, arguments in shapes.items():
+            path = folder / f"{shape}_{part}.pt"
+            points = path.with_suffix(".part")
+            compute = partial(loss_plane, network, *weights, data, **arguments, path=points)
+            planes[f"{shape}_{part}"] = kept(LossPlane, path, compute)
+            points.unlink(missing_ok=True)
 
     spectra, summary = {}, {}
     for label in SOLUTIONS:
@@ -174,6 +182,16 @@ def study(options: argparse.Namespace, name: str, task: Task) -> None:
     report(task.title, planes, spectra, summary, folder)
 
 
+def side(text: str) -> int:
+    """Read a number of points, of which two are the solutions, from the command line."""
+    number = int(text)
+    if number < 7 or number % 6 != 1:
+        raise argparse.ArgumentTypeError(
+            f"expected 7, 13, 19, 25 or more in sixes, for the solutions to be among the points, but got {text}"
+        )
+    return number
+
+
 def main() -> None:
     """Read the command line and run the study."""
     parser = argparse.ArgumentParser(
@@ -186,13 +204,13 @@ def main() -> None:
     parser.add_argument("--task", choices=TASKS, default="lenet5_mnist", help="whose solutions")
     parser.add_argument("--small", action="store_true", help="scikit-learn's digits instead, with fewer points")
     parser.add_argument("--images", type=positive_integer, default=10_000, help="images of each set")
-    parser.add_argument("--points", type=positive_integer, default=25, help="points of a side of the plane")
+    parser.add_argument("--points", type=side, default=25, help="points of a side of the plane: 7, 13, 19, 25, …")
     parser.add_argument("--eigenvalues", type=positive_integer, default=10, help="how many, the largest")
     parser.add_argument("--device", default="cpu", help="device of the network")
     parser.add_argument("--results", type=Path, default=output / "geometry_study", help="folder of the results")
     options = parser.parse_args()
     if options.small:
-        options.points = min(options.points, 9)
+        options.points = min(options.points, 13)
         study(options, "digits", SMALL["digits"])
     elif options.data is None:
         parser.error("the following arguments are required: --data, or --small")

@@ -34,17 +34,19 @@ def report(
     labels = (first, second)
     figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.6), dpi=150, layout="constrained")
     for ax, (part, words) in zip(axes, SETS.items(), strict=True):
-        plot_plane(planes[part], ax, measure="loss", labels=labels, log_scale=True)
+        plot_plane(planes[f"plane_{part}"], ax, measure="loss", labels=labels, log_scale=True)
         ax.set_title(f"Loss, {words}", fontweight="bold")
     figure.savefig(folder / "loss.png")
 
     figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.6), dpi=150, layout="constrained")
     for ax, measure in zip(axes, ("z2", "entropy"), strict=True):
-        plot_plane(planes["test"], ax, measure=measure, labels=labels, log_scale=measure == "z2")
+        plot_plane(planes["plane_test"], ax, measure=measure, labels=labels, log_scale=measure == "z2")
     figure.savefig(folder / "potentials.png")
 
     measures = ("loss", "error", "z2", "entropy", "entropy2")
-    figure, axes = pyplot.subplots(1, len(measures), figsize=(18, 3.6), dpi=150, layout="constrained")
+    figure, panels = pyplot.subplots(2, 3, figsize=(12, 7.2), dpi=150, layout="constrained")
+    *axes, unused = panels.flat
+    unused.remove()
     for ax, measure in zip(axes, measures, strict=True):
         plot_plane(planes["line_test"], ax, measure=measure, labels=labels)
     figure.savefig(folder / "line.png")

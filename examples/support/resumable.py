@@ -154,6 +154,22 @@ def train_once(
     return result
 
 
+def keep_configuration(path: Path, configuration: Mapping[str, Any]) -> None:
+    """Write what the results in a folder belong to, where nothing is written yet.
+
+    Args:
+        path: JSON file of the configuration.
+        configuration: What tells these results from others; of what JSON has.
+
+    Raises:
+        ValueError: If the file has another configuration.
+    """
+    if path.exists():
+        _check_configuration(path, json.loads(path.read_text()), configuration, "a study")
+    else:
+        write_json(path, configuration)
+
+
 def write_json(path: Path, result: Mapping[str, Any]) -> None:
     """Write a line for each entry, all or nothing: a file that is there is whole."""
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in result.items())
@@ -175,9 +191,11 @@ def silence_lightning() -> None:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
 
 
-def _check_configuration(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _check_configuration(
+    path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], of: str = "a training"
+) -> None:
     if found != wanted:
         raise ValueError(
-            f"Expected {path} to be of a training with {dict(wanted)} but got one with {dict(found)}:"
+            f"Expected {path} to be of {of} with {dict(wanted)} but got one with {dict(found)}:"
             " remove it, or name another folder."
         )

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
 from lightning_psp.analysis import LossPlane
-from lightning_psp.plotting.style import new_axes, styles, tidy
+from lightning_psp.plotting.style import label_plainly, new_axes, styles, tidy
 
 Numbers: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 
@@ -88,14 +88,18 @@ def plot_plane(
         axes.set_ylabel(unit)
         if log_scale:
             axes.set_yscale("log")
+            label_plainly(axes.yaxis)
     else:
         image = _draw_map(axes, plane.x.numpy(), plane.y.numpy(), values, log_scale)
         _mark_solutions(axes, labels)
         axes.set_ylabel("random direction")
         if colorbar:
-            axes.figure.colorbar(image, ax=axes, label=unit)
+            bar = axes.figure.colorbar(image, ax=axes, label=unit)
+            if log_scale:
+                label_plainly(bar.ax.yaxis, (lowest, np.nanmax(values)))
     title = _TITLES.get(measure, measure)
-    axes.set_title(title if layer is None else f"{title}, {layer}", fontweight="bold")
+    above_labels = 18.0 if len(plane.y) == 1 else None
+    axes.set_title(title if layer is None else f"{title}, {layer}", fontweight="bold", pad=above_labels)
     axes.set_xlabel(f"from {labels[0]} (0) to {labels[1]} (1)")
     return axes.figure, axes
 
@@ -120,8 +124,9 @@ def _draw_line(axes: Axes, x: Numbers, values: Numbers, labels: tuple[str, str])
         axes.axvline(place, color="#999999", linewidth=1, linestyle=":")
         where: dict[str, Any] = {
             "xycoords": ("data", "axes fraction"),
-            "xytext": (3, -10),
+            "xytext": (0, 3),
             "textcoords": "offset points",
+            "ha": "center",
         }
         axes.annotate(labels[place], (place, 1), fontsize=9, **where)
     tidy(axes)

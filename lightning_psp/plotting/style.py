@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 # Okabe and Ito's palette, which colour-blind readers tell apart; dashes and markers do so in grey print.
 _STYLES: tuple[dict[str, Any], ...] = (
@@ -72,9 +72,15 @@ def tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def label_plainly(axis: Axis) -> None:
-    """Labels a logarithmic axis, on which all is drawn, with 1, 2, 5, 10, … or more in place of powers of ten."""
-    lowest, highest = axis.get_data_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if highest > 6 * lowest else (1, 1.2, 1.5, *range(2, 10))))
+def label_plainly(axis: Axis, interval: tuple[float, float] | None = None) -> None:
+    """Labels a logarithmic axis with 1, 2, 5, 10, … or more in place of powers of ten.
+
+    Args:
+        axis: an axis on which all is drawn.
+        interval: lowest and highest value, by default those drawn.
+    """
+    lowest, highest = interval or axis.get_data_interval()
+    powers = LogLocator(subs=(1, 2, 5) if highest > 6 * lowest else (1, 1.2, 1.5, *range(2, 10)))
+    axis.set_major_locator(powers if highest > 3 * lowest else MaxNLocator(6))  # within a factor of 3 nearly linear
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())

@@ -40,6 +40,31 @@ def test_a_line_is_a_curve():
     assert axes.get_yscale() == "log"
 
 
+def test_names_of_solutions_on_a_line_stand_above_the_curve():
+    figure, axes = plot_plane(plane(torch.zeros(1).double()), labels=("G", "1-S"))
+    figure.canvas.draw()
+    assert [text.get_text() for text in axes.texts] == ["G", "1-S"]
+    for text in axes.texts:
+        assert axes.bbox.y1 <= text.get_window_extent().y0
+        assert text.get_window_extent().y1 <= axes.title.get_window_extent().y0
+
+
+@pytest.mark.parametrize(
+    ("least", "labels"), [(1e-3, {"0.01", "0.1", "1"}), (0.5, {"0.5", "1", "2"}), (3.0, {"3.5", "4"})]
+)
+@pytest.mark.parametrize("is_line", [False, True])
+def test_logarithmic_heights_are_labelled_with_numbers(least, labels, is_line):
+    x = torch.linspace(0, 1, 5).double()
+    y = torch.zeros(1).double() if is_line else x
+    loss = (least + (x + x.unsqueeze(1)) * 0.75)[-len(y) :]
+    figure, axes = plot_plane(LossPlane(x, y, {"loss": loss}, {}), log_scale=True)
+    figure.canvas.draw()
+    axis = axes.yaxis if is_line else figure.axes[1].yaxis
+    shown = {label.get_text() for label in axis.get_ticklabels()}
+    assert not any("mathdefault" in label for label in shown)
+    assert is_line or labels <= shown
+
+
 def test_a_layer_of_its_own():
     _, axes = plot_plane(plane(), measure="z2", layer="fc1")
     assert axes.collections[0].get_array().max() == 3 * plane().values["loss"].max()
