@@ -81,6 +81,6 @@ def label_plainly(axis: Axis, interval: tuple[float, float] | None = None) -> No
     """
     lowest, highest = interval or axis.get_data_interval()
     powers = LogLocator(subs=(1, 2, 5) if highest > 6 * lowest else (1, 1.2, 1.5, *range(2, 10)))
-    axis.set_major_locator(powers if highest > 3 * lowest else MaxNLocator(6))  # within a factor of 3 nearly linear
+    axis.set_major_locator(powers if highest > 3 * lowest else MaxNLocator(6, steps=(1, 2, 5, 10)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
