@@ -1,8 +1,8 @@
 """What post-synaptic potential regularisation does, seen in about two minutes on a CPU.
 
 Trains a small LeNet on scikit-learn's handwritten digits three times over: without
-regularisation, with weight decay (ℓ2), and with PSP. Prints the test error and ⟨z²⟩ of each, draws
-both over the training, and leaves TensorBoard logs.
+regularisation, with weight decay (ℓ2), and with PSP. Prints the test error, the test loss and ⟨z²⟩
+of each, draws error and ⟨z²⟩ over the training, and leaves TensorBoard logs.
 
     python examples/quickstart.py [--epochs N] [--seeds N] [--output FOLDER] [--lam λ] ...
 """
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlencode
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
@@ -28,7 +29,7 @@ from support.options import positive_integer
 from support.resumable import PROGRESS_FORMAT, silence_lightning
 from support.tables import markdown_table, mean_and_deviation
 
-HEADER = ("technique", "test error (%)", "⟨z²⟩ on test set")
+HEADER = ("technique", "test error (%)", "test loss", "⟨z²⟩ on test set")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Run:
     val_error: list[float] = field(default_factory=list)
     val_z2: list[float] = field(default_factory=list)
     test_error: float = float("nan")
+    test_loss: float = float("nan")
     test_z2: float = float("nan")
 
 
@@ -90,16 +92,18 @@ def train(technique: Technique, seed: int, epochs: int, data: Digits, logs: Path
     trainer.fit(model, datamodule=data)
     (tested,) = trainer.test(model, datamodule=data, verbose=False)
     run.test_error = 100 * tested["test_error"]
+    run.test_loss = tested["test_loss"]
     run.test_z2 = tested["psp/z2_test"]
     return run
 
 
 def results_rows(runs: dict[Technique, list[Run]]) -> list[list[str]]:
-    """Label, test error and ⟨z²⟩ of each technique."""
+    """Label, test error, test loss and ⟨z²⟩ of each technique."""
     return [
         [
             technique.label,
             mean_and_deviation([run.test_error for run in repeats]),
+            mean_and_deviation([run.test_loss for run in repeats], digits=3),
             mean_and_deviation([run.test_z2 for run in repeats]),
         ]
         for technique, repeats in runs.items()
@@ -108,8 +112,8 @@ def results_rows(runs: dict[Technique, list[Run]]) -> list[list[str]]:
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Print the results as an aligned table."""
-    header, *lines = (f"{label:<28}{error:>18}{z2:>20}" for label, error, z2 in (HEADER, *rows))
-    print("", header, "─" * 66, *lines, sep="\n")
+    header, *lines = (f"{label:<28}{error:>16}{loss:>17}{z2:>19}" for label, error, loss, z2 in (HEADER, *rows))
+    print("", header, "─" * len(header), *lines, sep="\n")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -171,15 +175,23 @@ def main() -> None:
     )
     figure.savefig(picture)
     print(f"\nPicture: {shorten(picture)}")
-    print("\nTo see every layer's ⟨z²⟩, start TensorBoard and open http://localhost:6006:")
+    print("\nTo see every layer's ⟨z²⟩, start TensorBoard:")
     print(f"    {tensorboard_command(logs)}")
-    print("Look at psp/z2_val (the network) and psp_z2_val/conv1, conv2, fc1, fc2 (its layers).")
+    print("and open it with one colour for each technique:")
+    print(f"    {tensorboard_address([technique.folder for technique in techniques])}")
+    print("psp/z2_val is the network's; psp_z2_val/conv1, conv2, fc1 and fc2 are its layers'.")
 
 
 def tensorboard_command(logs: Path) -> str:
     """The shell command that shows ``logs``, with the TensorBoard of the running Python."""
     python = shorten(Path(sys.executable))
     return shlex.join([python, "-m", "tensorboard.main", "--logdir", shorten(logs)])
+
+
+def tensorboard_address(folders: Sequence[str]) -> str:
+    """The address at which TensorBoard shows ⟨z²⟩ on validation data, with one colour for the runs of each folder."""
+    query = {"runColorGroup": f"regex:({'|'.join(folders)})", "tagFilter": "z2_val"}
+    return f"http://localhost:6006/?{urlencode(query)}#timeseries"
 
 
 def shorten(path: Path) -> str:
