@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_psp.analysis import HessianSpectrum, hessian_eigenvalues
 from lightning_psp.analysis import hessian_products as products_module
+from tests.support.analysis.dense_hessian import dense_hessian
 from tests.support.cases import REDUCTIONS, cross_entropy
 from tests.support.cases.activations import MODULES, Dense
-from tests.support.dense_hessian import dense_hessian
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from lightning_psp.analysis import TraceEstimate, hessian_trace
+from tests.support.analysis.dense_hessian import dense_hessian
 from tests.support.cases.activations import Dense
-from tests.support.dense_hessian import dense_hessian
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_psp.analysis import LossPlane, loss_plane
-from tests.support.planes import MLP, batches, measures_of_mlp, solutions, states_of
+from tests.support.analysis.planes import MLP, batches, measures_of_mlp, solutions, states_of
 
 ALL = ("loss", "error", "z2", "entropy", "entropy2")
 

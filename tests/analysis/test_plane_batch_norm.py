@@ -10,7 +10,7 @@ from torch import nn
 from lightning_psp import record_potentials
 from lightning_psp.analysis import loss_plane
 from lightning_psp.metrics import MeanSquarePotential, PSPEntropy
-from tests.support.planes import CLASSES, Normalised, batches, solutions, states_of
+from tests.support.analysis.planes import CLASSES, Normalised, batches, solutions, states_of
 
 ENDS = {"size": (2, 1), "margin": 0}
 

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_psp.analysis import loss_plane
+from tests.support.analysis.planes import CLASSES, MLP, batches, entropy, solutions, states_of
 from tests.support.networks import SharedWeights
-from tests.support.planes import CLASSES, MLP, batches, entropy, solutions, states_of
 
 ENDS = {"size": (2, 1), "margin": 0}
 

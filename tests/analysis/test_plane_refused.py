@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_psp.analysis import loss_plane
-from tests.support.planes import CLASSES, MLP, batches, solutions
+from tests.support.analysis.planes import CLASSES, MLP, batches, solutions
 
 
 @pytest.fixture

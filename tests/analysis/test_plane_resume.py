@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from lightning_psp.analysis import loss_plane
-from tests.support.planes import MLP, batches, solutions
+from tests.support.analysis.planes import MLP, batches, solutions
 
 SIZE = (3, 2)
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_psp.analysis
 from lightning_psp.analysis import constant_units, loss_plane
-from tests.support.planes import CLASSES, Normalised, batches, solutions
+from tests.support.analysis.planes import CLASSES, Normalised, batches, solutions
 
 FOLDER = str(Path(lightning_psp.analysis.__file__).parent)
 

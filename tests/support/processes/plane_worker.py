@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_psp.analysis import loss_plane
-from tests.support.planes import MLP, Normalised, batches, solutions
+from tests.support.analysis.planes import MLP, Normalised, batches, solutions
 from tests.support.processes import in_a_group
 
 SIZE = (3, 3)

@@ -1,0 +1,1 @@
+"""Networks whose loss is mapped, and their Hessians by hand."""
