@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lightning_psp.functional.loader_generators import loader_generators
 from lightning_psp.torch_private.modules import forward_hooks_of, tables_of
 
 # The layers that keep statistics of what they normalise.
@@ -35,7 +36,8 @@ class Unchanged:
 
     Args:
         module: the network.
-        data: the batches that it will be called with, if any; the generator of a `DataLoader` gets its state back, too.
+        data: the batches that it will be called with, if any; the generators of a `DataLoader`, of its sampler and of
+            its data set get their states back, too.
 
     Example:
         >>> network = nn.Linear(2, 3)
@@ -91,12 +93,11 @@ class Unchanged:
 
 
 def generators(data: Any) -> list[torch.Generator]:
-    """Those that torch draws from, and that of a `DataLoader`."""
+    """Those that torch draws from, and those of data loaders."""
     found = [torch.default_generator]
     if torch.cuda.is_initialized():
         found += torch.cuda.default_generators
-    own = getattr(data, "generator", None)
-    return [*found, own] if isinstance(own, torch.Generator) else found
+    return found + loader_generators(data)
 
 
 def seed_everything(data: Any, seed: int) -> None:

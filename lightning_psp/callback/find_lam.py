@@ -19,7 +19,9 @@ from lightning_psp.analysis.unchanged import Unchanged
 from lightning_psp.callback.lam_search import LamSearch, Mode
 from lightning_psp.callback.psp_callback import PSPCallback
 from lightning_psp.functional.arguments import check_choice, check_number
+from lightning_psp.functional.loader_generators import loader_generators
 from lightning_psp.lightnings.any_callback import refuse_other_lightning
+from lightning_psp.pruning.module_attributes import ModuleAttributes
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -43,8 +45,10 @@ def find_lam(
 
     Trains `module` once without penalty and once for each λ, with the trainer's own settings and random numbers, and
     notes everything that was logged by the end, ⟨z²⟩ included. The penalty's other settings are those of the trainer's
-    `PSPCallback` where it has one. Its other callbacks and its loggers take no part. Weights, random state and the
-    trainer's counters are as before afterwards, also after an exception or Ctrl-C.
+    `PSPCallback` where it has one. Its other callbacks and its loggers take no part. Weights, gradients, attributes of
+    the modules (counters, lists, metrics), random states, those of dataloaders included, and the trainer's counters are
+    the same at the start of each training and afterwards, also after an exception or Ctrl-C. Objects that the module
+    holds and that are neither modules, tensors nor plain containers are the exception: they go through all trainings.
 
     Short trainings tell which λ are far too weak or too strong, not the last factor of two; and a cross-entropy can
     rise with λ while the error falls, so `monitor` should be what counts in the end.
@@ -113,7 +117,15 @@ def find_lam(
 
             each = copy.deepcopy(callback)
             each.lam = lam
-            with Unchanged(module), _same_random_numbers(), _short_training(trainer, each, epochs):
+            # The loaders of a data module or of the module itself are made in `fit`; they may hold a generator of it.
+            holders = [train_dataloaders, val_dataloaders, *vars(module).values()]
+            holders += [] if datamodule is None else vars(datamodule).values()
+            with (
+                Unchanged(module),
+                _same_start(module),
+                _same_random_numbers(holders),
+                _short_training(trainer, each, epochs),
+            ):
                 trainer.fit(module, train_dataloaders, val_dataloaders, datamodule)
                 if trainer.interrupted:
                     raise KeyboardInterrupt
@@ -129,8 +141,23 @@ def find_lam(
 
 
 @contextmanager
-def _same_random_numbers() -> Iterator[None]:
-    """Gives the random numbers of PyTorch, Python and NumPy back."""
+def _same_start(module: LightningModule) -> Iterator[None]:
+    """Gives a module the attributes and gradients back that it had."""
+    attributes = ModuleAttributes(module)
+    gradients = [(parameter, copy.deepcopy(parameter.grad)) for parameter in module.parameters()]
+    try:
+        yield
+    finally:
+        attributes.restore()
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+
+
+@contextmanager
+def _same_random_numbers(holders: Sequence[Any]) -> Iterator[None]:
+    """Gives the random numbers of PyTorch, Python, NumPy and of dataloaders back."""
+    own = [each for each in holders if isinstance(each, torch.Generator)] + loader_generators(holders)
+    own_states = [(generator, generator.get_state()) for generator in own]
     states = torch.get_rng_state(), [*torch.cuda.get_rng_state_all()], random.getstate()
     numpy = sys.modules.get("numpy")
     numpys = None if numpy is None else numpy.random.get_state()
@@ -140,6 +167,8 @@ def _same_random_numbers() -> Iterator[None]:
         torch.set_rng_state(states[0])
         torch.cuda.set_rng_state_all(states[1])
         random.setstate(states[2])
+        for generator, state in own_states:
+            generator.set_state(state)
         if numpy is not None:
             numpy.random.set_state(numpys)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lightning_psp.functional.loader_generators import loader_generators
 from lightning_psp.lightnings.any_callback import LIGHTNINGS, AnyCallback
 from lightning_psp.lightnings.validation_private import further_validations, missing_names, validation_loaders
 from lightning_psp.pruning.module_attributes import ModuleAttributes
@@ -64,8 +65,7 @@ def validations_without_trace(
 @contextmanager
 def _random_states_kept(trainer: Trainer) -> Iterator[None]:
     """Gives the random generators, global and of the validation data, the states back that they had."""
-    generators = {id(each): each for each in _generators(validation_loaders(trainer))}.values()
-    states = [(generator, generator.get_state()) for generator in generators]
+    states = [(generator, generator.get_state()) for generator in loader_generators(validation_loaders(trainer))]
     of_python = random.getstate()
     numpy: Any = sys.modules.get("numpy")
     of_numpy = None if numpy is None else numpy.random.get_state()
@@ -80,15 +80,6 @@ def _random_states_kept(trainer: Trainer) -> Iterator[None]:
             random.setstate(of_python)
             if numpy is not None:
                 numpy.random.set_state(of_numpy)
-
-
-def _generators(loaders: Sequence[Any]) -> Iterator[torch.Generator]:
-    for loader in loaders:
-        sampler, batch_sampler = getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
-        for holder in (loader, sampler, batch_sampler, getattr(batch_sampler, "sampler", None)):
-            generator = getattr(holder, "generator", None)
-            if isinstance(generator, torch.Generator):
-                yield generator
 
 
 class _Silence:

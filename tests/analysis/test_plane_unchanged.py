@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 import lightning_psp.analysis
 from lightning_psp.analysis import constant_units, loss_plane
@@ -69,7 +69,8 @@ def scene():
     network.register_forward_hook(lambda *call: None)
     x, labels = (torch.cat(parts) for parts in zip(*batches(dtype=torch.float32), strict=True))
     generator = torch.Generator().manual_seed(3)
-    loader = DataLoader(TensorDataset(x, labels), batch_size=10, shuffle=True, generator=generator)
+    data = TensorDataset(x, labels)
+    loader = DataLoader(data, batch_size=10, sampler=RandomSampler(data, generator=generator))
     return network, first, second, loader, generator
 
 

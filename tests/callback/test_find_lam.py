@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+from torchmetrics import MeanMetric
 
 from lightning_psp import LamSearch, PSPCallback, find_lam
 from tests.support.either_lightning import NAMES
@@ -20,16 +21,17 @@ def make(package="lightning.pytorch", fails_at=None, error=RuntimeError):
     lightning = importlib.import_module(package)
 
     class Module(lightning.LightningModule):
+        steps = 0  # of the class, for what a module has is given back
+
         def __init__(self):
             super().__init__()
             torch.manual_seed(1)
             self.network = nn.Sequential(
                 nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3)
             )
-            self.steps = 0
 
         def training_step(self, batch, batch_idx):
-            self.steps += 1
+            type(self).steps += 1
             if self.steps == fails_at:
                 raise error("here")
             return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
@@ -107,6 +109,56 @@ def test_everything_is_as_before(failure):
     assert found.check_val_every_n_epoch == 2
     assert own.lam == 0.5
     assert module.training
+
+
+@pytest.mark.parametrize("by_datamodule", [False, True])
+def test_all_trainings_start_alike_whatever_a_module_gathers(by_datamodule):
+    """With a λ that is lost in rounding the second training is the first one again."""
+    lightning = importlib.import_module("lightning.pytorch")
+
+    class Gathers(type(make())):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+            self.count = 0
+            self.losses = []
+            self.mean = MeanMetric()
+
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            self.count += 1
+            self.losses.append(loss.item())
+            self.mean.update(loss.detach())
+            self.log("mean_of_all", self.mean.compute() + sum(self.losses) / len(self.losses))
+            self.late = getattr(self, "late", 0) + 1
+            self.manual_backward(loss * (self.count + self.late) / 10)
+            self.optimizers().step()
+            if batch_idx < 5:
+                self.optimizers().zero_grad()  # the last gradient of an epoch stays
+
+    class Data(lightning.LightningDataModule):
+        def __init__(self):
+            super().__init__()
+            self.generator = torch.Generator().manual_seed(4)
+
+        def train_dataloader(self):
+            data = loaders()[0].dataset
+            return DataLoader(data, batch_size=10, sampler=RandomSampler(data, generator=self.generator))
+
+        def val_dataloader(self):
+            return loaders()[1]
+
+    module, data = Gathers(), Data()
+    where = {"datamodule": data}
+    if not by_datamodule:
+        where = {"train_dataloaders": data.train_dataloader(), "val_dataloaders": data.val_dataloader()}
+    before = data.generator.get_state()
+    search = find_lam(trainer(), module, **where, lams=(1e-30,), epochs=2)
+    assert search.values["val_loss"][0] == search.values["val_loss"][1]
+    assert search.values["mean_of_all"][0] == search.values["mean_of_all"][1]
+    assert torch.equal(data.generator.get_state(), before)
+    assert (module.count, module.losses, module.mean.weight.item(), hasattr(module, "late")) == (0, [], 0, False)
+    assert all(parameter.grad is None for parameter in module.parameters())
 
 
 def test_the_training_after_it_is_the_one_without_it():
