@@ -103,6 +103,8 @@ _ACTIVATING = (
     " gt __gt__ heaviside le __le__ log1p logaddexp logaddexp2 lt __lt__ max maximum min minimum __rpow__ rsqrt sign"
     " sgn sin sinc sinh sqrt tan where"
 )
+_MAXIMA = "max maximum"
+_DIFFERENCES = "sub subtract __sub__"
 _SUMS = "add __add__ __radd__ sub subtract __sub__ __rsub__ rsub"
 
 # Functions whose result has its features in the last dimension, whatever its number of dimensions.
@@ -173,6 +175,8 @@ def with_overwriting(names: str) -> frozenset[TorchFunction]:
 ACTIVATING = with_overwriting(_ACTIVATING)
 BOUNDS = with_overwriting("clamp clamp_max clamp_min clip")
 SUMS = with_overwriting(_SUMS)
+MAXIMA = with_overwriting(_MAXIMA)
+DIFFERENCES = with_overwriting(_DIFFERENCES)
 FEATURES_LAST = all_forms_of(_FEATURES_LAST)
 SUMMING = all_forms_of("sum")
 ADDING_TO_FIRST = all_forms_of("addbmm addmm addmv baddbmm")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_psp.capture.functions import ACTIVATING, BOUNDS, MASKING, SUMS, Role, TorchFunction
+from lightning_psp.capture.functions import ACTIVATING, BOUNDS, DIFFERENCES, MASKING, MAXIMA, SUMS, Role, TorchFunction
 from lightning_psp.capture.origin import (
     ACTIVATED,
     ACTIVATING_STEP,
@@ -57,6 +57,23 @@ class Pointwise:
             function that notes what follows for the result.
         """
         made, number_of_data, has_weights = self._sort(args if not kwargs else (*args, *kwargs.values()))
+        if func in MAXIMA and made and number_of_data + len(made) > 1:
+            join, note = self._follow(func, role, args, made, number_of_data, has_weights)
+            return join, lambda result: self._note_largest(note, result)
+        if func in DIFFERENCES and len(made) > 1 and made[1].is_largest:
+            # Exponents below the largest one, as a softmax has them: no activation, though both follow from one tensor.
+            return None, self._note_made
+        return self._follow(func, role, args, made, number_of_data, has_weights)
+
+    def _follow(
+        self,
+        func: TorchFunction,
+        role: Role,
+        args: tuple[Any, ...],
+        made: list[Origin],
+        number_of_data: int,
+        has_weights: bool,
+    ) -> tuple[Join | None, Note]:
         if not made:
             if not has_weights:
                 return None, _note_nothing
@@ -103,6 +120,10 @@ class Pointwise:
 
         is_join = meeting is not None and way == ACTIVATING_STEP
         return (Join(meeting, between) if is_join else None), note  # type: ignore[arg-type]
+
+    def _note_largest(self, note: Note, result: Tensor) -> None:
+        note(result)
+        self._origins.of(result).is_largest = True
 
     def _note_made(self, result: Tensor) -> None:
         self._origins.renew(result).is_made = True
