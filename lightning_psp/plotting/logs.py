@@ -38,16 +38,21 @@ def read_log(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
     missing = [key for key in keys if key not in found]
     if missing:
         raise ValueError(f"Expected {path} to have values of {missing[0]!r} but found {', '.join(sorted(found))}.")
-    return {key: np.array([[epoch + 1.0 for epoch in found[key]], list(found[key].values())]) for key in keys}
+    by_epoch = {key: sorted(found[key].items()) for key in keys}
+    return {key: np.array([[epoch + 1.0, value] for epoch, value in values]).T for key, values in by_epoch.items()}
 
 
 def _read_csv(path: Path) -> dict[str, dict[int, float]]:
-    values: dict[str, dict[int, float]] = {}
     with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            for key, text in row.items():
-                if text and key not in ("epoch", "step"):
-                    values.setdefault(key, {})[int(row["epoch"])] = float(text)
+        rows = list(csv.DictReader(file))
+    # Callbacks such as LearningRateMonitor write rows without an epoch, which is that of another row of the step.
+    epochs = {row.get("step"): row["epoch"] for row in rows if row.get("epoch")}
+    values: dict[str, dict[int, float]] = {}
+    for row in rows:
+        epoch = row.get("epoch") or epochs.get(row.get("step"))
+        for key, text in row.items():
+            if text and epoch and key not in ("epoch", "step"):
+                values.setdefault(key, {})[int(epoch)] = float(text)
     return values
 
 

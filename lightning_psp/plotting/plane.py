@@ -46,7 +46,8 @@ def plot_plane(
     """Draws a measure over the plane through two solutions as a map, or over the line between them as a curve.
 
     Tartaglione et al. (2020), Fig. 2 (loss) and Fig. 4 (⟨z²⟩ and PSP-entropy). The solutions are marked; the colours
-    grow evenly lighter, so that the map can be read in grey, and lines join points of equal height.
+    grow evenly lighter, so that the map can be read in grey, and lines join points of equal height. Points without a
+    finite value stay white.
 
     Args:
         plane: a result of :func:`~lightning_psp.analysis.loss_plane`.
@@ -61,8 +62,8 @@ def plot_plane(
         The figure and the axes.
 
     Raises:
-        ValueError: if the plane does not have the measure or the layer, or if `log_scale` is asked for with values that
-            are not above 0.
+        ValueError: if the plane does not have the measure or the layer, if no value is finite, or if `log_scale` is
+            asked for with values that are not above 0.
 
     Example:
         >>> import torch
@@ -78,6 +79,8 @@ def plot_plane(
         'Loss'
     """
     values = _values(plane, measure, layer).numpy()
+    if not np.isfinite(values).any():
+        raise ValueError(f"Expected argument `plane` to have a finite value of {measure!r} but got none.")
     lowest = np.nanmin(values)
     if log_scale and not lowest > 0:
         raise ValueError(f"Expected values above 0 for `log_scale=True` but the lowest is {lowest:g}.")
@@ -134,7 +137,8 @@ def _draw_line(axes: Axes, x: Numbers, values: Numbers, labels: tuple[str, str])
 
 def _draw_map(axes: Axes, x: Numbers, y: Numbers, values: Numbers, log_scale: bool) -> QuadMesh:
     """Colours that grow evenly lighter, and lines of equal height."""
-    low, high = np.nanmin(values), np.nanmax(values)
+    values = np.ma.masked_invalid(values)  # a network may have no loss, or an infinite one, far from its solutions
+    low, high = values.min(), values.max()
     norm = LogNorm(low, high) if log_scale else None
     image = axes.pcolormesh(x, y, values, shading="nearest", cmap="viridis", norm=norm)
     if high > low:

@@ -89,6 +89,16 @@ def test_logs_of_lightning(kind, file, where, tmp_path):
     assert lines(lam)["a"] == [[1, 2, 3], [2, 12, 22]]  # the last of each epoch
 
 
+def test_rows_without_an_epoch_are_of_that_of_their_step(tmp_path):
+    """Lightning's LearningRateMonitor and users write such rows; one without any other of its step is left out."""
+    rows = ["epoch,step,lr,val_error", ",5,0.2,", "1,5,,0.25", "0,2,,0.5", ",2,0.1,", ",9,0.3,"]
+    path = tmp_path / "metrics.csv"
+    path.write_text("\n".join(rows))
+    _, axes = plot_curves({"one": path}, keys=("lr", "val_error"))
+    assert lines(axes[0]) == {"one": [[1, 2], [0.1, 0.2]]}
+    assert lines(axes[1]) == {"one": [[1, 2], [0.5, 0.25]]}
+
+
 def test_a_training_that_was_broken_off_shortens_the_mean():
     short = {key: values[:2] for key, values in trainings(1)[0].items()}
     _, (error, _) = plot_curves({"a": [short, trainings(2)[1]]})

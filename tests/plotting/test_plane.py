@@ -86,6 +86,20 @@ def test_a_flat_plane_has_no_lines_of_equal_height():
     figure.canvas.draw()
 
 
+@pytest.mark.parametrize("log_scale", [False, True])
+def test_heights_are_between_the_finite_values(log_scale):
+    whole, broken = plane(), plane()
+    broken.values["loss"][0, 0], broken.values["loss"][-1, -1] = torch.inf, torch.nan
+    mesh, contours = plot_plane(broken, log_scale=log_scale)[1].collections
+    finite = broken.values["loss"][broken.values["loss"].isfinite()]
+    assert (mesh.norm.vmin, mesh.norm.vmax) == (finite.min(), finite.max())
+    assert finite.min() < min(contours.levels) < max(contours.levels) < finite.max()
+    assert mesh.get_array().mask.sum() == 2
+    whole.values["loss"].fill_(torch.nan)
+    with pytest.raises(ValueError, match="to have a finite value of 'loss' but got none"):
+        plot_plane(whole, log_scale=log_scale)
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match="one of loss, z2, error but got 'entropy'"):
         plot_plane(plane(), measure="entropy")
