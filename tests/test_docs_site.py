@@ -91,6 +91,15 @@ def test_markup_of_docstrings_and_formulas_is_shown_as_meant(site):
     assert "<math" in site["concepts/penalty.html"]
 
 
+def test_names_of_tests_are_folded_away(site):
+    """All of them, for a cell that holds anything else would be shown as it is."""
+    page, source = site["supported.html"], (ROOT / "docs" / "supported.md").read_text()
+    folded = re.findall(r"<details><summary>(\d+) tests?</summary>(.*?)</details>", page)
+    assert len(folded) > 50
+    assert all(int(number) == names.count("<code>tests/") for number, names in folded)
+    assert sum(int(number) for number, _ in folded) == len(re.findall(r"`tests/\S+::", source))
+
+
 def test_no_page_asks_another_host(site):
     for name, page in site.items():
         loaded = Loaded()
