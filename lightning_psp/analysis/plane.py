@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_psp.analysis.batches import Loss, check_data, check_loss, cross_entropy, survey
+from lightning_psp.analysis.batches import Loss, check_data, check_loss, cross_entropy, identity_of, survey
 from lightning_psp.analysis.point import ENTROPIES, MEASURES, Point, PointMeasures
 from lightning_psp.analysis.points import measured_points
 from lightning_psp.analysis.points_file import digest
@@ -104,6 +104,8 @@ def loss_plane(
     shuffles gives the same batches.
 
     With `path`, a point that is finished is kept in that file, and a call with the same arguments goes on from there.
+    Of the data the first batch and the number of samples are compared, of a loss its name, its code and plain values in
+    it, but not what an object holds.
     Where torch.distributed is initialised, all processes have to call this with the same arguments and all of the data;
     they share the points, and each returns the whole plane.
 
@@ -172,7 +174,7 @@ def loss_plane(
             "first": digest(each.first for each in weights.ends),
             "second": digest(each.second for each in weights.ends),
             "data": [found.samples, digest(found.first_tensors)],
-            "loss": getattr(batch_loss, "__qualname__", type(batch_loss).__qualname__),
+            "loss": identity_of(batch_loss),
             "measures": list(measures),
             "size": list(size),
             "margin": float(margin),

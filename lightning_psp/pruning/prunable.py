@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
+from torchmetrics import Metric
 
 from lightning_psp.capture.selection import LayerSelection, matches
 
@@ -57,6 +58,8 @@ def prunable_parameters(
     module: nn.Module, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
 ) -> dict[str, nn.Parameter]:
     """The parameters that can be pruned: weights of linear and (transposed) convolution layers.
+
+    Networks inside metrics, such as that of a Fréchet inception distance, are no part of them.
 
     A parameter that several layers share is one entry, under its name in ``module.named_parameters()``; a pattern may
     name it by any of its names. Names in compiled networks are matched with and without ``_orig_mod``. Of a layer with
@@ -171,7 +174,7 @@ _Role = tuple["nn.Parameter | None", bool, str]
 def _roles(module: nn.Module) -> dict[int, _Role]:
     """What linear and convolution layers use parameters for: scale, whether they are prunable, and what hinders it."""
     roles: dict[int, _Role] = {}
-    for part in module.modules():
+    for part in _own_parts(module):
         if not isinstance(part, _PRUNED_KINDS):
             continue
         own = dict(part.named_parameters(recurse=False, remove_duplicate=False))
@@ -189,6 +192,16 @@ def _roles(module: nn.Module) -> dict[int, _Role]:
             )
             roles[id(own["weight_orig"])] = (None, True, remedy)
     return roles
+
+
+def _own_parts(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules of a network, each once, without those of metrics, which may judge images by a network of theirs."""
+    found, waiting = {id(module)}, [module]
+    for part in waiting:
+        yield part
+        children = [child for child in part.children() if id(child) not in found and not isinstance(child, Metric)]
+        found.update(map(id, children))
+        waiting.extend(children)
 
 
 def _parametrised_roles(part: nn.Module) -> dict[int, _Role]:

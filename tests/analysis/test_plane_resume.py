@@ -1,5 +1,10 @@
 """A plane that was cut short goes on where it was, and no other plane takes its points."""
 
+import os
+import subprocess
+import sys
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -90,6 +95,65 @@ def test_values_of_the_same_shape_are_other_data(scene, tmp_path):
     data = [(x + 1, labels) for x, labels in data]
     with pytest.raises(ValueError, match="other values of `data`"):
         loss_plane(network, first, second, data, size=(2, 1), path=tmp_path / "points.pt")
+
+
+def weighted(module, batch, weight=1.0):
+    return weight * F.cross_entropy(module(batch[0]), batch[1])
+
+
+def times(weight):
+    return lambda module, batch: weight * weighted(module, batch)
+
+
+class Weighted:
+    def __init__(self, weight):
+        self.weight = weight
+
+    def loss(self, module, batch):
+        return weighted(module, batch, self.weight)
+
+
+LOSSES = {
+    "code": (lambda module, batch: weighted(module, batch), lambda module, batch: weighted(module, batch) + 1),
+    "number": (lambda module, batch: 2 * weighted(module, batch), lambda module, batch: 3 * weighted(module, batch)),
+    "partial": (partial(weighted, weight=2.0), partial(weighted, weight=3.0)),
+    "closure": (times(2.0), times(3.0)),
+    "inner function": (
+        lambda module, batch: (lambda: 2 * weighted(module, batch))(),
+        lambda module, batch: (lambda: 3 * weighted(module, batch))(),
+    ),
+    "method": (Weighted(2.0).loss, weighted),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_another_loss_is_refused_also_under_the_same_name(scene, tmp_path, name):
+    settings = {"size": (2, 1), "measures": ("loss",), "path": tmp_path / "points.pt"}
+    one, other = LOSSES[name]
+    found = loss_plane(*scene, loss=one, **settings)
+    with pytest.raises(ValueError, match="begun with other values of `loss`"):
+        loss_plane(*scene, loss=other, **settings)
+    assert_equal(loss_plane(*scene, loss=one, **settings), found)
+
+
+def test_a_loss_is_known_again_in_another_run():
+    """Also where the order of a set in its code is another, for strings have another hash in each run."""
+    code = (
+        "from lightning_psp.analysis.batches import identity_of\n"
+        "print(identity_of(lambda module, batch: module in {'a', 'b', 'c', 'd', 'e'}))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**environment, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        for seed in (1, 2)
+    ]
+    assert runs[0].stdout == runs[1].stdout != ""
 
 
 @pytest.mark.parametrize("content", [b"", b"text", None])
