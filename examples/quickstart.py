@@ -54,7 +54,7 @@ class Run:
 
 
 class CurveRecorder(Callback):
-    """Keeps the validation error (%) and ⟨z²⟩ of every epoch, and moves the progress bar."""
+    """Keeps the validation error (%) and ⟨z²⟩ of every epoch, moves the progress bar and shows them behind it."""
 
     def __init__(self, run: Run, bar: tqdm) -> None:
         self.run = run
@@ -64,6 +64,7 @@ class CurveRecorder(Callback):
         """Lightning has validated this epoch by now, so its values are in ``callback_metrics``."""
         self.run.val_error.append(100 * trainer.callback_metrics["val_error"].item())
         self.run.val_z2.append(trainer.callback_metrics["psp/z2_val"].item())
+        self.bar.set_postfix_str(f"error {self.run.val_error[-1]:.1f} %, ⟨z²⟩ {self.run.val_z2[-1]:.2f}", refresh=False)
         self.bar.update()
 
 
@@ -155,7 +156,7 @@ def main() -> None:
 
     runs: dict[Technique, list[Run]] = {technique: [] for technique in techniques}
     total = len(techniques) * arguments.seeds * arguments.epochs
-    with tqdm(total=total, unit="epoch", bar_format=PROGRESS_FORMAT) as bar:
+    with tqdm(total=total, unit="epoch", bar_format=f"{PROGRESS_FORMAT}{{postfix}}") as bar:
         for technique in techniques:
             for seed in range(arguments.seeds):
                 bar.set_description(f"{technique.folder:>4}, seed {seed}")
