@@ -66,6 +66,13 @@ def test_every_page_is_there(site):
     assert {page.replace("README.html", "index.html") for page in pages} <= set(site)
 
 
+def test_the_notebook_is_a_page_with_its_pictures(site):
+    page = site["tutorial.html"]
+    assert re.findall(r'src="(tutorial_\d+\.png)"', page) == [f"tutorial_{number}.png" for number in range(1, 10)]
+    assert "LobsterPruning" in page
+    assert 'href="tutorial.ipynb"' in page
+
+
 @pytest.mark.parametrize(
     "module",
     [lightning_psp, lightning_psp.analysis, lightning_psp.functional, lightning_psp.metrics, lightning_psp.pruning],
