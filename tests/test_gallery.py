@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-pyplot = pytest.importorskip("matplotlib.pyplot")
+pytest.importorskip("matplotlib")
 pytest.importorskip("scipy")
+
+from matplotlib import pyplot
 
 import lightning_psp.plotting
 

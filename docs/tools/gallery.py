@@ -34,7 +34,7 @@ COUNTED = ("none", "psp")  # of whose potentials there are histograms
 ARMS = {
     "gradual": "LOBSTER",
     "lottery_ticket": "its masks, its initial weights",
-    "one_shot": "masks of a dense network",
+    "one_shot": "masks of the dense network",
 }
 
 
