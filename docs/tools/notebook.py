@@ -1,7 +1,6 @@
 """Notebooks without Jupyter: runs their cells and keeps the outputs, and makes pages of them when the site is built.
 
-`python docs/tools/notebook.py docs/tutorial.ipynb` runs it anew, and writes what it prints and draws with pyplot into the
-file.
+`python docs/tools/notebook.py docs/tutorial.ipynb` runs it anew, and puts what it prints and draws into the file.
 """
 
 from __future__ import annotations
