@@ -22,7 +22,8 @@ class UnclippedGradients:
     """Gradients as they are when `on_before_optimizer_step` is called, until the step has ended.
 
     They are copied only where something may change them afterwards: clipping, the LightningModule's own hooks, an
-    optimiser that unscales by itself. Elsewhere ``parameter.grad`` still is the same after the step.
+    optimiser that unscales by itself or works in its gradients. Elsewhere ``parameter.grad`` still is the same after
+    the step.
     """
 
     def __init__(self) -> None:
@@ -34,8 +35,15 @@ class UnclippedGradients:
     ) -> None:
         """Takes the gradients of these parameters, unscaled."""
         scale = gradient_scale(trainer, optimizer)
-        if scale == 1.0 and not trainer.gradient_clip_val and not _overrides(pl_module):
-            return
+        if scale != 1.0 or trainer.gradient_clip_val or _overrides(pl_module) or changes_gradients(optimizer):
+            self._copy(parameters, scale)
+
+    def keep_unseen(self, optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+        """Takes the gradients of a step that no hook of Lightning told of; to be called right before it."""
+        if changes_gradients(optimizer):
+            self._copy([parameter for parameter in parameters if id(parameter) not in self._kept], 1.0)
+
+    def _copy(self, parameters: Sequence[nn.Parameter], scale: float) -> None:
         for parameter in parameters:
             gradient = parameter.grad
             assert gradient is not None
@@ -60,6 +68,23 @@ class UnclippedGradients:
     def forget(self) -> None:
         """Lets go of all copies."""
         self._copies, self._kept = {}, set()
+
+
+def changes_gradients(optimizer: Optimizer) -> bool:
+    """Whether ``parameter.grad`` may be another after a step.
+
+    Of torch's optimisers that is so for Nesterov's momentum over many tensors at once (the default on a GPU), without
+    weight decay. Of others nothing is known.
+
+    Example:
+        >>> weight = nn.Parameter(torch.ones(1))
+        >>> changes_gradients(torch.optim.AdamW([weight]))
+        False
+        >>> changes_gradients(torch.optim.SGD([weight], lr=0.1, momentum=0.9, nesterov=True))
+        True
+    """
+    is_of_torch = type(optimizer).__module__.startswith("torch.optim.")
+    return not is_of_torch or any(group.get("nesterov", False) for group in optimizer.param_groups)
 
 
 def _overrides(pl_module: LightningModule) -> bool:

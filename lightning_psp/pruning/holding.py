@@ -32,8 +32,8 @@ class HoldsMasks(AnyCallback):
     What derives from it
 
     - sets `masks` before `on_fit_start`, and changes them during a fit with :meth:`hold`;
-    - overrides :meth:`after_step` for what it does to the weights after each optimiser step, which comes before the
-      masks;
+    - overrides :meth:`before_step`, and :meth:`after_step` for what it does to the weights after each optimiser step,
+      which comes before the masks;
     - calls the hooks here from its own.
 
     The trainer's callbacks are put in another order: those that hold masks are the first when a fit starts, so that
@@ -54,6 +54,9 @@ class HoldsMasks(AnyCallback):
         self._sparsity: Sparsity | None = None
         self._has_held = False
         self._is_resumed = False
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """What is done before a step of `optimizer` whose gradients are there already; see :class:`OptimizerSteps`."""
 
     def after_step(self, optimizer: Optimizer) -> None:
         """What is done after a step of `optimizer`, before masks are applied; see :class:`OptimizerSteps`."""
@@ -112,7 +115,7 @@ class HoldsMasks(AnyCallback):
                 )
         self._reorder(trainer, is_first=False)
         self._detach()
-        self._steps = OptimizerSteps((), self._end_step)
+        self._steps = OptimizerSteps((), self._end_step, self.before_step)
         self.hold(pl_module, trainer.strategy.broadcast(self.masks))
         self._has_held = True
 

@@ -227,6 +227,11 @@ class LobsterPruning(HoldsMasks):
         if self.lam > 0:
             self._gradients.keep(trainer, pl_module, optimizer, self._parameters(optimizer))
 
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Keeps the gradients of a step that the trainer does not take, where the optimiser works in them."""
+        if self.lam > 0:
+            self._gradients.keep_unseen(optimizer, self._parameters(optimizer))
+
     def after_step(self, optimizer: Optimizer) -> None:
         """Shrinks the weights that an optimiser has moved."""
         self._has_stepped = True

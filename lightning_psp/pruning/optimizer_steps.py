@@ -32,6 +32,8 @@ class OptimizerSteps:
     Args:
         parameters: the parameters; more can be watched later (:meth:`watch`).
         after_step: is given the optimiser, and whether its step is a part of another's.
+        before_step: is given the optimiser right before its step, unless the step is a part of another's or computes
+            its gradients itself, by a closure.
 
     Example:
         >>> import torch
@@ -44,8 +46,13 @@ class OptimizerSteps:
         >>> optimizer.step()
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], after_step: Callable[[Optimizer, bool], None]) -> None:
-        self._after_step = after_step
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        after_step: Callable[[Optimizer, bool], None],
+        before_step: Callable[[Optimizer], None] = lambda optimizer: None,
+    ) -> None:
+        self._after_step, self._before_step = after_step, before_step
         self._stepping: list[Optimizer] = []
         self.watch(parameters)
         self._handles = (
@@ -70,8 +77,12 @@ class OptimizerSteps:
         for handle in self._handles:
             handle.remove()
 
-    def _enter(self, optimizer: Optimizer, *_: Any) -> None:
+    def _enter(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        is_part = bool(self._stepping)
         self._stepping.append(optimizer)
+        has_closure = any(map(callable, (*args, *kwargs.values())))
+        if not is_part and not has_closure and self._watched_of(optimizer):
+            self._before_step(optimizer)
 
     def _leave(self, optimizer: Optimizer, *_: Any) -> None:
         while self._stepping and self._stepping.pop() is not optimizer:

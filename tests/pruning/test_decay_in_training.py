@@ -90,6 +90,11 @@ class ByHand(Module):
         return [self.optimizer(self.network.first.parameters()), self.optimizer(self.network.second.parameters())]
 
 
+class Unwrapped(ByHand):
+    def optimizers(self):
+        return super().optimizers(use_pl_optimizer=False)
+
+
 class ScaledLoss(MixedPrecision):
     """The scaled loss of fp16 training without its rounding, so that errors show."""
 
@@ -162,6 +167,23 @@ def sgd(**settings):
     return lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.01, **settings)
 
 
+def nesterov(**settings):
+    """Without weight decay torch works in the gradients of many tensors at once."""
+    return lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True, **settings)
+
+
+class WorksInGradients(torch.optim.SGD):
+    """As optimisers of other libraries may."""
+
+    def step(self, closure=None):
+        loss = None if closure is None else closure()
+        for parameter in self.param_groups[0]["params"]:
+            if parameter.grad is not None:
+                parameter.grad.mul_(0.5)
+        super().step()
+        return loss
+
+
 def adamw(**settings):
     return lambda parameters: torch.optim.AdamW(parameters, lr=0.02, weight_decay=0.1, **settings)
 
@@ -172,6 +194,9 @@ OPTIMIZERS = {
     "SGD foreach": sgd(foreach=True),
     "SGD fused": sgd(fused=True),
     "SGD maximising": sgd(maximize=True),
+    "Nesterov": nesterov(),
+    "Nesterov foreach": nesterov(foreach=True),
+    "works in its gradients": lambda parameters: WorksInGradients(parameters, lr=0.1),
     "AdamW": adamw(),
     "AdamW foreach": adamw(foreach=True),
     "AdamW fused": adamw(fused=True),
@@ -245,6 +270,12 @@ def test_optimizers_that_unscale_by_themselves(name, optimizer):
 @pytest.mark.parametrize("name", ["SGD", "AdamW fused"])
 def test_manual_optimisation_with_two_optimisers(name):
     network = train(ByHand(OPTIMIZERS[name]))
+    assert_equal(network, by_hand_written_out(OPTIMIZERS[name]))
+
+
+@pytest.mark.parametrize("name", ["SGD", "Nesterov foreach", "works in its gradients"])
+def test_steps_that_the_trainer_does_not_take(name):
+    network = train(Unwrapped(OPTIMIZERS[name]))
     assert_equal(network, by_hand_written_out(OPTIMIZERS[name]))
 
 
