@@ -6,9 +6,9 @@ import socket
 import pytest
 import torch
 
-from tests.pruning.training import assert_state
 from tests.support.processes import PROCESSES, ROOT, start_processes
 from tests.support.processes.lobster_worker import EPOCHS, TOLERANCE
+from tests.support.pruning.training import assert_state
 
 # Those who run tests in parallel with `--dist loadgroup` have the processes started once.
 pytestmark = pytest.mark.xdist_group("lobster processes")

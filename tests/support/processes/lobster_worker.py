@@ -17,9 +17,9 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from lightning_psp.pruning import LobsterPruning
-from tests.pruning.networks import NETWORKS
-from tests.pruning.training import Pruned, adamw, loader_for
 from tests.support.processes import PROCESSES
+from tests.support.pruning.networks import NETWORKS
+from tests.support.pruning.training import Pruned, adamw, loader_for
 from tests.support.small import quiet_trainer
 
 EPOCHS, TOLERANCE = 30, 0.1
