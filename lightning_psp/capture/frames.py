@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torchmetrics import Metric, MetricCollection
 
 from lightning_psp.capture.origin import Origin, Potential, Source, is_within
-from lightning_psp.torch_private.modules import has_parts
+from lightning_psp.torch_private.modules import Parts, has_parts
 
 _ACTIVATION_MODULES: tuple[type[nn.Module], ...] = tuple(
     getattr(activation_modules, name) for name in activation_modules.__all__ if name != "MultiheadAttention"
@@ -91,6 +91,7 @@ class Frames:
         self._root = root
         self._named = named
         self._no_activations: set[type[nn.Module]] = set()  # which nonlinearities are given what the module is given
+        self._kinds: dict[type[nn.Module], Kind | None] = {}  # of the modules of each class, where they are alike
         self._known: dict[nn.Module, Known] = {}
         self._foreign: weakref.WeakKeyDictionary[nn.Module, Known] = weakref.WeakKeyDictionary()
         self._parameters: dict[int, str] = {}
@@ -120,13 +121,14 @@ class Frames:
                 self._find_paths()  # a module that was added since
             known = self._known.get(module)
             if known is None:
-                known = self._foreign[module] = self._describe(module, None)
+                has_weights = module in Parts(module).weighted
+                known = self._foreign[module] = self._describe(module, None, has_weights)
         return Frame(module, known)
 
     def name_of_parameter(self, parameter: Any) -> str | None:
         """The name of a parameter of the network; None if it is none of it."""
         if not self._parameters:
-            self._parameters = {id(found): _cleaned(name) for name, found in self._root.named_parameters()}
+            self._parameters = {id(found): _cleaned(name) for name, found in Parts(self._root).parameters()}
         return self._parameters.get(id(parameter))
 
     def module_at(self, path: str) -> nn.Module | None:
@@ -182,24 +184,30 @@ class Frames:
 
     def _find_paths(self) -> None:
         self._parameters = {}
-        self._known = {module: self._describe(module, _cleaned(path)) for path, module in self._root.named_modules()}
+        parts = Parts(self._root)
+        self._known = {
+            module: self._describe(module, _cleaned(path), module in parts.weighted)
+            for module, path in parts.paths.items()
+        }
 
-    def _describe(self, module: nn.Module, path: str | None) -> Known:
-        # Layers that are frozen for good, such as batch norms in detectors, have their weights in buffers.
-        has_weights = next(module.parameters(), None) is not None or any(
-            name.rpartition(".")[2] == "weight" for name, _ in module.named_buffers()
-        )
-        kind = None
-        if isinstance(module, self._named):
-            kind = Kind.NAMED
-        elif isinstance(module, ParametrizationList):
-            kind = Kind.PARAMETRIZATION
-        elif isinstance(module, _ACTIVATION_MODULES):
-            kind = Kind.ACTIVATION
-        elif module is not self._root and _may_be_activation(module):
-            kind = Kind.CANDIDATE
+    def _describe(self, module: nn.Module, path: str | None, has_weights: bool) -> Known:
+        cls = type(module)
+        if cls not in self._kinds:
+            self._kinds[cls] = self._kind_of(cls)
+        kind = self._kinds[cls]
+        if kind is Kind.CANDIDATE and (module is self._root or not _may_be_activation(module)):
+            kind = None
         is_network = path is not None and (has_weights or path == "")
         return Known(path, has_weights, kind, is_network and not isinstance(module, (Metric, MetricCollection)))
+
+    def _kind_of(self, cls: type[nn.Module]) -> Kind | None:
+        if issubclass(cls, self._named):
+            return Kind.NAMED
+        if issubclass(cls, ParametrizationList):
+            return Kind.PARAMETRIZATION
+        if issubclass(cls, _ACTIVATION_MODULES):
+            return Kind.ACTIVATION
+        return None if cls.__module__.startswith("torch.nn.") else Kind.CANDIDATE
 
 
 def _count(caller: Frame, source: Source, name: str) -> None:
@@ -221,8 +229,7 @@ def take_back(source: Source) -> None:
 def _may_be_activation(module: nn.Module) -> bool:
     slopes = [*module.parameters(recurse=False)]
     return (
-        not type(module).__module__.startswith("torch.nn.")
-        and len(slopes) <= _MOST_SLOPES
+        len(slopes) <= _MOST_SLOPES
         and not any(isinstance(slope, UninitializedParameter) for slope in slopes)
         and all(sum(size > 1 for size in slope.shape) <= 1 for slope in slopes)
         and all(next(child.parameters(), None) is None for child in module.children())
@@ -231,4 +238,4 @@ def _may_be_activation(module: nn.Module) -> bool:
 
 def _cleaned(path: str) -> str:
     # The module that `torch.compile` puts around another one has the same name.
-    return ".".join(part for part in path.split(".") if part != "_orig_mod")
+    return ".".join(part for part in path.split(".") if part != "_orig_mod") if "_orig_mod" in path else path

@@ -107,6 +107,16 @@ _MAXIMA = "max maximum"
 _DIFFERENCES = "sub subtract __sub__"
 _SUMS = "add __add__ __radd__ sub subtract __sub__ __rsub__ rsub"
 
+# What tells of a tensor and gives none, of which code asks often.
+_TELLING = (
+    "__len__ data_ptr dim element_size get_device is_complex is_contiguous is_floating_point is_inference is_signed"
+    " ndimension nelement numel size storage_offset stride untyped_storage"
+)
+_TELLING_PROPERTIES = (
+    "_version device dtype grad_fn is_cpu is_cuda is_leaf is_nested is_sparse itemsize layout nbytes ndim output_nr"
+    " requires_grad shape"
+)
+
 # Functions whose result has its features in the last dimension, whatever its number of dimensions.
 _FEATURES_LAST = "__matmul__ __rmatmul__ baddbmm bilinear bmm embedding layer_norm linear matmul rms_norm"
 
@@ -179,6 +189,12 @@ MAXIMA = with_overwriting(_MAXIMA)
 DIFFERENCES = with_overwriting(_DIFFERENCES)
 FEATURES_LAST = all_forms_of(_FEATURES_LAST)
 SUMMING = all_forms_of("sum")
+TELLING = frozenset(
+    [
+        *(getattr(Tensor, name) for name in _TELLING.split()),
+        *(getattr(Tensor, name).__get__ for name in _TELLING_PROPERTIES.split() if hasattr(Tensor, name)),
+    ]
+)
 ADDING_TO_FIRST = all_forms_of("addbmm addmm addmv baddbmm")
 MASKING = with_overwriting("masked_fill where")
 

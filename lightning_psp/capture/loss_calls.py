@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, Generic
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional
 from lightning_psp.capture.frames import Frames
 from lightning_psp.capture.functions import Handler, TorchFunction, all_forms_of
 from lightning_psp.capture.ledger import Ledger
-from lightning_psp.capture.nonlinearities import Nonlinearities
+from lightning_psp.capture.nonlinearities import Activation, Nonlinearities
 from lightning_psp.capture.origin import Kept, Origin, Potential
 from lightning_psp.capture.origins import Origins
 from lightning_psp.capture.outputs import OutputFinder
@@ -25,16 +26,18 @@ _LOG_SOFTMAX = (functional.log_softmax, torch.log_softmax, Tensor.log_softmax, t
 _NORMALISING = all_forms_of("logsumexp")
 
 
-def loss_functions(known: Nonlinearities) -> list[TorchFunction]:
-    """The functions whose calls tell of an output layer."""
-    return [
+@lru_cache(maxsize=16)
+def saving_functions(known: Nonlinearities) -> dict[TorchFunction, Activation | None]:
+    """The functions whose first argument may be a potential, and for nonlinearities how they are called."""
+    losses = (
         *_SOFTMAX,
         *_LOG_SOFTMAX,
         *known.output,
         *_NORMALISING,
         *known.direct_losses,
         *known.probability_losses,
-    ]
+    )
+    return {**dict.fromkeys(losses), **known.hidden}
 
 
 class LossCalls(Generic[Kept]):

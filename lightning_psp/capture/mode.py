@@ -13,13 +13,14 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_psp.capture.activation_calls import ActivationCalls
 from lightning_psp.capture.checkpoints import Checkpoints
+from lightning_psp.capture.dispatch import shared_dispatch
 from lightning_psp.capture.followed_calls import FollowedCalls
 from lightning_psp.capture.frames import Frame, Frames
-from lightning_psp.capture.functions import Handler, TorchFunction
+from lightning_psp.capture.functions import TELLING, Handler, TorchFunction
 from lightning_psp.capture.fused_calls import FusedCalls
 from lightning_psp.capture.graph import Edge, edges_below
 from lightning_psp.capture.ledger import Ledger
-from lightning_psp.capture.loss_calls import LossCalls, loss_functions
+from lightning_psp.capture.loss_calls import LossCalls, saving_functions
 from lightning_psp.capture.module_calls import told_of_module_calls
 from lightning_psp.capture.network_calls import NetworkCalls
 from lightning_psp.capture.nonlinearities import Nonlinearities
@@ -87,7 +88,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.origins = Origins(self.frames.name_of_parameter, takes_foreign)
         self.graph = Graph(self.origins)
         self.outputs: OutputFinder[Kept] = OutputFinder()
-        self.checkpoints = Checkpoints({**dict.fromkeys(loss_functions(nonlinearities)), **nonlinearities.hidden})
+        self.checkpoints = Checkpoints(saving_functions(nonlinearities))
         self.ledger = Ledger(
             self.origins, self.frames, self.checkpoints, selection, keep, lambda: len(self.outputs.calls), on_drop
         )
@@ -143,14 +144,21 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             origins=self.origins,
             graph=self.graph,
         )
-        self._handlers: dict[TorchFunction, Handler] = {
-            **followed.handlers(),
-            Tensor.backward: self._backward,
-            torch.autograd.grad: self._differentiate,
-            **self._losses.handlers(),
-            **self._fused.handlers(),
-            **activations.handlers(),
-        }
+
+        def handlers() -> dict[TorchFunction, Handler]:
+            return {
+                **followed.handlers(),
+                Tensor.backward: self._backward,
+                torch.autograd.grad: self._differentiate,
+                **self._losses.handlers(),
+                **self._fused.handlers(),
+                **activations.handlers(),
+            }
+
+        dispatch = shared_dispatch(nonlinearities, handlers)
+        parts = (self, followed, self._provenance, self._losses, self._fused, activations)
+        self._handler_numbers = dispatch.numbers
+        self._handlers = dispatch.bind({type(part): part for part in parts})
         self.prepare(reduction)
         self._start()
 
@@ -225,24 +233,24 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         """Called by torch in place of every torch function."""
         if _is_traced():
             return self._traced(self._key, func, args, kwargs or {})
-        if self._is_suspended or in_backward():
-            return func(*args, **(kwargs or {}))
         kwargs = kwargs or {}
+        if func in TELLING or self._is_suspended or in_backward():
+            return func(*args, **kwargs)
         has_shadow = not self.ledger.skips_without_grad  # `torch.distributions` enables gradient now and then
         if has_shadow:
             self.graph.start_call(getattr(func, "__name__", ""), (args, kwargs))
-        handler = self._handlers.get(func)
-        if handler is None:
+        number = self._handler_numbers.get(func)
+        if number is None:
             result = func(*args, **kwargs)
             self._provenance.note_other(args, result)
         elif self.checkpoints.regions:
             with self.checkpoints.call(func, args[0] if args else kwargs.get("input")):
-                result = handler(func, args, kwargs)
+                result = self._handlers[number](func, args, kwargs)
         else:
-            result = handler(func, args, kwargs)
+            result = self._handlers[number](func, args, kwargs)
         if has_shadow:
             self.graph.end_call(result)
-        if not self.ledger.in_call and isinstance(result, Tensor) and result.ndim == 0 and self.ledger.counts():
+        if not self.origins.in_call and isinstance(result, Tensor) and result.ndim == 0 and self.ledger.counts():
             self.outputs.note_scalar(result, self.graph.edge(result))
         return result
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 from typing import Any
 
@@ -85,7 +85,7 @@ class Activation:
         return func(*args, **{**kwargs, "inplace": False})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Nonlinearities:
     """The functions and module classes that a search for potentials reacts to."""
 
@@ -110,25 +110,35 @@ def find_nonlinearities(activations: Iterable[str | TorchFunction | type[nn.Modu
         TypeError: if an entry is neither a module class nor a function that torch lets a caller watch.
         ValueError: if a dotted name cannot be imported.
     """
-    known = _torchs_own()
-    hidden = dict(known.hidden)
-    classes: list[type[nn.Module]] = []
-    named = []
+    named, everything = [], []
     for entry in activations:
-        named.append(repr(entry))
         found = _import(entry) if isinstance(entry, str) else entry
-        if isinstance(found, type) and issubclass(found, nn.Module):
-            classes.append(found)
-        elif callable(found) and resolve_name(found) is not None:
-            hidden.update(_variants(str(getattr(found, "__name__", "")).strip("_")))
-            hidden.setdefault(found, _describe(found, found.__name__, None))
-        else:
+        if not _is_module_class(found) and not (callable(found) and resolve_name(found) is not None):
             raise TypeError(
                 f"Expected argument `activations` to hold subclasses of `torch.nn.Module` and functions of"
                 f" torch (such as `torch.sin`), or their dotted names, but got {entry!r}. A function"
                 " of your own is watched if you call it from the `forward` of a module class and name the class."
             )
-    return replace(known, hidden=hidden, module_classes=tuple(classes), named=tuple(sorted(named)))
+        named.append(repr(entry))
+        everything.append(found)
+    return _with(tuple(everything), tuple(sorted(named)))
+
+
+# Not by dotted names, under which another class may be found later.
+@lru_cache(maxsize=16)
+def _with(activations: tuple[Any, ...], named: tuple[str, ...]) -> Nonlinearities:
+    known = _torchs_own()
+    hidden = dict(known.hidden)
+    for function in activations:
+        if not _is_module_class(function):
+            hidden.update(_variants(str(getattr(function, "__name__", "")).strip("_")))
+            hidden.setdefault(function, _describe(function, function.__name__, None))
+    classes = tuple(entry for entry in activations if _is_module_class(entry))
+    return replace(known, hidden=hidden, module_classes=classes, named=named)
+
+
+def _is_module_class(entry: Any) -> bool:
+    return isinstance(entry, type) and issubclass(entry, nn.Module)
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,8 +31,7 @@ class Origins:
         self._bases: dict[int, Tensor] = {}  # what a tensor that is still there is a view of
         self._held: deque[Tensor] = deque(maxlen=4)  # of which the last copies and multiples were taken
 
-        def forget(reference: weakref.ref[Tensor]) -> None:
-            key = reference.key  # type: ignore[attr-defined]
+        def forget(key: int, reference: weakref.ref[Tensor]) -> None:
             known = origins.get(key)
             if known is not None and known.reference is reference:
                 del origins[key]
@@ -53,14 +53,15 @@ class Origins:
 
     def renew(self, tensor: Tensor) -> Origin:
         """A new origin for a tensor that holds new values."""
-        before = self._origins.get(id(tensor))
+        key = id(tensor)
+        before = self._origins.get(key)
         if before is not None and before.reference() is tensor:
             before.reference = _gone
-            self._bases.pop(id(tensor), None)
-        origin = self._origins[id(tensor)] = Origin(weakref.KeyedRef(tensor, self._forget, id(tensor)))
+            self._bases.pop(key, None)
+        origin = self._origins[key] = Origin(weakref.ref(tensor, partial(self._forget, key)))
         self._serial += 1
         origin.serial = self._serial
-        if isinstance(tensor, nn.Parameter):
+        if _is_parameter(tensor):
             origin.weight = self._name_of_parameter(tensor)
             origin.is_weight = origin.weight is not None or self._takes_foreign
         return origin
@@ -70,7 +71,7 @@ class Origins:
         origin = self._origins.get(id(tensor))
         if origin is not None and origin.reference() is tensor:
             return origin
-        return self.renew(tensor) if isinstance(tensor, nn.Parameter) else None
+        return self.renew(tensor) if _is_parameter(tensor) else None
 
     def record_result(self, result: Tensor, z: Origin, potential: Potential[Any] | None) -> None:
         """Notes that `result` is what a nonlinearity made of the tensor `z`, which is a potential or none."""
@@ -102,7 +103,7 @@ class Origins:
         del self._origins[id(tensor)]
         del origin.reference  # tensors with weak references cannot change places
         swap(tensor, other)
-        origin.reference = weakref.KeyedRef(other, self._forget, id(other))
+        origin.reference = weakref.ref(other, partial(self._forget, id(other)))
         self._origins[id(other)] = origin
 
     def copy(self, tensor: Tensor, other: Tensor) -> None:
@@ -218,6 +219,11 @@ class Origins:
         """Keeps a tensor for a while that may turn out to be the output layer's, of which a copy goes on."""
         if origin.is_made and (origin.path is not None or not self.in_call):
             self._held.append(tensor)
+
+
+def _is_parameter(value: Any) -> bool:
+    # Parameters are tensors of a class of their own, and asking of any other whether it is one takes long.
+    return type(value) is not Tensor and isinstance(value, nn.Parameter)
 
 
 def _gone() -> None:

@@ -11,7 +11,7 @@ from torch.autograd.function import BackwardCFunction
 from lightning_psp.capture.functions import TorchFunction, name_of, with_overwriting
 from lightning_psp.capture.graph import Edge, edges_below
 from lightning_psp.capture.origin import Origin, Potential
-from lightning_psp.torch_private.autograd import function_of
+from lightning_psp.torch_private.autograd import function_of, node_of
 
 # Of which activations are made.
 SUSPICIOUS = with_overwriting(
@@ -66,8 +66,10 @@ class Witness:
 
     def note_module(self, output: Any, path: str | None) -> None:
         """Notes what the module at a path returned."""
-        node: Any = output.grad_fn if isinstance(output, Tensor) else None
-        if path and isinstance(node, BackwardCFunction):
+        if not path or not isinstance(output, Tensor):
+            return
+        node = node_of(output)
+        if isinstance(node, BackwardCFunction):
             self._places.setdefault(node, path)
 
     def message(self, potentials: Sequence[Potential[Any]], lacks_output: bool) -> str:

@@ -15,6 +15,7 @@ from lightning_psp.capture.nonlinearities import find_nonlinearities
 from lightning_psp.capture.origin import Potential
 from lightning_psp.capture.selection import LayerSelection
 from lightning_psp.compilation.listening import announce_graph, told_of_graphs
+from lightning_psp.torch_private.modules import Parts
 from lightning_psp.torch_private.tensors import version_of
 
 
@@ -145,7 +146,7 @@ def check_module(module: nn.Module) -> None:
     """Raises an error if a module is not one whose functions can be watched."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"Expected argument `module` to be a `torch.nn.Module` but got {type(module).__name__}.")
-    for path, part in module.named_modules():
+    for part, path in Parts(module).paths.items():
         if isinstance(part, torch.jit.ScriptModule):
             raise NotImplementedError(
                 f"Module {path!r} is compiled by TorchScript, which hides its potentials. Use the module before"

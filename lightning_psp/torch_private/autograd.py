@@ -104,6 +104,20 @@ def function_of(node: Any) -> type:
     return function
 
 
+def node_of(tensor: Tensor) -> Any:
+    """The node of the graph that gave a tensor, or None; asked for past modes of functions where this can be done.
+
+    Example:
+        >>> import torch
+        >>> node_of(torch.ones(1, requires_grad=True).exp()).name()
+        'ExpBackward0'
+    """
+    if _DisableTorchFunction is None:
+        return tensor.grad_fn
+    with _DisableTorchFunction():
+        return tensor.grad_fn
+
+
 def unwatched() -> AbstractContextManager[None]:
     """While entered, no `TorchFunctionMode` is told of functions.
 
