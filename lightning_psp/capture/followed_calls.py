@@ -95,7 +95,10 @@ class FollowedCalls(Generic[Kept]):
         return result
 
     def _overwrite(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        join, note = self._pointwise.overwrite(self._roles[func], func, args, kwargs)
+        role = self._roles[func]
+        if role is Role.ARITHMETIC and not kwargs and not any(map(self._origins.known, args)):
+            return func(*args)  # a counter of steps, such as that of each batch norm
+        join, note = self._pointwise.overwrite(role, func, args, kwargs)
         label = name_of(func)
         is_seen = not self._frames.suppressed
         overwritten = self._origins.find(args[0]) if args else None
@@ -112,11 +115,9 @@ class FollowedCalls(Generic[Kept]):
         return result
 
     def _weigh(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        result = self._provenance.weigh(func, args, kwargs)
-        origin = self._origins.find(result) if isinstance(result, Tensor) else None
-        weights = [self._origins.find(value) for value in args if isinstance(value, Tensor)]
-        has_weights = any(weight is not None and weight.weight is not None for weight in weights)
-        if has_weights and origin is not None and origin.path is not None and self._ledger.counts():
+        result, has_weights = self._provenance.weigh(func, args, kwargs)
+        origin = self._origins.find(result) if has_weights and isinstance(result, Tensor) else None
+        if origin is not None and origin.path is not None and self._ledger.counts():
             self._witness.weights.add(origin.path)
             if not self._ledger.in_call:
                 # A weight that is used outside of every module is a call of the network.

@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torchmetrics import Metric, MetricCollection
 
 from lightning_psp.capture.origin import Origin, Potential, Source, is_within
-from lightning_psp.torch_private.modules import Parts, has_parts
+from lightning_psp.torch_private.modules import OwnParameter, Parts, has_parts
 
 _ACTIVATION_MODULES: tuple[type[nn.Module], ...] = tuple(
     getattr(activation_modules, name) for name in activation_modules.__all__ if name != "MultiheadAttention"
@@ -94,7 +94,8 @@ class Frames:
         self._kinds: dict[type[nn.Module], Kind | None] = {}  # of the modules of each class, where they are alike
         self._known: dict[nn.Module, Known] = {}
         self._foreign: weakref.WeakKeyDictionary[nn.Module, Known] = weakref.WeakKeyDictionary()
-        self._parameters: dict[int, str] = {}
+        self._parameters: dict[int, OwnParameter] = {}
+        self._has_all = False  # whether the parameters were looked for in this step
         self.running: list[Frame] = []
         self.start()
 
@@ -105,7 +106,7 @@ class Frames:
         self.running = list(self.resumed)
         self.outside = Frame(self._root, Known("", True, None, False))  # of every module
         self.suppressed = 0  # how many of them are activations that the user names, or make a weight
-        self._parameters = {}
+        self._has_all = False
 
     def modules(self) -> Iterable[nn.Module]:
         """All modules of the network."""
@@ -127,9 +128,14 @@ class Frames:
 
     def name_of_parameter(self, parameter: Any) -> str | None:
         """The name of a parameter of the network; None if it is none of it."""
-        if not self._parameters:
-            self._parameters = {id(found): _cleaned(name) for name, found in Parts(self._root).parameters()}
-        return self._parameters.get(id(parameter))
+        own = self._parameters.get(id(parameter))
+        if own is None or own.table.get(own.key) is not parameter:
+            own = None
+            if not self._has_all:
+                self._has_all = True
+                self._parameters = Parts(self._root).parameters()
+                own = self._parameters.get(id(parameter))
+        return None if own is None else _cleaned(own.name)
 
     def module_at(self, path: str) -> nn.Module | None:
         """The innermost module that has this path."""
@@ -183,7 +189,7 @@ class Frames:
         _count(frame, source, f"{frame.path}.{label}" if frame.path else label)
 
     def _find_paths(self) -> None:
-        self._parameters = {}
+        self._has_all = False
         parts = Parts(self._root)
         self._known = {
             module: self._describe(module, _cleaned(path), module in parts.weighted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -94,6 +95,18 @@ def edges_below(edge: Edge) -> set[Edge]:
                     seen.add(following[0])
                     pending.append(following[0])
     return edges
+
+
+def nodes_below(nodes: Iterable[Any]) -> list[Any]:
+    """All nodes that can be reached from some, which are among them."""
+    found = [node for node in dict.fromkeys(nodes) if node is not None]
+    seen = set(found)
+    for node in found:
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                found.append(following)
+    return found
 
 
 def _above(leaves: list[Node], nodes: set[Node]) -> set[Node]:

@@ -61,7 +61,7 @@ class Origins:
         origin = self._origins[key] = Origin(weakref.ref(tensor, partial(self._forget, key)))
         self._serial += 1
         origin.serial = self._serial
-        if _is_parameter(tensor):
+        if type(tensor) is not Tensor and isinstance(tensor, nn.Parameter):
             origin.weight = self._name_of_parameter(tensor)
             origin.is_weight = origin.weight is not None or self._takes_foreign
         return origin
@@ -71,7 +71,8 @@ class Origins:
         origin = self._origins.get(id(tensor))
         if origin is not None and origin.reference() is tensor:
             return origin
-        return self.renew(tensor) if _is_parameter(tensor) else None
+        # Parameters are of a class of their own, and asking of other tensors whether they are some takes long.
+        return self.renew(tensor) if type(tensor) is not Tensor and isinstance(tensor, nn.Parameter) else None
 
     def record_result(self, result: Tensor, z: Origin, potential: Potential[Any] | None) -> None:
         """Notes that `result` is what a nonlinearity made of the tensor `z`, which is a potential or none."""
@@ -219,11 +220,6 @@ class Origins:
         """Keeps a tensor for a while that may turn out to be the output layer's, of which a copy goes on."""
         if origin.is_made and (origin.path is not None or not self.in_call):
             self._held.append(tensor)
-
-
-def _is_parameter(value: Any) -> bool:
-    # Parameters are tensors of a class of their own, and asking of any other whether it is one takes long.
-    return type(value) is not Tensor and isinstance(value, nn.Parameter)
 
 
 def _gone() -> None:

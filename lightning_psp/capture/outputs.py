@@ -101,6 +101,8 @@ class OutputFinder(Generic[Kept]):
         if self._backward:
             return self._backward
         scalars = [edge for holder, edge in self._scalars if holder is None or holder() is not None]
+        if len(scalars) < 2:
+            return scalars
         below: set[Edge] = set()
         found = []
         for edge in reversed(scalars):
@@ -205,6 +207,8 @@ def _name(kind: str) -> str:
 
 def _independent(returned: list[Target[Kept]], edges: list[Edge]) -> list[Target[Kept]]:
     """The targets on which no other one depends."""
+    if len(returned) < 2:
+        return returned
     used: set[Edge] = set()
     for node, number in edges:
         if node is not None:

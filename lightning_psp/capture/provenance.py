@@ -11,6 +11,7 @@ Every function call of a forward pass passes by here. What is known of a tensor 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -41,7 +42,6 @@ class Provenance:
             Role.PART: self._part,
             Role.REARRANGEMENT: self._rearrange,
             Role.HANDING: self._hand_on,
-            Role.WEIGHING: self.weigh,
             Role.ATTENTION: self._attend,
             Role.JOINING: self._join,
             Role.BROADCAST: self._broadcast,
@@ -108,13 +108,18 @@ class Provenance:
                         derived.sums = origin.values
         return result
 
-    def weigh(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Calls a function that maps by weights that it is given."""
+    def weigh(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, bool]:
+        """Calls a function that maps by weights that it is given.
+
+        Returns:
+            Its result, and whether a weight of the network is among its positional arguments.
+        """
         result = func(*args, **kwargs)
         weight: str | None = None
-        is_made, dims, weighings = False, 0, 0
+        is_made, has_weights, dims, weighings = False, False, 0, 0
         first: Origin | None = None
-        for position, value in enumerate([*args, *kwargs.values()]):
+        is_normalisation = _is_normalisation(func)
+        for position, value in enumerate((*args, *kwargs.values()) if kwargs else args):
             if not isinstance(value, Tensor):
                 continue
             origin = self._origins.known(value)
@@ -122,28 +127,30 @@ class Provenance:
                 continue
             if origin.is_weight:
                 is_made = True
-                # Of a bias, the name says nothing.
-                is_bias = position == 0 and func in ADDING_TO_FIRST
-                is_weight = (value.ndim > 1 and not is_bias) or _is_normalisation(func)
-                if origin.weight is not None and is_weight and value.ndim > dims:
-                    weight, dims = origin.weight, value.ndim
+                if origin.weight is not None:
+                    has_weights = has_weights or position < len(args)
+                    ndim = value.ndim
+                    # Of a bias, the name says nothing.
+                    is_bias = ndim < 2 or (position == 0 and func in ADDING_TO_FIRST)
+                    if ndim > dims and (is_normalisation or not is_bias):
+                        weight, dims = origin.weight, ndim
             elif origin.is_made:
                 is_made, weighings = True, max(weighings, origin.weighings)
                 if position == 0:
                     first = origin
         if not is_made and func not in FEATURES_LAST:
-            return result
+            return result, has_weights
         for tensor in (result,) if isinstance(result, Tensor) else tensors_in(result):
             if tensor.dtype.is_floating_point:
                 origin = self._origins.renew(tensor)
                 origin.is_made, origin.weighings = is_made, weighings + 1
                 if weight is not None:
                     origin.source = Source(_named_after(weight))
-                elif first is not None and _is_normalisation(func):
+                elif first is not None and is_normalisation:
                     origin.source = first.source
                 if func in FEATURES_LAST:
                     origin.unit_dim = -1
-        return result
+        return result, has_weights
 
     def _attend(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
@@ -214,6 +221,7 @@ def _named_after(weight: str) -> str:
     return "" if weight == "weight" else weight.removesuffix(".weight")
 
 
+@cache
 def _is_normalisation(func: TorchFunction) -> bool:
     return "norm" in getattr(func, "__name__", "")
 

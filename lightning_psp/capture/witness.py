@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 from lightning_psp.capture.functions import TorchFunction, name_of, with_overwriting
-from lightning_psp.capture.graph import Edge, edges_below
+from lightning_psp.capture.graph import Edge, edges_below, nodes_below
 from lightning_psp.capture.origin import Origin, Potential
 from lightning_psp.torch_private.autograd import function_of, node_of
 
@@ -94,9 +94,8 @@ class Witness:
             potentials: all potentials.
             outputs: to the output layers.
         """
-        below: set[Any] = set()
-        for edge in outputs:
-            below |= edges_below(edge)
+        starts = list(dict.fromkeys(outputs))
+        below = set().union(*map(edges_below, starts)) if self._suspects else set()
         found = {
             suspect.place: f"'torch.{suspect.name}'"
             for suspect in self._suspects
@@ -104,7 +103,8 @@ class Witness:
             and not _has_potential(suspect.argument)
             and not (suspect.may_be_norm and (suspect.result.is_pooled or suspect.argument.is_pooled))
         }
-        nodes = {node for node, _ in below if isinstance(node, BackwardCFunction) and _is_foreign(node)}
+        below_outputs = nodes_below([node for node, _ in starts])
+        nodes = {node for node in below_outputs if isinstance(node, BackwardCFunction) and _is_foreign(node)}
         if nodes:
             nodes -= _accounted_for(potentials)
         for node in nodes:

@@ -216,6 +216,8 @@ def _collect(capture: Capture[_Recorded], selection: LayerSelection, recorded: P
 
 def _concatenated(passes: list[tuple[Tensor, int]]) -> list[tuple[Tensor, int, int]]:
     """The passes of one part of a layer, those that fit as one tensor, and how many these are."""
+    if len(passes) == 1:
+        return [(*passes[0], 1)]
     fitting: dict[tuple[torch.Size, torch.dtype, torch.device, int], list[Tensor]] = {}
     for tensor, unit_dim in passes:
         shape = tensor.shape[1:], tensor.dtype, tensor.device, unit_dim

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.nn.modules import module as torch_modules
@@ -89,6 +89,20 @@ def has_parts(module: nn.Module) -> bool:
     return any(tables)
 
 
+class OwnParameter(NamedTuple):
+    """Where a parameter is.
+
+    Args:
+        name: its name in the network.
+        table: the parameters of the module that has it.
+        key: its name there.
+    """
+
+    name: str
+    table: dict[str, Any]
+    key: str
+
+
 class Parts:
     """The modules that a module is made of, itself included, as one walk finds them.
 
@@ -106,7 +120,7 @@ class Parts:
         >>> parts = Parts(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
         >>> list(parts.paths.values()), len(parts.weighted)
         (['', '0', '1'], 2)
-        >>> [name for name, _ in parts.parameters()]
+        >>> [parameter.name for parameter in parts.parameters().values()]
         ['0.weight', '0.bias']
     """
 
@@ -123,17 +137,18 @@ class Parts:
             if next(module.parameters(), None) is not None or "weight" in buffers:
                 self.weighted.add(module)
 
-    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The parameters, each once, with the first name that leads to it, as `named_parameters` gives them."""
+    def parameters(self) -> dict[int, OwnParameter]:
+        """The parameters by their `id`, each with the first name that leads to it, as `named_parameters` gives them."""
+        found: dict[int, OwnParameter] = {}
         if not self._has_tables:
-            yield from next(iter(self.paths)).named_parameters()
-            return
-        seen = set()
+            table = dict(next(iter(self.paths)).named_parameters())
+            return {id(parameter): OwnParameter(name, table, name) for name, parameter in table.items()}
         for module, path in self.paths.items():
-            for name, parameter in module._parameters.items():
-                if parameter is not None and id(parameter) not in seen:
-                    seen.add(id(parameter))
-                    yield (f"{path}.{name}" if path else name), parameter
+            table = module._parameters
+            for key, parameter in table.items():
+                if parameter is not None and id(parameter) not in found:
+                    found[id(parameter)] = OwnParameter(f"{path}.{key}" if path else key, table, key)
+        return found
 
     def _walk(self, module: nn.Module, path: str) -> None:
         self.paths[module] = path
