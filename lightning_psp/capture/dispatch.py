@@ -29,12 +29,14 @@ class Dispatch(NamedTuple):
         return [getattr(parts[owner], name) for owner, name in self.methods]
 
 
-def shared_dispatch(nonlinearities: Nonlinearities, handlers: Callable[[], Mapping[TorchFunction, Handler]]) -> Dispatch:
+def shared_dispatch(
+    nonlinearities: Nonlinearities, handlers: Callable[[], Mapping[TorchFunction, Handler]]
+) -> Dispatch:
     """The table for these nonlinearities, made once.
 
     Args:
         nonlinearities: the functions and module classes to react to.
-        handlers: gives for each function the bound method that its call goes to, which is to depend on the former alone.
+        handlers: gives for each function the bound method that its call goes to, which depends on the former alone.
     """
     known = _made.get(nonlinearities)
     if known is None:

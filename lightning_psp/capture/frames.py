@@ -96,6 +96,7 @@ class Frames:
         self._foreign: weakref.WeakKeyDictionary[nn.Module, Known] = weakref.WeakKeyDictionary()
         self._parameters: dict[int, OwnParameter] = {}
         self._has_all = False  # whether the parameters were looked for in this step
+        self._parts: Parts | None = None  # that were found in this step
         self.running: list[Frame] = []
         self.start()
 
@@ -107,6 +108,7 @@ class Frames:
         self.outside = Frame(self._root, Known("", True, None, False))  # of every module
         self.suppressed = 0  # how many of them are activations that the user names, or make a weight
         self._has_all = False
+        self._parts = None
 
     def modules(self) -> Iterable[nn.Module]:
         """All modules of the network."""
@@ -133,7 +135,7 @@ class Frames:
             own = None
             if not self._has_all:
                 self._has_all = True
-                self._parameters = Parts(self._root).parameters()
+                self._parameters = (self._parts or Parts(self._root)).parameters()
                 own = self._parameters.get(id(parameter))
         return None if own is None else _cleaned(own.name)
 
@@ -190,7 +192,7 @@ class Frames:
 
     def _find_paths(self) -> None:
         self._has_all = False
-        parts = Parts(self._root)
+        parts = self._parts = Parts(self._root)
         self._known = {
             module: self._describe(module, _cleaned(path), module in parts.weighted)
             for module, path in parts.paths.items()

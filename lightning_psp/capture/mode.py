@@ -82,6 +82,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self._traced = traced
         self._takes_foreign = takes_foreign
         self._is_suspended = False
+        self._has_news = True  # whether anything has been seen since outputs were given
         self._place: tuple[list[Frame], bool] = ([], False)  # where it starts: running modules, and whether in a call
         self._scope = ExitStack()
         self.frames = Frames(root, nonlinearities.module_classes)
@@ -179,6 +180,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         """Starts a new watch."""
         self._start()
         self._settlement.revises = self.on_outputs is not None
+        self._has_news = True
         self.ledger.skips_without_grad = torch.is_grad_enabled()
         with ExitStack() as stack:
             stack.enter_context(told_of_module_calls(self.modules, self.frames.modules()))
@@ -198,7 +200,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             self._scope.close()
             self.frames.start()
         if error is None and self.on_outputs is not None:
-            self._give_outputs()
+            if self._has_news:
+                self._give_outputs()
             self.message = self.unseen_message()
         self.origins.clear()
         self.outputs.start()
@@ -236,6 +239,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         kwargs = kwargs or {}
         if func in TELLING or self._is_suspended or in_backward():
             return func(*args, **kwargs)
+        self._has_news = True
         has_shadow = not self.ledger.skips_without_grad  # `torch.distributions` enables gradient now and then
         if has_shadow:
             self.graph.start_call(getattr(func, "__name__", ""), (args, kwargs))
@@ -288,6 +292,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if self.on_outputs is not None:
             self.settle()
             self.on_outputs()
+            self._has_news = False
 
     def unseen_message(self) -> str:
         """What to tell of what could not be seen; empty if nothing is to be told."""
@@ -299,6 +304,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     @contextmanager
     def suspended(self) -> Iterator[None]:
         """While open, nothing is seen."""
+        self._has_news = True
         before, self._is_suspended = self._is_suspended, True
         self.modules.is_suspended = True
         try:

@@ -101,24 +101,26 @@ class NetworkCalls(Generic[Kept]):
         if not self._frames.running or self._frames.running[-1].module is not module:
             return  # entered before the watch began
         frame = self._frames.running.pop()
-        kind = frame.known.kind
+        known = frame.known
+        kind, path = known.kind, known.path
         if kind is Kind.PARAMETRIZATION or kind is Kind.NAMED:
             self._frames.suppressed -= 1
         if frame.potential is not None and isinstance(output, Tensor):
             frame.potential.results.append(self._graph.edge(output))
             assert frame.potential.origin is not None
             self._origins.record_result(output, frame.potential.origin, frame.potential)
-        self._witness.note_module(output, frame.path)
+        if path and isinstance(output, Tensor):
+            self._witness.note_module(output, path)
         is_activation = kind is Kind.NAMED or kind is Kind.ACTIVATION
         if frame.given is not None:
             is_activation = self._written.leave(frame, output)
-        if frame.path is None:
+        if path is None:
             return
         if frame.starts_call:
             self._end_call(frame, output)
-        elif frame.known.has_weights and not is_activation and not self._frames.is_wrapped(frame):
+        elif known.has_weights and not is_activation and not self._frames.is_wrapped(frame):
             tensors = (output,) if isinstance(output, Tensor) else tensors_in(output)
-            self._origins.record_module(frame.path, frame, tensors)
+            self._origins.record_module(path, frame, tensors)
 
     def _end_call(self, frame: Frame, output: Any) -> None:
         self._ledger.in_call = False

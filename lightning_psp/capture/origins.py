@@ -61,17 +61,23 @@ class Origins:
         origin = self._origins[key] = Origin(weakref.ref(tensor, partial(self._forget, key)))
         self._serial += 1
         origin.serial = self._serial
-        if type(tensor) is not Tensor and isinstance(tensor, nn.Parameter):
-            origin.weight = self._name_of_parameter(tensor)
-            origin.is_weight = origin.weight is not None or self._takes_foreign
+        if type(tensor) is not Tensor:
+            origin.is_weight, origin.weight = self.weight(tensor)
         return origin
+
+    def weight(self, tensor: Tensor) -> tuple[bool, str | None]:
+        """Whether a tensor is a parameter that counts as a weight, and its name if it is one of the network's."""
+        # Parameters are of a class of their own, and asking of other tensors whether they are some takes long.
+        if type(tensor) is Tensor or not isinstance(tensor, nn.Parameter):
+            return False, None
+        name = self._name_of_parameter(tensor)
+        return name is not None or self._takes_foreign, name
 
     def known(self, tensor: Any) -> Origin | None:
         """The origin of a tensor of which anything is known, or that is a weight; None for anything else."""
         origin = self._origins.get(id(tensor))
         if origin is not None and origin.reference() is tensor:
             return origin
-        # Parameters are of a class of their own, and asking of other tensors whether they are some takes long.
         return self.renew(tensor) if type(tensor) is not Tensor and isinstance(tensor, nn.Parameter) else None
 
     def record_result(self, result: Tensor, z: Origin, potential: Potential[Any] | None) -> None:
@@ -119,13 +125,13 @@ class Origins:
         """Notes that the module at `path`, which has weights, returned tensors in one call."""
         for tensor in tensors:
             origin = self.of(tensor)
+            origin.is_made = True
             source = origin.source
             # Else a module or a parameter inside this one made it.
             if source is None or source.path is None or not is_within(source.path, path):
                 origin.source = Source(path, call if source is None or source.path != path else source.evaluation)
                 if source is not None and source.path is None:
                     origin.source.place = source.place
-            origin.is_made = True
 
     def clear(self) -> None:
         """Forgets every tensor."""

@@ -119,22 +119,23 @@ class Provenance:
         is_made, has_weights, dims, weighings = False, False, 0, 0
         first: Origin | None = None
         is_normalisation = _is_normalisation(func)
+        origins = self._origins
         for position, value in enumerate((*args, *kwargs.values()) if kwargs else args):
             if not isinstance(value, Tensor):
                 continue
-            origin = self._origins.known(value)
-            if origin is None:
-                continue
-            if origin.is_weight:
+            origin = origins.find(value)
+            # A parameter is looked up without a note of its own.
+            is_weight, name = origins.weight(value) if origin is None else (origin.is_weight, origin.weight)
+            if is_weight:
                 is_made = True
-                if origin.weight is not None:
+                if name is not None:
                     has_weights = has_weights or position < len(args)
                     ndim = value.ndim
                     # Of a bias, the name says nothing.
                     is_bias = ndim < 2 or (position == 0 and func in ADDING_TO_FIRST)
                     if ndim > dims and (is_normalisation or not is_bias):
-                        weight, dims = origin.weight, ndim
-            elif origin.is_made:
+                        weight, dims = name, ndim
+            elif origin is not None and origin.is_made:
                 is_made, weighings = True, max(weighings, origin.weighings)
                 if position == 0:
                     first = origin

@@ -64,10 +64,8 @@ class Witness:
         """Notes a call of a suspicious function; see :class:`Suspect`."""
         self._suspects.append(Suspect(name_of(function), place, argument, result, function in OF_NORMS, edge))
 
-    def note_module(self, output: Any, path: str | None) -> None:
+    def note_module(self, output: Tensor, path: str) -> None:
         """Notes what the module at a path returned."""
-        if not path or not isinstance(output, Tensor):
-            return
         node = node_of(output)
         if isinstance(node, BackwardCFunction):
             self._places.setdefault(node, path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -99,7 +99,7 @@ class OwnParameter(NamedTuple):
     """
 
     name: str
-    table: dict[str, Any]
+    table: Mapping[str, Any]
     key: str
 
 
@@ -144,10 +144,10 @@ class Parts:
             table = dict(next(iter(self.paths)).named_parameters())
             return {id(parameter): OwnParameter(name, table, name) for name, parameter in table.items()}
         for module, path in self.paths.items():
-            table = module._parameters
-            for key, parameter in table.items():
+            own = module._parameters
+            for key, parameter in own.items():
                 if parameter is not None and id(parameter) not in found:
-                    found[id(parameter)] = OwnParameter(f"{path}.{key}" if path else key, table, key)
+                    found[id(parameter)] = OwnParameter(f"{path}.{key}" if path else key, own, key)
         return found
 
     def _walk(self, module: nn.Module, path: str) -> None:
