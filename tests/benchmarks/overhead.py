@@ -6,9 +6,13 @@ first steps of a block are not counted: there the allocator gets used to the oth
 median over rounds of blocks of the ratio of their medians. Peak memory is the growth of the process over a run of its
 own for each arm (on a GPU, the allocator's peak).
 
+`--python` and `--record` ask what Python adds on data as small as it takes. They count processor time of one thread and
+compare the fastest steps of both kinds, for a busy machine makes steps slower and never faster.
+
     python tests/benchmarks/overhead.py
     python tests/benchmarks/overhead.py --models resnet50 gpt --device cuda --precision bf16-mixed --batch-size 64
     python tests/benchmarks/overhead.py --python
+    python tests/benchmarks/overhead.py --record --models resnet18 lenet5
     python tests/benchmarks/overhead.py --models resnet18 --profile
 """
 
@@ -25,6 +29,7 @@ import sys
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +42,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import lightning_psp
-from lightning_psp import PSPCallback
+from lightning_psp import PSPCallback, record_potentials
 
 BLOCK = 6
 NOT_COUNTED = 2
@@ -50,20 +55,22 @@ class Alternate(Callback):
     Args:
         arms: of "none", "callback" and "naive" those that take turns.
         progress: the bar that shows the steps.
+        clock: tells the time in seconds.
     """
 
-    def __init__(self, arms: tuple[str, ...], progress: tqdm[Any]) -> None:
+    def __init__(self, arms: tuple[str, ...], progress: tqdm[Any], clock: Callable[[], float]) -> None:
         self.psp = PSPCallback(lam=LAM)
         self.blocks: list[list[float]] = []
         self._arms = arms
         self._progress = progress
         self._start: float | None = None
+        self._clock = clock
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize()
         if self._start is not None:
-            self.blocks[-1].append(time.perf_counter() - self._start)
+            self.blocks[-1].append(self._clock() - self._start)
         self._progress.update()
         if batch_idx % BLOCK == 0:
             assert isinstance(pl_module, Classifier)
@@ -75,7 +82,7 @@ class Alternate(Callback):
             elif arm == "naive":
                 pl_module.penalise_by_hooks()
             self.blocks.append([])
-        self._start = time.perf_counter()
+        self._start = self._clock()
 
     def on_before_backward(self, *args: Any) -> None:
         self.psp.on_before_backward(*args)
@@ -120,14 +127,15 @@ def fit(
 
 
 def time_blocks(options: argparse.Namespace, name: str, arms: tuple[str, ...], tiny: bool) -> dict[str, list[float]]:
-    """For each arm the median time of a step in each of its blocks, in seconds."""
+    """For each arm the time of a step in each of its blocks, in seconds: the median, on tiny data the least."""
     steps = len(arms) * BLOCK * (options.pairs + 1) + 1
     with tqdm(total=steps, desc=name, leave=False, disable=None) as progress:
-        alternate = Alternate(arms, progress)
+        alternate = Alternate(arms, progress, time.process_time if tiny else time.perf_counter)
         fit(options, name, [alternate], steps, tiny=tiny)
-    medians = [statistics.median(block[NOT_COUNTED:]) for block in alternate.blocks if len(block) == BLOCK]
+    typical: Callable[[list[float]], float] = min if tiny else statistics.median
+    times = [typical(block[NOT_COUNTED:]) for block in alternate.blocks if len(block) == BLOCK]
     count = len(arms)
-    return {arm: medians[count + index :: count] for index, arm in enumerate(arms)}  # the first round warms up
+    return {arm: times[count + index :: count] for index, arm in enumerate(arms)}  # the first round warms up
 
 
 def quartiles(values: list[float]) -> list[float]:
@@ -176,12 +184,45 @@ def print_ratios(options: argparse.Namespace) -> None:
 
 def print_python(options: argparse.Namespace) -> None:
     """Prints what the callback adds to a step of a batch of two of the smallest inputs, where kernels cost little."""
-    print(f"{'model':<14}{'step (ms)':>10}{'callback adds (ms)':>20}{'quartiles':>18}")
+    print_title("callback adds (ms)")
     for name in options.models:
         times = time_blocks(options, name, ("none", "callback"), tiny=True)
-        first, median, third = quartiles([1e3 * (a - b) for a, b in zip(times["callback"], times["none"], strict=True)])
-        step = 1e3 * statistics.median(times["none"])
-        print(f"{name:<14}{step:>10.2f}{median:>20.3f}{f'{first:.3f} to {third:.3f}':>18}", flush=True)
+        print_added(name, times["none"], times["callback"])
+
+
+def print_record(options: argparse.Namespace) -> None:
+    """Prints what `record_potentials` adds to a forward pass of a batch of two of the smallest inputs."""
+    print_title("record adds (ms)")
+    for name in options.models:
+        torch.manual_seed(0)
+        model = MODELS[name]
+        network = model.make(model.smallest_size).to(options.device)
+        inputs, _ = model.batch(model.smallest_size, 2, options.device)
+        without, recorded = [], []
+        for _ in range(options.pairs * BLOCK):
+            start = time.process_time()
+            network(inputs)
+            middle = time.process_time()
+            with record_potentials(network):
+                network(inputs)
+            without.append(middle - start)
+            recorded.append(time.process_time() - middle)
+        blocks = range(BLOCK, len(without), BLOCK)  # the first one warms up
+        least = [[min(times[at : at + BLOCK]) for at in blocks] for times in (without, recorded)]
+        print_added(name, *least)
+
+
+def print_title(added: str) -> None:
+    """Prints the head of the table of what is added."""
+    print(f"{'model':<14}{'step (ms)':>10}{added:>20}{'over all steps':>16}{'quartiles':>18}")
+
+
+def print_added(name: str, without: list[float], with_it: list[float]) -> None:
+    """Prints what is added: the median over rounds, the difference of the fastest of all steps, the quartiles."""
+    first, median, third = quartiles([1e3 * (b - a) for a, b in zip(without, with_it, strict=True)])
+    least = 1e3 * (min(with_it) - min(without))
+    step = 1e3 * min(without)
+    print(f"{name:<14}{step:>10.2f}{median:>20.3f}{least:>16.3f}{f'{first:.3f} to {third:.3f}':>18}", flush=True)
 
 
 class Profiled(Callback):
@@ -246,6 +287,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network; without the naive arm")
     parser.add_argument("--python", action="store_true", help="the callback's own time in a step on tiny data")
+    parser.add_argument("--record", action="store_true", help="the time of record_potentials on tiny data")
     parser.add_argument("--profile", action="store_true", help="where the callback's time goes, in a few steps")
     parser.add_argument("--memory-of", choices=["none", "callback", "naive"], help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -256,12 +298,16 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     options = parse()
+    if options.python or options.record:
+        torch.set_num_threads(1)
     if options.memory_of:
         print(measure_memory(options, options.models[0]))
         return
     print(f"torch {torch.__version__}, {options.device}, {options.precision}, {torch.get_num_threads()} threads")
     if options.python:
         print_python(options)
+    elif options.record:
+        print_record(options)
     elif options.profile:
         print_profile(options)
     else:
