@@ -28,7 +28,7 @@ from tqdm import tqdm
 from geometry_study import Batches, load_batches, measure, read_solution
 from pruning_study import TASKS
 from support.options import positive_integer
-from support.resumable import write_json
+from support.resumable import keep_configuration, write_json
 from support.tables import markdown_table, mean_and_deviation
 
 ARMS = {
@@ -54,10 +54,17 @@ class Network:
 
 def trained_networks(folder: Path, network: str, seeds: int) -> Iterator[Network]:
     """Dense networks and those of the highest sparsity, of both sets."""
-    study = json.loads((folder / "pruning_study.json").read_text())["trainings"]
+    study = folder / "pruning_study.json"
+    trainings = json.loads(study.read_text())["trainings"] if study.exists() else []
     for source in SETS:
-        rows = [row for row in study if row["task"] == f"{network}_{source}" and not row["lam"] and row["seed"] < seeds]
-        highest = max(row["level"] for row in rows)
+        task = f"{network}_{source}"
+        rows = [row for row in trainings if row["task"] == task and not row["lam"] and row["seed"] < seeds]
+        highest = max((row["level"] for row in rows), default=0)
+        if not highest:
+            raise FileNotFoundError(
+                f"Expected {study} to have networks of {task} that were pruned in one shot but it has none, or is not"
+                f" there: run `pruning_study.py --data FOLDER --tasks {task}`, or name its folder with `--solutions`."
+            )
         for row in rows:
             if row["arm"] in ARMS and (row["arm"] in ("dense", "gradual") or row["level"] == highest):
                 level = f"_level{row['level']:02}" if row["level"] else ""
@@ -96,32 +103,31 @@ def interval(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
 
 def report(rows: list[dict[str, Any]], folder: Path) -> None:
     """Write ``transfer_study.md``."""
-    parts = []
+    text = "# Transfer\n"
     for source, words in SETS.items():
         target = next(title for name, title in SETS.items() if name != source)
         of_source = [row for row in rows if row["source"] == source]
-        lines = []
-        for arm, label in ARMS.items():
-            same = [row for row in of_source if row["arm"] == arm]
-            if same:
-                columns = ("test_error", "accuracy", *ORDERS)
-                lines.append(
-                    [label, str(len(same)), *(mean_and_deviation([row[each] for row in same]) for each in columns)]
-                )
         header = ["network", "seeds", "own error (%)", f"accuracy on {target} (%)", *ORDERS.values()]
-        parts.append(f"## From {words} to {target}\n\n{markdown_table(header, lines)}\n")
+        text += f"\n## From {words} to {target}\n\n{markdown_table(header, table_rows(of_source))}\n"
+        pruned = [row for row in of_source if row["arm"] != "dense"]
         for order, label in ORDERS.items():
-            for chosen, which in (
-                (of_source, "all networks"),
-                ([r for r in of_source if r["arm"] != "dense"], "pruned"),
-            ):
-                pairs = np.array([[row[order], row["accuracy"]] for row in chosen])
-                value, low, high = interval(*pairs.T)
-                parts.append(f"- {label}, {which}: rank correlation {value:.2f} ({low:.2f} to {high:.2f})\n")
-        parts.append("\n")
-    text = "# Transfer\n\n" + "".join(parts)
+            for chosen, which in ((of_source, "all networks"), (pruned, "pruned")):
+                value, low, high = interval(*np.array([[row[order], row["accuracy"]] for row in chosen]).T)
+                text += f"- {label}, {which}: rank correlation {value:.2f} ({low:.2f} to {high:.2f})\n"
     (folder / "transfer_study.md").write_text(text)
     print(text)
+
+
+def table_rows(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """A line for each kind of network."""
+    lines = []
+    for arm, label in ARMS.items():
+        same = [row for row in rows if row["arm"] == arm]
+        if same:
+            columns = ("test_error", "accuracy", *ORDERS)
+            values = [mean_and_deviation([row[each] for row in same]) for each in columns]
+            lines.append([label, str(len(same)), *values])
+    return lines
 
 
 def main() -> None:
@@ -140,31 +146,33 @@ def main() -> None:
     options = parser.parse_args()
     folder: Path = options.results / options.network
     folder.mkdir(parents=True, exist_ok=True)
+    keep_configuration(folder / "configuration.json", {"images": options.images})
+    networks = list(trained_networks(options.solutions, options.network, options.seeds))
     sets = {
         name: load_batches(TASKS[f"{options.network}_{name}"], options.data, options.images, torch.device("cpu"))
         for name in SETS
     }
     path = folder / "transfer_study.json"
-    rows: list[dict[str, Any]] = json.loads(path.read_text())["networks"] if path.exists() else []
-    done = {(row["source"], row["arm"], row["seed"]) for row in rows}
-    for each in tqdm(list(trained_networks(options.solutions, options.network, options.seeds)), unit="network"):
-        if (each.source, each.arm, each.seed) in done:
-            continue
-        network = TASKS[f"{options.network}_{each.source}"].network()
-        network.load_state_dict(read_solution(each.path).weights)
-        measured = measure(network, sets[each.source]["test"])
-        target = next(batches for name, batches in sets.items() if name != each.source)
-        rows.append(
-            {
+    done: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+    rows = []
+    for each in tqdm(networks, unit="network"):
+        solution = read_solution(each.path)
+        if solution.digest not in done:
+            network = TASKS[f"{options.network}_{each.source}"].network()
+            network.load_state_dict(solution.weights)
+            measured = measure(network, sets[each.source]["test"])
+            target = next(batches for name, batches in sets.items() if name != each.source)
+            done[solution.digest] = {
                 "source": each.source,
                 "arm": each.arm,
                 "seed": each.seed,
+                "sparsity": solution.sparsity,
                 "test_error": measured["test_error"],
                 "accuracy": probe(network, target),
                 **{order: mean(measured[order].values()) for order in ORDERS},
             }
-        )
-        write_json(path, {"networks": rows})
+            write_json(path, done)
+        rows.append(done[solution.digest])
     report(rows, folder)
 
 
