@@ -1,0 +1,29 @@
+"""Names of parameters, which are kept from step to step and hold as long as the parameters are where they were."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from lightning_psp.capture.frames import Frames
+
+
+def test_a_parameter_that_got_another_name_has_that_one() -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    frames = Frames(network, ())
+    first, second = network[0].weight, network[1].weight
+    assert (frames.name_of_parameter(first), frames.name_of_parameter(second)) == ("0.weight", "1.weight")
+    network[0].weight, network[1].weight = second, first
+    frames.start()
+    assert (frames.name_of_parameter(first), frames.name_of_parameter(second)) == ("1.weight", "0.weight")
+
+
+def test_a_parameter_that_left_has_no_name_and_its_successor_has_it() -> None:
+    network = nn.Sequential(nn.Linear(2, 2))
+    frames = Frames(network, ())
+    former = network[0].weight
+    assert frames.name_of_parameter(former) == "0.weight"
+    network[0].weight = nn.Parameter(torch.ones(2, 2))
+    frames.start()
+    assert frames.name_of_parameter(former) is None
+    assert frames.name_of_parameter(network[0].weight) == "0.weight"
