@@ -16,6 +16,7 @@ are made of them. `--small` prunes the small LeNet of the quickstart on scikit-l
 """
 
 import argparse
+import json
 import math
 import multiprocessing
 import os
@@ -38,7 +39,7 @@ from support.images import MNIST, FashionMNIST
 from support.models import DigitsLeNet
 from support.networks import LeNet5, LeNet300
 from support.options import positive_integer
-from support.pruning_levels import LevelRecorder
+from support.pruning_levels import LevelRecorder, levels_so_far
 from support.pruning_report import report
 from support.resumable import silence_lightning, train_once, write_json
 
@@ -182,6 +183,24 @@ class Study:
         # The network's own initial weights are those of this seed: seed 0's are the gradual training's.
         return MaskedTraining(masks, rewind_to="random", seed=1 + training.seed)
 
+    def so_far(self) -> dict[Training, dict[str, Any]]:
+        """Read the trainings that are done, and those pruned gradually as far as their checkpoints go."""
+        found: dict[Training, dict[str, Any]] = {}
+        while True:  # what is done tells of further trainings
+            new: dict[Training, dict[str, Any]] = {}
+            for training in self.ready(found):
+                result = self.options.results / f"{training.name}.json"
+                checkpoint = self.options.results / "checkpoints" / training.name / "last.ckpt"
+                if training in found:
+                    continue
+                if result.exists():
+                    new[training] = json.loads(result.read_text())
+                elif training.arm == "gradual" and checkpoint.exists() and (levels := levels_so_far(checkpoint)):
+                    new[training] = {"levels": levels, "ended": False}
+            if not new:
+                return found
+            found |= new
+
     def folder(self, training: Training) -> Path:
         """Folder of the weights of a training."""
         return self.options.results / training.name
@@ -245,6 +264,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=positive_integer, help="gradual trainings; by default as in the table")
     parser.add_argument("--repeats", type=positive_integer, help="of each one-shot arm; by default as in the table")
     parser.add_argument("--workers", type=positive_integer, default=os.cpu_count(), help="trainings at a time")
+    parser.add_argument("--so-far", action="store_true", help="train nothing: report what there is, unended ones too")
     parser.add_argument("--accelerator", default="auto", help="accelerator of the Trainer")
     parser.add_argument(
         "--results", type=Path, default=Path(__file__).parent / "output" / "pruning_study", help="folder of the results"
@@ -260,12 +280,14 @@ def main() -> None:
     options = parse_arguments()
     options.results.mkdir(parents=True, exist_ok=True)
     tasks = SMALL if options.small else {name: TASKS[name] for name in options.tasks}
-    results = run_all(Study(options, tasks), options.workers)
-    rows = [{**asdict(training), "levels": results[training]["levels"]} for training in sorted(results, key=str)]
-    write_json(
-        options.results / "pruning_study.json",
-        {"versions": next(iter(results.values()))["versions"], "trainings": rows},
-    )
+    study = Study(options, tasks)
+    results = study.so_far() if options.so_far else run_all(study, options.workers)
+    rows = [
+        {**asdict(training), "ended": results[training].get("ended", True), "levels": results[training]["levels"]}
+        for training in sorted(results, key=str)
+    ]
+    versions = next((result["versions"] for result in results.values() if "versions" in result), {})
+    write_json(options.results / "pruning_study.json", {"versions": versions, "trainings": rows})
     report(rows, {name: task.title for name, task in tasks.items()}, options.results)
 
 

@@ -13,6 +13,12 @@ from lightning_psp.pruning import LobsterPruning, MaskedTraining, sparsity
 from support.classifier import Classifier, evaluate
 
 
+def levels_so_far(checkpoint: Path) -> list[dict[str, Any]]:
+    """Read the levels that a training had finished when its checkpoint was written."""
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu")["callbacks"]["LevelRecorder"]
+    return state["levels"]
+
+
 class LevelRecorder(Callback):
     """Keeps, for each sparsity, the weights with the lowest validation loss, and measures them on the test set.
 

@@ -31,6 +31,8 @@ def report(rows: Sequence[Mapping[str, Any]], titles: Mapping[str, str], folder:
     """
     for task, title in titles.items():
         trainings = [row for row in rows if row["task"] == task]
+        if not any(row["arm"] == "gradual" for row in trainings):
+            continue
         text = f"# {title}\n\n{CAPTION}{arms_table(trainings)}\n{gradual_table(trainings)}"
         (folder / f"{task}.md").write_text(text)
         print(text)
@@ -50,15 +52,17 @@ def curves(trainings: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float
 
 
 def arms_table(trainings: Sequence[Mapping[str, Any]]) -> str:
-    """Errors of each arm at each sparsity at which the one-shot arms were trained."""
-    gradual = next(row for row in trainings if row["arm"] == "gradual" and row["seed"] == 0 and not row["lam"])
-    levels = sorted({row["level"] for row in trainings if row["arm"] == "one_shot"})
+    """Errors of each arm at each sparsity; where no one-shot arm was trained, of LOBSTER at each of its own."""
+    gradual = next((row for row in trainings if row["arm"] == "gradual" and row["seed"] == 0 and not row["lam"]), None)
+    if gradual is None:
+        return ""
+    levels = sorted({row["level"] for row in trainings if row["arm"] == "one_shot"}) or range(len(gradual["levels"]))
     rows = []
     for level in levels:
         cells = [f"{100 * gradual['levels'][level]['sparsity']:.2f}", f"{gradual['levels'][level]['test_error']:.2f}"]
         for arm in list(LABELS)[1:]:
             errors = [row["levels"][0]["test_error"] for row in trainings if (row["arm"], row["level"]) == (arm, level)]
-            cells.append(mean_and_deviation(errors))
+            cells.append(mean_and_deviation(errors) if errors else "–")
         rows.append(cells)
     return markdown_table(["pruned (%)", *LABELS.values()], rows)
 
@@ -78,7 +82,8 @@ def gradual_table(trainings: Sequence[Mapping[str, Any]]) -> str:
                     f"{100 * last['sparsity']:.2f}",
                     f"{last['test_error']:.2f}",
                     f"{constant} of {sum(last['units'].values())}",
+                    f"{last['epoch'] + 1}" + ("" if row.get("ended", True) else ", not ended"),
                 ]
             )
-    header = ["PSP", "seed", "error, dense", "pruned (%)", "error, pruned", "constant units"]
+    header = ["PSP", "seed", "error, dense", "pruned (%)", "error, pruned", "constant units", "epochs"]
     return markdown_table(header, rows)

@@ -27,8 +27,8 @@ def results(tmp_path_factory):
     return folder
 
 
-def run(patch, folder):
-    arguments = ["--small", "--workers", "2", "--accelerator", "cpu", "--results", str(folder)]
+def run(patch, folder, *more):
+    arguments = ["--small", "--workers", "2", "--accelerator", "cpu", "--results", str(folder), *more]
     patch.setattr(pruning_study, "SMALL", SHORT)
     patch.setattr(sys, "argv", ["pruning_study.py", *arguments])
     pruning_study.main()
@@ -93,12 +93,13 @@ def test_levels_are_equal_factors_apart():
 
 def test_tables_hold_the_errors_of_their_arm():
     def level(sparsity, error, off=0):
-        return {"sparsity": sparsity, "test_error": error, "off": {"fc": off}, "on": {"fc": 1}, "units": {"fc": 9}}
+        units = {"off": {"fc": off}, "on": {"fc": 1}, "units": {"fc": 9}}
+        return {"sparsity": sparsity, "test_error": error, "epoch": int(10 * error), **units}
 
     settings = {"task": "digits", "lam": 0.0, "level": 0, "seed": 0}
     rows = [
         {**settings, "arm": "gradual", "levels": [level(0.0, 1.0), level(0.5, 2.0), level(0.9, 3.0, off=4)]},
-        {**settings, "arm": "gradual", "lam": 0.3, "levels": [level(0.0, 1.5), level(0.8, 2.5)]},
+        {**settings, "arm": "gradual", "lam": 0.3, "ended": False, "levels": [level(0.0, 1.5), level(0.8, 2.5)]},
         *(
             {**settings, "arm": arm, "level": 2, "seed": seed, "levels": [level(0.9, 10.0 * number + 2 * seed)]}
             for number, arm in enumerate(ONE_SHOT_ARMS)
@@ -108,9 +109,24 @@ def test_tables_hold_the_errors_of_their_arm():
     cells = ["90.00", "3.00", "1.00 ± 1.41", "11.00 ± 1.41", "21.00 ± 1.41", "31.00 ± 1.41"]
     assert arms_table(rows).splitlines()[2] == f"| {' | '.join(cells)} |"
     assert gradual_table(rows).splitlines()[2:] == [
-        "| none | 0 | 1.00 | 90.00 | 3.00 | 5 of 9 |",
-        "| λ = 0.3 | 0 | 1.50 | 80.00 | 2.50 | 1 of 9 |",
+        "| none | 0 | 1.00 | 90.00 | 3.00 | 5 of 9 | 31 |",
+        "| λ = 0.3 | 0 | 1.50 | 80.00 | 2.50 | 1 of 9 | 26, not ended |",
     ]
     drawn = curves(rows)
     assert drawn["LOBSTER"] == [(0.0, 1.0), (0.5, 2.0), (0.9, 3.0)]
     assert drawn["random masks"] == [(0.9, 20.0), (0.9, 22.0)]
+
+
+def test_what_there_is_so_far_is_reported(results, monkeypatch, tmp_path):
+    gradual = results / "digits_gradual_seed0.json"
+    levels = json.loads(gradual.read_text())["levels"]
+    checkpoint = tmp_path / "checkpoints/digits_gradual_seed0/last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    torch.save({"callbacks": {"LevelRecorder": {"levels": levels[:2], "best": {}}}}, checkpoint)
+    (tmp_path / "digits_dense_seed1.json").write_text((results / "digits_dense_seed1.json").read_text())
+    run(monkeypatch, tmp_path, "--so-far")
+    found = {row["arm"]: (row["ended"], row["levels"]) for row in trainings(tmp_path)}
+    assert found.keys() == {"dense", "gradual"}
+    assert found["gradual"] == (False, levels[:2])
+    assert found["dense"][0]
+    assert "not ended" in (tmp_path / "digits.md").read_text()
