@@ -37,7 +37,7 @@ def report(rows: Sequence[Mapping[str, Any]], titles: Mapping[str, str], folder:
         (folder / f"{task}.md").write_text(text)
         print(text)
         figure, axes = plot_pruning(curves(trainings))
-        axes.set_title(title)
+        axes.set_title(title, fontweight="bold")
         figure.savefig(folder / f"{task}.png", dpi=150)
 
 
