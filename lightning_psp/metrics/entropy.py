@@ -38,6 +38,7 @@ from lightning_psp.functional.validation import (
 )
 from lightning_psp.metrics.fixed_types import FixedTypeMetric
 from lightning_psp.metrics.pictures import with_units
+from lightning_psp.metrics.torchmetrics_private import is_synchronised, note_updates, picture, synchronises
 
 
 class PSPEntropy(FixedTypeMetric):
@@ -146,12 +147,12 @@ class PSPEntropy(FixedTypeMetric):
     def add_counts(self, units: int, counts: ClassCounts) -> None:
         """Adds a batch that was counted elsewhere, of as many units as those before, to a metric of first order."""
         self._add_counts(units, counts)
-        self._note_updates(1)
+        note_updates(self, 1)
 
     def add_states(self, units: int, states: Tensor, classes: Tensor) -> None:
         """The same for a metric of a higher order, by states packed in bits and the classes of observations."""
         self._add_states(units, states, classes)
-        self._note_updates(1)
+        note_updates(self, 1)
 
     def forward(self, z: Tensor, target: Tensor) -> Tensor:
         """Adds a batch and returns the entropy of this batch alone."""
@@ -180,7 +181,7 @@ class PSPEntropy(FixedTypeMetric):
         """
         if self.order != 1:
             raise ValueError(f"Expected a metric with `order=1` for values of units but got `order={self.order}`.")
-        with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync):
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=synchronises(self)):
             units, active, samples = int(self.units), self.active, self.samples
             self._warn_of_absent_classes()
         if units == 0:
@@ -189,7 +190,7 @@ class PSPEntropy(FixedTypeMetric):
 
     def estimate(self) -> EntropyEstimate:
         """The entropy with its standard error, the number of units or sets of units, and whether these are all."""
-        with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync):
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=synchronises(self)):
             return self._estimate()
 
     def sync(
@@ -201,7 +202,7 @@ class PSPEntropy(FixedTypeMetric):
     ) -> None:
         """Gathers the states of all processes; see ``torchmetrics.Metric.sync``."""
         is_distributed = (distributed_available or self.distributed_available_fn)()
-        if should_sync and is_distributed and not self._is_synced:
+        if should_sync and is_distributed and not is_synchronised(self):
             gathered = (dist_sync_fn or gather_all_tensors)(self.units, group=process_group or self.process_group)
             units = [int(found) for found in gathered if found > 0]
             for other in units[1:]:
@@ -221,7 +222,7 @@ class PSPEntropy(FixedTypeMetric):
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
         """Plots a value or several, in bits; see ``torchmetrics.Metric.plot``."""
         of = {1: "a unit", 2: "a pair of units"}.get(self.order, f"a set of {self.order} units")
-        return with_units(self._plot(val, ax), f"PSP-entropy (bits {of})")
+        return with_units(picture(self, val, ax), f"PSP-entropy (bits {of})")
 
     def _check(self, z: Tensor, target: Tensor) -> None:
         check_input(z, target, self.num_classes, self.unit, self.unit_dim)

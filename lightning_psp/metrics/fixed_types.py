@@ -11,6 +11,7 @@ from torch.nn import Module
 from torchmetrics import Metric
 
 from lightning_psp.functional.precision import widest_float
+from lightning_psp.metrics.torchmetrics_private import note_updates
 
 
 class FixedTypeMetric(Metric):
@@ -27,12 +28,7 @@ class FixedTypeMetric(Metric):
             states = dict(self.metric_state)
         for name, state in states.items():
             setattr(self, name, state)
-        self._note_updates(1)
-
-    def _note_updates(self, number: int) -> None:
-        """Has a change of states that went past `update` count as so many updates."""
-        self._update_count += number
-        self._computed = None
+        note_updates(self, 1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
         result: Module = super()._apply(_keeping_types(fn), exclude_state)

@@ -12,6 +12,7 @@ from lightning_psp.functional.mean_square import _mean_square_compute, _mean_squ
 from lightning_psp.functional.precision import widest_float
 from lightning_psp.metrics.fixed_types import FixedTypeMetric
 from lightning_psp.metrics.pictures import with_units
+from lightning_psp.metrics.torchmetrics_private import note_updates, picture
 
 
 class MeanSquarePotential(FixedTypeMetric):
@@ -69,7 +70,7 @@ class MeanSquarePotential(FixedTypeMetric):
             device = tensors[0].device
             together = torch.stack([total.to(device) for total in tensors]).sum(dtype=widest_float(device))
             self._add(together.to(self.square_sum), 0)
-        self._note_updates(len(square_sums))
+        note_updates(self, len(square_sums))
 
     def _add(self, square_sum: float | Tensor, elements: int) -> None:
         self.square_sum = self.square_sum + square_sum
@@ -81,4 +82,4 @@ class MeanSquarePotential(FixedTypeMetric):
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
         """Plots a value or several; see ``torchmetrics.Metric.plot``."""
-        return with_units(self._plot(val, ax), "mean squared potential ⟨z²⟩")
+        return with_units(picture(self, val, ax), "mean squared potential ⟨z²⟩")
