@@ -19,8 +19,10 @@ DOTS_AN_INCH = 80  # of a figure 6 inches wide: 480 pixels
 def run(notebook: dict[str, Any]) -> None:
     """Runs the code cells one after another, and puts what they print and draw in place of their outputs."""
     import matplotlib
+    from matplotlib import pyplot
 
     matplotlib.use("agg")
+    pyplot.close("all")  # what others have left open is none of the notebook's
     namespace = {"__name__": "notebook"}
     for number, cell in enumerate(_code_cells(notebook), start=1):
         printed = io.StringIO()

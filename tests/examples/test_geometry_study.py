@@ -19,6 +19,8 @@ from support.data import Digits
 from support.models import DigitsLeNet
 from tests.support.pruning_folder import write_training
 
+pytestmark = pytest.mark.xdist_group("geometry study")  # one run for all tests
+
 IMAGES, POINTS = 30, 7
 
 
