@@ -27,6 +27,11 @@ settings.register_profile("thorough", settings.get_profile("short"), max_example
 settings.load_profile("short")
 
 
+def pytest_collection_modifyitems(items):
+    """Groups, which one worker runs alone, come first: at the end they would keep the others waiting."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
+
 @pytest.fixture
 def fresh_compiler():
     """Nothing compiled by another test is left, and none is left to the next."""
