@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from lightning_psp.lightnings.lightning_private import CONNECTOR
+
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-CONNECTOR = "_logger_connector"
 LOOP = "fit_loop.epoch_loop.val_loop"
 OF_LOOP = ("_combined_loader", "_max_batches", "_last_val_dl_reload_epoch", "_trainer_fn", "_stage", "inference_mode")
 LAST_TIME = "_last_val_time"  # of newer versions, which can validate by the clock
