@@ -187,6 +187,7 @@ BOUNDS = with_overwriting("clamp clamp_max clamp_min clip")
 SUMS = with_overwriting(_SUMS)
 MAXIMA = with_overwriting(_MAXIMA)
 DIFFERENCES = with_overwriting(_DIFFERENCES)
+EXPONENTIALS = with_overwriting("exp exp2")
 FEATURES_LAST = all_forms_of(_FEATURES_LAST)
 SUMMING = all_forms_of("sum")
 TELLING = frozenset(

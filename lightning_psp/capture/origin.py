@@ -178,6 +178,7 @@ class Origin:
     potential: Potential[Any] | None = None  # whose nonlinearity gave this tensor
     entering: Tensor | None = None  # of which this tensor is the softmax or its logarithm
     sums: Values | None = None  # of which it is the sum
+    is_below_largest = False  # whether it is a tensor less the larger of it and another
     is_largest = False  # whether it is the larger of two tensors in each place
     normalises: Values | None = None  # of which it is the logarithm of the sum of exponentials
     measured: Measured | None = None  # where it stands for a tensor inside a compiled function

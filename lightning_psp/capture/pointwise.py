@@ -8,7 +8,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_psp.capture.functions import ACTIVATING, BOUNDS, DIFFERENCES, MASKING, MAXIMA, SUMS, Role, TorchFunction
+from lightning_psp.capture.functions import (
+    ACTIVATING,
+    BOUNDS,
+    DIFFERENCES,
+    EXPONENTIALS,
+    MASKING,
+    MAXIMA,
+    SUMS,
+    Role,
+    TorchFunction,
+)
 from lightning_psp.capture.origin import (
     ACTIVATED,
     ACTIVATING_STEP,
@@ -61,7 +71,10 @@ class Pointwise:
             join, note = self._follow(func, role, args, made, number_of_data, has_weights)
             return join, lambda result: self._note_largest(note, result)
         if func in DIFFERENCES and len(made) > 1 and made[1].is_largest:
-            # Exponents below the largest one, as a softmax has them: no activation, though both follow from one tensor.
+            # Perhaps exponents below the largest one, as a softmax has them: no activation by itself.
+            _, note = self._follow(func, role, args, made, number_of_data, has_weights)
+            return None, lambda result: self._note_below_largest(note, result)
+        if func in EXPONENTIALS and made and made[0].is_below_largest:
             return None, self._note_made
         return self._follow(func, role, args, made, number_of_data, has_weights)
 
@@ -124,6 +137,10 @@ class Pointwise:
     def _note_largest(self, note: Note, result: Tensor) -> None:
         note(result)
         self._origins.of(result).is_largest = True
+
+    def _note_below_largest(self, note: Note, result: Tensor) -> None:
+        note(result)
+        self._origins.of(result).is_below_largest = True
 
     def _note_made(self, result: Tensor) -> None:
         self._origins.renew(result).is_made = True

@@ -74,3 +74,14 @@ def test_a_tensor_below_its_bound_is_an_activation_still():
         z = network[0](x)
         nn.functional.mse_loss(network[1](torch.maximum(z, 0.1 * z)), torch.zeros(6, 2).double())
     assert list(potentials) == ["0", "1"]
+
+
+def test_a_module_that_bounds_its_input_is_an_activation_still():
+    class Negative(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return z - torch.maximum(z, torch.zeros_like(z))
+
+    network = nn.Sequential(nn.Linear(4, 4), Negative(), nn.Linear(4, 2)).double()
+    with record_potentials(network) as potentials:
+        nn.functional.mse_loss(network(torch.randn(6, 4).double()), torch.zeros(6, 2).double())
+    assert list(potentials) == ["0", "2"]
