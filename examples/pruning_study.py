@@ -59,8 +59,8 @@ class Task:
     seeds: int  # of the gradual trainings, without PSP and with it
     lam: float  # of PSP
     levels: int  # sparsities at which the one-shot arms are trained
+    most_epochs: int  # of a gradual training, which may also end by itself
     learning_rate: float = 0.1
-    most_epochs: int = 2000  # of a gradual training, which ends by itself
 
 
 def _mnist(folder: Path) -> LightningDataModule:
@@ -76,12 +76,12 @@ def _digits(folder: Path) -> LightningDataModule:
 
 
 TASKS = {
-    "lenet300_mnist": Task("LeNet-300 on MNIST", LeNet300, _mnist, 20, 30, 10, 3, 1e-3, 4),
-    "lenet5_mnist": Task("LeNet-5 on MNIST", LeNet5, _mnist, 10, 30, 3, 3, 1e-3, 4),
-    "lenet300_fashion": Task("LeNet-300 on Fashion-MNIST", LeNet300, _fashion, 20, 30, 3, 3, 1e-3, 4),
-    "lenet5_fashion": Task("LeNet-5 on Fashion-MNIST", LeNet5, _fashion, 10, 30, 3, 1, 1e-3, 4),
+    "lenet300_mnist": Task("LeNet-300 on MNIST", LeNet300, _mnist, 20, 30, 10, 3, 1e-3, 4, 600),
+    "lenet5_mnist": Task("LeNet-5 on MNIST", LeNet5, _mnist, 10, 15, 3, 1, 1e-3, 4, 400),
+    "lenet300_fashion": Task("LeNet-300 on Fashion-MNIST", LeNet300, _fashion, 20, 30, 3, 3, 1e-3, 4, 600),
+    "lenet5_fashion": Task("LeNet-5 on Fashion-MNIST", LeNet5, _fashion, 10, 15, 3, 1, 1e-3, 4, 400),
 }
-SMALL = {"digits": Task("small LeNet on digits", DigitsLeNet, _digits, 4, 30, 2, 1, 0.3, 2, most_epochs=150)}
+SMALL = {"digits": Task("small LeNet on digits", DigitsLeNet, _digits, 4, 30, 2, 1, 0.3, 2, 150)}
 
 
 @dataclass(frozen=True)
