@@ -177,7 +177,7 @@ class Study:
             return MaskedTraining(magnitude_masks(module, sparsity=training.sparsity))
         masks: dict[str, Tensor] = self.load(first, training.level)["masks"]
         if training.arm == "lottery_ticket":
-            return MaskedTraining(masks, rewind_to=torch.load(initial, weights_only=True))
+            return MaskedTraining(masks, rewind_to=torch.load(initial, weights_only=True, map_location="cpu"))
         if training.arm == "random_structure":
             masks = random_masks_like(masks, seed=training.seed)
         # The network's own initial weights are those of this seed: seed 0's are the gradual training's.
@@ -207,7 +207,7 @@ class Study:
 
     def load(self, training: Training, level: int) -> dict[str, Any]:
         """Weights and masks that a training had at a level."""
-        return torch.load(self.folder(training) / f"level{level:02}.pt", weights_only=True)
+        return torch.load(self.folder(training) / f"level{level:02}.pt", weights_only=True, map_location="cpu")
 
 
 def spread(sparsities: list[float], number: int) -> list[int]:
