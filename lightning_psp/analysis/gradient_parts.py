@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_psp.functional.penalty import Reduction, layer_penalties
+from lightning_psp.functional.penalty import layer_penalties
 from lightning_psp.functional.precision import widest_float
 from lightning_psp.functional.progress import progress_bar
+from lightning_psp.functional.reductions import Reduction
 from lightning_psp.recording.potentials import check_module, record_potentials
 from lightning_psp.torch_private.modules import tables_of
 

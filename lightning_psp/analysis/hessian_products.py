@@ -14,7 +14,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from lightning_psp.analysis.batches import Loss, device_of, moved, samples_in
 from lightning_psp.analysis.second_derivatives import gradients, twice_differentiable
 from lightning_psp.analysis.unchanged import Unchanged, seed_everything
-from lightning_psp.functional.penalty import Reduction, psp_penalty
+from lightning_psp.functional.penalty import psp_penalty
+from lightning_psp.functional.reductions import Reduction
 from lightning_psp.pruning.bound_masks import bind_masks
 from lightning_psp.recording.potentials import record_potentials
 

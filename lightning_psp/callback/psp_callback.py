@@ -29,7 +29,7 @@ from lightning_psp.capture.nonlinearities import find_nonlinearities
 from lightning_psp.capture.selection import LayerFactors, LayerSelection
 from lightning_psp.compilation.eager_code import keep_out_of_graphs
 from lightning_psp.functional.arguments import check_bool, check_choice, check_number
-from lightning_psp.functional.penalty import REDUCTIONS, Reduction
+from lightning_psp.functional.reductions import REDUCTIONS, Reduction
 from lightning_psp.functional.validation import Unit
 from lightning_psp.lightnings import AnyCallback, OnceAFit, refuse_other_lightning
 from lightning_psp.lightnings.lightning_private import accumulates

@@ -10,7 +10,7 @@ import torch
 from lightning_psp.callback.targets import Target, check_target, describe, find_target
 from lightning_psp.capture.selection import LayerFactors, LayerSelection
 from lightning_psp.functional.arguments import check_integer, check_number
-from lightning_psp.functional.penalty import Reduction
+from lightning_psp.functional.reductions import Reduction
 from lightning_psp.functional.validation import Unit
 from lightning_psp.gradient.class_states import BatchClasses
 

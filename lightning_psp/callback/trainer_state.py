@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from lightning_psp.functional.penalty import Reduction
+from lightning_psp.functional.reductions import RULES, Reduction
 from lightning_psp.lightnings import AnyCallback
 from lightning_psp.schedules import TrainingProgress
 
@@ -26,9 +26,9 @@ def loss_scale(trainer: Trainer, module: LightningModule) -> float:
 
 def refuse_what_needs_one_process(trainer: Trainer, lam: float, reduction: Reduction, entropy_weight: float) -> None:
     """Raises an error where a term of the gradient cannot be had from the parts that several processes see."""
-    if reduction == "squared_mean" and trainer.world_size > 1:
+    if RULES[reduction].squares_means and trainer.world_size > 1:
         raise NotImplementedError(
-            "PSPCallback(reduction='squared_mean') needs the mean of each potential over the whole batch, of which"
+            f"PSPCallback(reduction={reduction!r}) needs the mean of each potential over the whole batch, of which"
             f" each of {trainer.world_size} processes sees a part. Use reduction='mean' or 'sum'."
         )
     if entropy_weight != 0.0 and trainer.world_size > 1:

@@ -16,6 +16,7 @@ from lightning_psp.capture.mode import Capture
 from lightning_psp.capture.nonlinearities import Nonlinearities
 from lightning_psp.capture.origin import Potential
 from lightning_psp.compilation.listening import announce_graph, told_of_graphs
+from lightning_psp.functional.reductions import RULES
 from lightning_psp.functional.totals import Total, add_up, read_on_processor
 from lightning_psp.gradient.class_states import BatchClasses, ClassStates
 from lightning_psp.gradient.compiled_tap import CompiledTap
@@ -80,7 +81,7 @@ class Watch:
             nonlinearities,
             settings.selection,
             self._keep,
-            tracks_units=settings.reduction == "sum" or measure.unit == "channel",
+            tracks_units=RULES[settings.reduction].tells_units or measure.unit == "channel",
             takes_foreign=True,
             reduction=settings.reduction,
             traced=announce_graph,

@@ -34,7 +34,7 @@ from lightning_psp.capture.settlement import Settlement
 from lightning_psp.capture.shadow import Graph
 from lightning_psp.capture.witness import Witness
 from lightning_psp.capture.written_activations import WrittenActivations
-from lightning_psp.functional.penalty import Reduction
+from lightning_psp.functional.reductions import Reduction
 from lightning_psp.torch_private.autograd import in_backward
 
 Other = TypeVar("Other", bound=Keepable)

@@ -18,7 +18,7 @@ from lightning_psp.capture.origin import Potential
 from lightning_psp.compilation.description import Description, Result, Seen, function_of_node
 from lightning_psp.compilation.region import Region
 from lightning_psp.compilation.rewriting import Place, Rewriting
-from lightning_psp.functional.penalty import Reduction
+from lightning_psp.functional.reductions import Reduction
 from lightning_psp.torch_private.compiler import without_values
 from lightning_psp.torch_private.tensors import version_of
 

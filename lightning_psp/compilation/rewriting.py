@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, fx
 
 from lightning_psp.capture.nonlinearities import Activation
-from lightning_psp.functional.penalty import Reduction, count_units
+from lightning_psp.functional.penalty import count_units
 from lightning_psp.functional.precision import accumulation_dtype
+from lightning_psp.functional.reductions import RULES, Reduction
 from lightning_psp.torch_private.compiler import copy_argument, mark_as_argument
 from lightning_psp.torch_private.functions import same_memory
 
@@ -43,7 +44,7 @@ class Point:
         returned: the number of the same where it is a point that a call in the graph returned.
         coefficient: the number of its coefficient; None where no gradient passes it.
         outputs: the outputs that tell of it: its values if these are asked for, else the sum of its squares and (for
-            the reduction `"squared_mean"`) its sum over the batch.
+            a reduction that squares means) its sum over the batch.
         sizes: its number of values, its number of units and the size of its batch, or the outputs for them.
     """
 
@@ -92,7 +93,7 @@ class Rewriting:
 
     def __init__(self, graph: fx.GraphModule, reduction: Reduction | None, has_dynamic_shapes: bool) -> None:
         self._module = graph
-        self._reduction = reduction
+        self._rule = None if reduction is None else RULES[reduction]
         self._has_dynamic_shapes = has_dynamic_shapes
         nodes = list(graph.graph.nodes)
         self._order = {node: index for index, node in enumerate(nodes)}
@@ -125,17 +126,18 @@ class Rewriting:
         """
         original = self._in_place_of.get(givers[-1], givers[-1])
         anchor = original.next if user is None else user
-        adds_penalty = has_gradient and self._reduction is not None
+        rule = self._rule if has_gradient else None
         with self._module.graph.inserting_before(anchor):
             value = original
-            if is_overwritten and (adds_penalty or self._reduction is None):
+            if is_overwritten and (rule is not None or self._rule is None):
                 value = self._module.graph.call_method("clone", (original,))
             self._tell(point, value, example)
-            if not adds_penalty:
+            if rule is None:
                 return
             point.coefficient = len(self.coefficients)
             coefficient = self._add_coefficient(example)
-            entering = self._module.graph.call_function(_passed(self._reduction), (value, coefficient))
+            passed = _pass_with_penalty_of_mean if rule.squares_means else _pass_with_penalty
+            entering = self._module.graph.call_function(passed, (value, coefficient))
         if is_overwritten:
             assert user is not None
             user.replace_input_with(original, entering)
@@ -182,11 +184,11 @@ class Rewriting:
 
     def _tell(self, point: Point, value: fx.Node, example: Tensor) -> None:
         graph = self._module.graph
-        if self._reduction is None:
+        if self._rule is None:
             point.outputs = [self._add_output(value)]
             return
         outputs = [graph.call_function(_square_sum, (value,))]
-        if self._reduction == "squared_mean":
+        if self._rule.squares_means:
             outputs.append(graph.call_function(_batch_sum, (value,)))
         point.outputs = [self._add_output(output) for output in outputs]
         point.sizes = [example.numel(), count_units(example, point.unit_dim), example.shape[0]]
@@ -256,10 +258,6 @@ def _pass_with_penalty(z: Tensor, coefficient: Tensor) -> Tensor:
 def _pass_with_penalty_of_mean(z: Tensor, coefficient: Tensor) -> Tensor:
     passed: Tensor = _PassWithPenaltyOfMean.apply(z, coefficient)
     return passed
-
-
-def _passed(reduction: Reduction | None) -> Any:
-    return _pass_with_penalty_of_mean if reduction == "squared_mean" else _pass_with_penalty
 
 
 def _square_sum(z: Tensor) -> Tensor:

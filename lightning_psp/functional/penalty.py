@@ -1,19 +1,26 @@
-"""The penalty on potentials as a pure function, and the three reductions that it is made of."""
+"""The penalty on potentials as a pure function."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Literal, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_psp.functional.arguments import check_choice
 from lightning_psp.functional.precision import accumulation_dtype
+from lightning_psp.functional.reductions import REDUCTIONS, RULES, Reduction, Rule
 
-Reduction = Literal["mean", "sum", "squared_mean"]
-REDUCTIONS: tuple[str, ...] = get_args(Reduction)
+
+class _Pass(NamedTuple):
+    """The potentials of one pass through a part of a layer, and how many they are."""
+
+    z: Tensor
+    elements: int
+    observations: int
+    batch_size: int
 
 
 def psp_penalty(potentials: Mapping[str, Tensor], reduction: Reduction = "mean") -> Tensor:
@@ -93,14 +100,17 @@ def layer_penalties(potentials: Mapping[str, Tensor], reduction: Reduction = "me
     for entry, potential in potentials.items():
         _check_type(entry, potential)
     depends_on_parameters = any(potential.requires_grad for potential in potentials.values())
-    layers: dict[str, dict[int, list[tuple[Tensor, int]]]] = {}
+    layers: dict[str, dict[int, list[_Pass]]] = {}
     for entry, potential in potentials.items():
         if potential.requires_grad or not depends_on_parameters:
             layer, part = parts_of.get(entry, (entry, 0))
             _check(entry, potential)
-            layers.setdefault(layer, {}).setdefault(part, []).append((potential, unit_dims.get(entry, 1)))
-    terms = {layer: _layer_penalty(layer, [*parts.values()], reduction) for layer, parts in layers.items()}
-    return {layer: term / len(terms) for layer, term in terms.items()} if reduction == "mean" else terms
+            observations = potential.numel() // count_units(potential, unit_dims.get(entry, 1))
+            found = _Pass(potential, potential.numel(), observations, len(potential) if potential.ndim else 1)
+            layers.setdefault(layer, {}).setdefault(part, []).append(found)
+    rule = RULES[reduction]
+    terms = {layer: _layer_penalty(layer, [*parts.values()], rule) for layer, parts in layers.items()}
+    return {layer: term / len(terms) for layer, term in terms.items()} if rule.averages_layers else terms
 
 
 def count_units(potential: Tensor, unit_dim: int) -> int:
@@ -130,32 +140,24 @@ def _check(layer: str, potential: Tensor) -> None:
         )
 
 
-def _layer_penalty(layer: str, parts: list[list[tuple[Tensor, int]]], reduction: Reduction) -> Tensor:
+def _layer_penalty(layer: str, parts: list[list[_Pass]], rule: Rule) -> Tensor:
     """The term of a layer from the passes of each of its parts."""
-    if reduction == "squared_mean":
-        means = [_mean_over_batch(layer, [potential for potential, _ in passes]) for passes in parts]
-        count = sum(mean.numel() for mean in means)
-        return _add_up([mean.square().sum() for mean in means]) / count
-    if reduction == "mean":
-        passes = [potential for passes in parts for potential, _ in passes]
-        return _add_up([_square_sum(potential) for potential in passes]) / sum(map(Tensor.numel, passes))
     terms = []
-    for passes_of_part in parts:
-        observations = sum(potential.numel() // count_units(potential, dim) for potential, dim in passes_of_part)
-        total = _add_up([_square_sum(potential) for potential, _ in passes_of_part])
-        terms.append(total / (2 * observations))
+    for passes, divisor in zip(parts, rule.divisors(parts), strict=True):
+        squared = [_mean_over_batch(layer, passes)] if rule.squares_means else [each.z for each in passes]
+        terms.append(_add_up([_square_sum(tensor) for tensor in squared]) / divisor)
     return _add_up(terms)
 
 
-def _mean_over_batch(layer: str, passes: list[Tensor]) -> Tensor:
-    if any(potential.shape[1:] != passes[0].shape[1:] for potential in passes):
+def _mean_over_batch(layer: str, passes: list[_Pass]) -> Tensor:
+    if any(each.z.shape[1:] != passes[0].z.shape[1:] for each in passes):
         raise ValueError(
             f"The passes of layer {layer!r} have different shapes:"
-            f" {', '.join(str([*potential.shape]) for potential in passes)}. Their mean over the batch, which"
+            f" {', '.join(str([*each.z.shape]) for each in passes)}. Their mean over the batch, which"
             " reduction='squared_mean' needs, is not defined; use reduction='mean'."
         )
-    sums = [potential.sum(dim=0, dtype=accumulation_dtype(potential.dtype)) for potential in passes]
-    return torch.stack(sums).sum(dim=0) / sum(len(potential) for potential in passes)
+    sums = [each.z.sum(dim=0, dtype=accumulation_dtype(each.z.dtype)) for each in passes]
+    return torch.stack(sums).sum(dim=0) / sum(each.batch_size for each in passes)
 
 
 def _square_sum(potential: Tensor) -> Tensor:

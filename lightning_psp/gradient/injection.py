@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from lightning_psp.capture.graph import reach
-from lightning_psp.functional.penalty import Reduction
+from lightning_psp.functional.reductions import RULES, Reduction
 from lightning_psp.functional.totals import Total, add_up, read_on_processor
 from lightning_psp.gradient.arriving import Arriving
 from lightning_psp.gradient.compiled_tap import CompiledTap
@@ -40,31 +40,25 @@ class LayerTerm:
         for tap in taps:
             by_part.setdefault(tap.potential.part, []).append(tap)
         self._weight = weight
-        means: list[Tensor | None] = [None] * len(by_part)
-        if reduction == "squared_mean":
-            found = [_mean_over_batch(passes) for passes in by_part.values()]
-            units, means = sum(mean.numel() for mean in found), [*found]
-            counts = [units * sum(tap.batch_size for tap in passes) for passes in by_part.values()]
-            self._units = units
-        elif reduction == "mean":
-            counts = [sum(tap.elements for tap in taps)] * len(by_part)
-        else:
-            counts = [2 * sum(tap.observations for tap in passes) for passes in by_part.values()]
-        self._parts = list(zip(by_part.values(), counts, means, strict=True))
+        parts = [*by_part.values()]
+        rule = RULES[reduction]
+        means = [_mean_over_batch(passes) if rule.squares_means else None for passes in parts]
+        self._parts = list(zip(parts, rule.divisors(parts), means, strict=True))
 
     def value(self) -> Total:
         """The term; after the backward pass, which takes the sums of squares on its way."""
         terms = []
-        for passes, count, mean in self._parts:
+        for passes, divisor, mean in self._parts:
             if mean is not None:
-                terms.append(self._weight / self._units * read_on_processor(mean.square().sum()))
+                terms.append(self._weight / divisor * read_on_processor(mean.square().sum()))
             else:
-                terms.append(self._weight / count * add_up([read_on_processor(tap.square_sum) for tap in passes]))
+                terms.append(self._weight / divisor * add_up([read_on_processor(tap.square_sum) for tap in passes]))
         return add_up(terms)
 
     def arm(self, scale: float, arriving: Arriving) -> None:
         """Has the gradient of `scale` times the term added in the next backward pass."""
-        for passes, count, mean in self._parts:
+        for passes, divisor, mean in self._parts:
+            count = divisor if mean is None else divisor * sum(tap.batch_size for tap in passes)
             for tap in passes:
                 tap.arm(2.0 * self._weight / count * scale, mean, arriving)
 
@@ -150,7 +144,7 @@ class Injector:
     def _penalty_terms(self, layers: dict[str, list[AnyTap]], lam: float) -> dict[str, LayerTerm]:
         if lam == 0.0:
             return {}
-        if self._reduction == "mean" and layers:
+        if RULES[self._reduction].averages_layers and layers:
             lam /= len(layers)
         # A layer whose factor is 0 counts in L and has no term.
         factors = {layer: self._layer_factor(layer) for layer in layers}

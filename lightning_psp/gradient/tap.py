@@ -14,8 +14,9 @@ from torch.utils.hooks import RemovableHandle
 from lightning_psp.capture.checkpoints import restore
 from lightning_psp.capture.graph import ReachedGraph
 from lightning_psp.capture.origin import Potential
-from lightning_psp.functional.penalty import Reduction, count_units
+from lightning_psp.functional.penalty import count_units
 from lightning_psp.functional.precision import accumulation_dtype
+from lightning_psp.functional.reductions import RULES, Reduction
 from lightning_psp.gradient.arriving import Arriving
 from lightning_psp.gradient.class_states import ClassStates
 from lightning_psp.gradient.kernels import add_potential, can_be_overwritten, square_sum
@@ -61,9 +62,9 @@ class Tap:
         self._slopes: Tensor | None = None  # of the entropy term
         self._has_terms = False
         self.states = states
-        is_penalised = reduction is not None and node is not None
-        adds_itself = is_penalised and reduction != "squared_mean"
-        if is_penalised and not adds_itself:
+        rule = None if reduction is None or node is None else RULES[reduction]
+        adds_itself = rule is not None and not rule.squares_means
+        if rule is not None and rule.squares_means:
             self.batch_sum = z.detach().sum(dim=0, dtype=accumulation_dtype(z.dtype))
         if adds_itself or states is not None:
             self._hold(z, in_place, save)
