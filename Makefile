@@ -15,6 +15,8 @@ OLDEST := .venv-oldest
 NEWEST := .venv-newest
 LIBRARIES := .venv-libraries
 RUN := $(VENV)/bin/python -m
+# One worker has all tests of a file, which may share something that takes long to make.
+PARALLEL := --numprocesses auto --dist loadfile --no-loadscope-reorder
 INSTALL := -m pip install -qq --disable-pip-version-check
 PINNED := --constraint requirements-dev.txt
 # Installed beforehand, for pip would take the newest one into an environment of its own for the build.
@@ -42,11 +44,11 @@ test: $(VENV)/.has-dev
 	$(RUN) ruff check
 	$(RUN) ruff format --check
 	$(RUN) mypy
-	$(RUN) pytest --numprocesses auto --dist loadgroup $(PYTEST_ARGS)
+	$(RUN) pytest $(PARALLEL) $(PYTEST_ARGS)
 
 test-oldest: $(OLDEST)/.has-dev
 	$(OLDEST)/bin/python -m mypy --cache-dir $(OLDEST)/.mypy_cache
-	$(OLDEST)/bin/python -m pytest --numprocesses auto --dist loadgroup $(PYTEST_ARGS)
+	$(OLDEST)/bin/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 # Asks the package index each time.
 test-newest: $(NEWEST)/.created
@@ -54,7 +56,7 @@ test-newest: $(NEWEST)/.created
 	@$(NEWEST)/bin/python $(INSTALL) --upgrade --upgrade-strategy eager $(BUILD)
 	@$(NEWEST)/bin/python $(INSTALL) --upgrade --upgrade-strategy eager $(PROJECT) '.[dev]'
 	$(NEWEST)/bin/python -m mypy --cache-dir $(NEWEST)/.mypy_cache
-	$(NEWEST)/bin/python -m pytest --numprocesses auto --dist loadgroup $(PYTEST_ARGS)
+	$(NEWEST)/bin/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 pin:
 	@test -e $(NEWEST)/.created || { echo "Run make test-newest first."; exit 1; }

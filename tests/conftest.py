@@ -28,8 +28,8 @@ settings.load_profile("short")
 
 
 def pytest_collection_modifyitems(items):
-    """Groups, which one worker runs alone, come first: at the end they would keep the others waiting."""
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    """Files that take long come first: a worker that begins one at the end keeps the others waiting."""
+    items.sort(key=lambda item: item.get_closest_marker("first") is None)
 
 
 @pytest.fixture

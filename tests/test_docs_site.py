@@ -18,7 +18,7 @@ import lightning_psp.schedules
 for tool in ("mkdocs", "material", "mkdocstrings_handlers.python", "latex2mathml"):
     pytest.importorskip(tool, reason="needs the tools of the extra `docs`")
 
-pytestmark = pytest.mark.xdist_group("documentation")  # one build for all tests
+pytestmark = pytest.mark.first
 ROOT = Path(__file__).parents[1]
 # Python code that fails where the build would speak to another host.
 NO_NETWORK = """

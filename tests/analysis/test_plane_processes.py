@@ -4,19 +4,16 @@ import pytest
 import torch
 
 from lightning_psp.analysis import loss_plane
-from tests.support.processes import PROCESSES, errors_of, start_processes
+from tests.support.processes import results_of, without_errors
 from tests.support.processes.plane_worker import SIZE, arguments
 
-pytestmark = pytest.mark.xdist_group("plane processes")
+pytestmark = pytest.mark.first
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What each process found."""
-    folder = tmp_path_factory.mktemp("planes")
-    start_processes("plane_worker", folder, timeout=120)
-    assert not errors_of(folder), errors_of(folder)
-    return [torch.load(folder / f"found {rank}.pt", weights_only=False) for rank in range(PROCESSES)]
+    return without_errors(results_of("plane_worker", ["found"], tmp_path_factory.mktemp("planes")))["found"]
 
 
 @pytest.fixture(scope="module")

@@ -5,24 +5,16 @@ import torch
 
 from tests.support.entropy_reference import entropy_by_hand
 from tests.support.followed import LAM, assert_same, mean_square, potentials
-from tests.support.processes import PROCESSES, free_port, start_processes
+from tests.support.processes import PROCESSES, results_of
 from tests.support.processes.training_worker import ERRORS, RUNS, DeadHead, parts
 
-# Those who run tests in parallel with `--dist loadgroup` have the processes started once.
-pytestmark = pytest.mark.xdist_group("processes")
+pytestmark = pytest.mark.first
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What each process wrote down of each run, by name of the run."""
-    folder = tmp_path_factory.mktemp("processes")
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
-    start_processes("training_worker", folder, timeout=240, **meeting)
-    found = {}
-    for name in RUNS:
-        files = [folder / f"{name} {rank}.pt" for rank in range(PROCESSES)]
-        found[name] = [torch.load(f, weights_only=False) if f.exists() else {"error": "no result"} for f in files]
-    return found
+    """What each process kept of each run, by name of the run."""
+    return results_of("training_worker", RUNS, tmp_path_factory.mktemp("processes"))
 
 
 def of(results, name):

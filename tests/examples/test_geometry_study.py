@@ -19,7 +19,7 @@ from support.data import Digits
 from support.models import DigitsLeNet
 from tests.support.pruning_folder import write_training
 
-pytestmark = pytest.mark.xdist_group("geometry study")  # one run for all tests
+pytestmark = pytest.mark.first
 
 IMAGES, POINTS = 30, 7
 

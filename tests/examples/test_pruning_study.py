@@ -15,7 +15,7 @@ import pruning_study
 from pruning_study import ONE_SHOT_ARMS, SMALL, spread
 from support.pruning_report import arms_table, curves, gradual_table
 
-pytestmark = pytest.mark.xdist_group("pruning study")  # one run for all tests
+pytestmark = pytest.mark.first
 
 SHORT = {"digits": replace(SMALL["digits"], patience=1, epochs=2, levels=2, most_epochs=40, learning_rate=0.3)}
 

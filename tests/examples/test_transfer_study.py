@@ -22,7 +22,7 @@ from support.models import DigitsLeNet
 from tests.support.pruning_folder import write_training
 from transfer_study import features, interval, trained_networks
 
-pytestmark = pytest.mark.xdist_group("transfer study")  # one run for all tests
+pytestmark = pytest.mark.first
 
 IMAGES = 60
 SPLITS = {"mnist": 0, "fashion": 1}  # two sets of digits in place of the two sets

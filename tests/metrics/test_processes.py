@@ -7,22 +7,16 @@ import torch
 
 from lightning_psp.functional import estimate_psp_entropy, psp_entropy
 from tests.support.entropy_reference import classwise, mean_over_sets, observations
-from tests.support.processes import PROCESSES, errors_of, start_processes
+from tests.support.processes import results_of, without_errors
 from tests.support.processes.metric_worker import CLASSES, RUNS, data
 
-pytestmark = pytest.mark.xdist_group("metric processes")
+pytestmark = pytest.mark.first
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What each process found in each run, by name of the run."""
-    folder = tmp_path_factory.mktemp("metrics")
-    start_processes("metric_worker", folder, timeout=120)
-    assert not errors_of(folder), errors_of(folder)
-    return {
-        name: [torch.load(folder / f"{name} {rank}.pt", weights_only=False) for rank in range(PROCESSES)]
-        for name in RUNS
-    }
+    return without_errors(results_of("metric_worker", RUNS, tmp_path_factory.mktemp("metrics")))
 
 
 @pytest.mark.parametrize("name", ["uneven", "by_class", "one_rests"])

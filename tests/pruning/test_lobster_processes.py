@@ -1,39 +1,18 @@
 """Two processes that train and prune together on a CPU take the same decisions."""
 
-import os
-import socket
-
 import pytest
-import torch
 
-from tests.support.processes import PROCESSES, ROOT, start_processes
-from tests.support.processes.lobster_worker import EPOCHS, TOLERANCE
+from tests.support.processes import PROCESSES, results_of, without_errors
+from tests.support.processes.lobster_worker import EPOCHS, RUNS, TOLERANCE
 from tests.support.pruning.training import assert_state
 
-# Those who run tests in parallel with `--dist loadgroup` have the processes started once.
-pytestmark = pytest.mark.xdist_group("lobster processes")
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+pytestmark = pytest.mark.first
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What each process wrote down of each run, by name of the run."""
-    folder = tmp_path_factory.mktemp("processes")
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
-    path = os.pathsep.join([str(ROOT), str(ROOT / "examples")])
-    start_processes("lobster_worker", folder, timeout=240, PYTHONPATH=path, **meeting)
-    found = {}
-    for name in ("differing", "synchronised", "resumed"):
-        files = [folder / f"{name} {rank}.pt" for rank in range(PROCESSES)]
-        found[name] = [torch.load(f, weights_only=False) if f.exists() else {"error": "no result"} for f in files]
-        for result in found[name]:
-            assert "error" not in result, result["error"]
-    return found
+    """What each process kept of each run, by name of the run."""
+    return without_errors(results_of("lobster_worker", (*RUNS, "resumed"), tmp_path_factory.mktemp("processes")))
 
 
 @pytest.mark.parametrize("name", ["differing", "synchronised"])

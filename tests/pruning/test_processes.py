@@ -3,25 +3,18 @@
 import pytest
 import torch
 
-from tests.support.processes import PROCESSES, free_port, start_processes
+from tests.support.processes import results_of
 from tests.support.processes.pruning_worker import RUNS
 from tests.support.pruning.training import assert_state
 
-# Those who run tests in parallel with `--dist loadgroup` have the processes started once.
-pytestmark = pytest.mark.xdist_group("pruning processes")
+pytestmark = pytest.mark.first
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What each process wrote down of each run, by name of the run, and the folder."""
+    """What each process kept of each run, by name of the run, and the folder."""
     folder = tmp_path_factory.mktemp("processes")
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
-    start_processes("pruning_worker", folder, timeout=240, **meeting)
-    found = {"folder": folder}
-    for name in RUNS:
-        files = [folder / f"{name} {rank}.pt" for rank in range(PROCESSES)]
-        found[name] = [torch.load(f, weights_only=False) if f.exists() else {"error": "no result"} for f in files]
-    return found
+    return {"folder": folder, **results_of("pruning_worker", RUNS, folder)}
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if name != "sharded"])

@@ -1,74 +1,110 @@
-"""Programs that two processes run together, and how a test starts them and how they meet."""
+"""Programs that two processes run together, and how a test starts them, how they meet, and what comes back.
+
+A program is a module of this folder with a function `main(folder, rank)`. Its processes are forked off a server that
+has imported torch and Lightning once for all of them.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
-import subprocess
-import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
+from lightning_utilities.core import rank_zero
 from torch import distributed
+from torchmetrics.utilities import prints
 
-ROOT = Path(__file__).parents[3]
-PYTHONPATH = os.pathsep.join([str(ROOT), str(ROOT / "examples")])
 PROCESSES = 2
+_TIMEOUT = 600  # seconds, for processes that wait for one another
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["lightning.pytorch", "torch.distributed.fsdp", "torch.distributed.tensor"])
 
 
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+def results_of(program: str, names: Iterable[str], folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Runs a program, and returns what each process kept by :func:`keep_results`, by name of the run."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def start_processes(program: str, folder: Path, timeout: float, **settings: str) -> None:
-    """Run a module of this folder as `python -m … FOLDER RANK` in each process; what it prints goes to the folder."""
-    processes, logs = [], []
-    for rank in range(PROCESSES):
-        logs.append((folder / f"{rank}.log").open("w"))
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-m", f"{__name__}.{program}", str(folder), str(rank)],
-                cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": PYTHONPATH, "LOCAL_RANK": str(rank), **settings},
-                stdout=logs[-1],
-                stderr=subprocess.STDOUT,
-            )
-        )
+        port = str(listener.getsockname()[1])
+    settings = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0"}
+    processes = [
+        _SERVER.Process(target=_enter, args=(program, folder, rank, {**settings, "LOCAL_RANK": str(rank)}))
+        for rank in range(PROCESSES)
+    ]
+    for process in processes:
+        process.start()
     try:
         for process in processes:
-            process.wait(timeout=timeout)
+            process.join(_TIMEOUT)
     finally:
-        for process, log in zip(processes, logs, strict=True):
+        for process in processes:
             process.kill()
-            process.wait()
-            log.close()
+            process.join()
+    return {name: [_load(folder, name, rank) for rank in range(PROCESSES)] for name in names}
 
 
-def errors_of(folder: Path) -> str:
-    """What `in_a_group` caught, empty if nothing."""
-    return "\n".join(path.read_text() for path in sorted(folder.glob("error *")))
+def without_errors(results: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    """The same results, after an assertion that no run of any process ended with an error."""
+    for result in (result for both in results.values() for result in both):
+        assert "error" not in result, result["error"]
+    return results
 
 
-def in_a_group(work: Callable[[Path, int], None]) -> None:
-    """Do the work of one process, with the folder and its rank, within a process group of Gloo."""
-    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+def _load(folder: Path, name: str, rank: int) -> dict[str, Any]:
+    path = folder / f"{name} {rank}.pt"
+    if path.exists():
+        found: dict[str, Any] = torch.load(path, weights_only=False)
+        return found
+    return {"error": f"no result of {name!r}; the process printed:\n{(folder / f'{rank}.log').read_text()}"}
+
+
+def _enter(program: str, folder: Path, rank: int, environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    with (folder / f"{rank}.log").open("w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
     torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder / 'meeting'}",
-        rank=rank,
-        world_size=PROCESSES,
-        timeout=timedelta(seconds=60),
-    )
+    # Both ask the environment for it where they are imported.
+    rank_zero.rank_zero_only.rank = prints.rank_zero_only.rank = rank
+    import_module(f"{__name__}.{program}").main(folder, rank)
+
+
+def keep_results(
+    folder: Path, rank: int, runs: Mapping[str, Callable[[], dict[str, Any]]], may_fail: Collection[str] = ()
+) -> None:
+    """Does one run after another in one process, and puts what it returns, or its error, into a file of the folder.
+
+    Args:
+        folder: the folder.
+        rank: number of the process.
+        runs: the runs by name.
+        may_fail: those that end with an error in both processes, which can go on.
+    """
+    for name, run in runs.items():
+        try:
+            result = run()
+        except BaseException:
+            result = {"error": traceback.format_exc()}
+        torch.save(result, folder / f"{name} {rank}.pt")
+        if "error" in result and name not in may_fail:  # the other process cannot go on either
+            break
+
+
+@contextmanager
+def process_group(folder: Path, rank: int) -> Iterator[None]:
+    """While open, the processes can reach one another by Gloo."""
+    meeting = f"file://{folder / 'meeting'}"
+    timeout = timedelta(seconds=60)
+    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=PROCESSES, timeout=timeout)
     try:
-        work(folder, rank)
-    except BaseException:
-        (folder / f"error {rank}").write_text(traceback.format_exc())
+        yield
     finally:
         distributed.destroy_process_group()

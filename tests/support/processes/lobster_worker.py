@@ -1,13 +1,9 @@
-"""One of two processes that train and prune a network together; run by `tests.pruning.test_lobster_processes`.
-
-Every run of a training puts what this process saw of it into a file of the folder.
-"""
+"""One of two processes that train and prune a network together; run by `tests.pruning.test_lobster_processes`."""
 
 from __future__ import annotations
 
-import sys
-import traceback
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from lightning_psp.pruning import LobsterPruning
-from tests.support.processes import PROCESSES
+from tests.support.processes import PROCESSES, keep_results
 from tests.support.pruning.networks import NETWORKS
 from tests.support.pruning.training import Pruned, adamw, loader_for
 from tests.support.small import quiet_trainer
@@ -75,20 +71,7 @@ def run(name: str, rank: int, folder: Path, checkpoint: Path | None = None) -> d
     }
 
 
-def main() -> None:
-    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
-    for name in (*RUNS, "resumed"):
-        try:
-            is_resumed = name == "resumed"
-            checkpoint = folder / "differing epoch=5.ckpt" if is_resumed else None
-            result = run("differing" if is_resumed else name, rank, folder, checkpoint)
-        except BaseException:
-            result = {"error": traceback.format_exc()}
-        torch.save(result, folder / f"{name} {rank}.pt")
-        if "error" in result:  # the other process cannot go on either
-            break
-
-
-if __name__ == "__main__":
-    main()
+def main(folder: Path, rank: int) -> None:
+    runs = {name: partial(run, name, rank, folder) for name in RUNS}
+    runs["resumed"] = partial(run, "differing", rank, folder, folder / "differing epoch=5.ckpt")
+    keep_results(folder, rank, runs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_psp.metrics import MeanSquarePotential, PSPEntropy
-from tests.support.processes import in_a_group
+from tests.support.processes import keep_results, process_group
 
 CLASSES = 3
 Batch = tuple[Tensor, Tensor]
@@ -83,10 +84,6 @@ def run(name: str, rank: int) -> dict[str, Any]:
     return {"values": found, "warnings": [str(warning.message) for warning in said]}
 
 
-def work(folder: Path, rank: int) -> None:
-    for name in RUNS:
-        torch.save(run(name, rank), folder / f"{name} {rank}.pt")
-
-
-if __name__ == "__main__":
-    in_a_group(work)
+def main(folder: Path, rank: int) -> None:
+    with process_group(folder, rank):
+        keep_results(folder, rank, {name: partial(run, name, rank) for name in RUNS})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lightning_psp.analysis import loss_plane
 from tests.support.analysis.planes import MLP, Normalised, batches, solutions
-from tests.support.processes import in_a_group
+from tests.support.processes import keep_results, process_group
 
 SIZE = (3, 3)
 
@@ -74,9 +75,6 @@ def run(folder: Path, rank: int) -> dict[str, Any]:
     return found
 
 
-def work(folder: Path, rank: int) -> None:
-    torch.save(run(folder, rank), folder / f"found {rank}.pt")
-
-
-if __name__ == "__main__":
-    in_a_group(work)
+def main(folder: Path, rank: int) -> None:
+    with process_group(folder, rank):
+        keep_results(folder, rank, {"found": partial(run, folder, rank)})

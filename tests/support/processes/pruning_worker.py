@@ -1,14 +1,10 @@
-"""One of two processes that train a pruned network together; run by `tests/pruning/test_processes.py`.
-
-Every run of a training puts what this process saw of it into a file of the folder.
-"""
+"""One of two processes that train a pruned network together; run by `tests/pruning/test_processes.py`."""
 
 from __future__ import annotations
 
-import sys
-import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from lightning_psp.pruning import MaskedTraining, random_masks_like
-from tests.support.processes import PROCESSES
+from tests.support.processes import PROCESSES, keep_results
 from tests.support.pruning.networks import NETWORKS
 from tests.support.pruning.training import Pruned, adamw, loader_for, masks_for
 from tests.support.small import quiet_trainer
@@ -101,18 +97,5 @@ def _part(module: Pruned, seed: int) -> DataLoader[Any]:
     return loader_for(module.network, 2, seed=seed)
 
 
-def main() -> None:
-    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
-    for name in RUNS:
-        try:
-            result = run(name, rank, folder)
-        except BaseException:
-            result = {"error": traceback.format_exc()}
-        torch.save(result, folder / f"{name} {rank}.pt")
-        if "error" in result and name not in ERRORS:  # the other process cannot go on either
-            break
-
-
-if __name__ == "__main__":
-    main()
+def main(folder: Path, rank: int) -> None:
+    keep_results(folder, rank, {name: partial(run, name, rank, folder) for name in RUNS}, ERRORS)

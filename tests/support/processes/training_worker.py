@@ -1,15 +1,11 @@
-"""One of two processes that train together; run by `tests/callback/test_processes.py`.
-
-Every run of a training puts what this process saw of it into a file of the folder.
-"""
+"""One of two processes that train together; run by `tests/callback/test_processes.py`."""
 
 from __future__ import annotations
 
-import sys
-import traceback
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_psp import PSPCallback
 from tests.support.followed import LAM
-from tests.support.processes import PROCESSES
+from tests.support.processes import PROCESSES, keep_results
 from tests.support.small import BATCH, CLASSES, Classifier, loader, quiet_trainer
 
 Batch = tuple[Tensor, Tensor]
@@ -305,18 +301,5 @@ def run(name: str, rank: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
-    for name in RUNS:
-        try:
-            result = run(name, rank)
-        except BaseException:
-            result = {"error": traceback.format_exc()}
-        torch.save(result, folder / f"{name} {rank}.pt")
-        if "error" in result and name not in ERRORS:  # the other process cannot go on either
-            break
-
-
-if __name__ == "__main__":
-    main()
+def main(folder: Path, rank: int) -> None:
+    keep_results(folder, rank, {name: partial(run, name, rank) for name in RUNS}, ERRORS)
