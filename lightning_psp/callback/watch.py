@@ -196,7 +196,7 @@ class Watch:
             scale: the factor by which the user's loss was multiplied to give it.
         """
         if self._is_running:  # with manual optimisation
-            self._capture.settle([self._capture.graph.edge(loss)])
+            self._capture.settle([self._capture.edge_of(loss)])
         self._injector.disarm()
         terms = self._injector.arm(loss, self._taps(), self._lam, scale)
         self._losses.append(_size(loss, scale))
@@ -225,7 +225,7 @@ class Watch:
         if self.takes_samples and self._is_training:
             self._samples[potential.layer] = sample(z)
         reduction = self._settings.reduction if is_penalised else None
-        return Tap(z, potential, in_place, reduction, self._capture.checkpoints.save, self._states(z, potential))
+        return Tap(z, potential, in_place, reduction, self._capture.save, self._states(z, potential))
 
     def _states(self, z: Tensor, potential: Potential[AnyTap]) -> ClassStates | None:
         if self._classes is None or potential.is_output or z.grad_fn is None:
@@ -266,7 +266,7 @@ class Watch:
                 self._is_running = True
                 output = step(*args, **kwargs)
                 loss = _loss_in(output)
-                edges = [] if loss is None else [self._capture.graph.edge(loss)]
+                edges = [] if loss is None else [self._capture.edge_of(loss)]
                 is_loss = any(node is not None for node, _ in edges)
                 self._capture.settle(edges if is_loss else None)
                 if is_training:

@@ -132,7 +132,7 @@ class ActivationCalls(Generic[Kept]):
         """
         copied = z.clone()
         self._origins.copy(z, copied)
-        self._checkpoints.argument = copied
+        self._checkpoints.replace_argument(copied)
         potential = self._ledger.add(copied, self._activations[func].label, True, is_output=False)
         result = func(copied, *args[1:], **{key: value for key, value in kwargs.items() if key != "input"})
         potential.results.append(self._graph.edge(result))

@@ -54,7 +54,7 @@ class Checkpoints:
         self.thread = 0
         self._functions = functions
         self._can_save = False
-        self.argument: Any = None  # of the running function, or a copy that takes its place
+        self._argument: Any = None  # of the running function, or a copy that takes its place
 
     def install(self) -> None:
         """Starts to hear of checkpointed functions."""
@@ -86,14 +86,18 @@ class Checkpoints:
     def call(self, func: TorchFunction, argument: Any) -> Iterator[None]:
         """A function is called, whose first argument :meth:`save` may save."""
         self._can_save = func in self._functions and bool(self.regions)
-        self.argument = argument
+        self._argument = argument
         if self._can_save:
             for region in self.regions:
                 region.calls += 1
         try:
             yield
         finally:
-            self._can_save, self.argument = False, None
+            self._can_save, self._argument = False, None
+
+    def replace_argument(self, copied: Tensor) -> None:
+        """Has a copy take the place of the first argument of the running call."""
+        self._argument = copied
 
     def save(self, z: Tensor) -> Tensor | None:
         """Has the first argument of the running call saved for the backward pass without being held.
@@ -102,7 +106,7 @@ class Checkpoints:
             What :func:`restore` makes the tensor of in the backward pass; None outside a checkpointed function, or
             where the recomputation would not come by the tensor again at this call.
         """
-        if not self._can_save or z is not self.argument:
+        if not self._can_save or z is not self._argument:
             return None
         self._can_save = False
         region = self.regions[-1]

@@ -110,6 +110,14 @@ class Frames:
         self._has_all = False
         self._parts = None
 
+    def begin_suppression(self) -> None:
+        """Has calls of functions looked over: those inside of an activation or of what makes a weight."""
+        self.suppressed += 1
+
+    def end_suppression(self) -> None:
+        """Ends what :meth:`begin_suppression` has begun."""
+        self.suppressed -= 1
+
     def modules(self) -> Iterable[nn.Module]:
         """All modules of the network."""
         if not self._known:

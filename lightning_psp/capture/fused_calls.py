@@ -8,7 +8,7 @@ from lightning_psp.capture.frames import Frames
 from lightning_psp.capture.functions import Handler, TorchFunction
 from lightning_psp.capture.ledger import Ledger
 from lightning_psp.capture.nonlinearities import Nonlinearities
-from lightning_psp.capture.origin import Kept, Potential, tensors_in
+from lightning_psp.capture.origin import Kept, tensors_in
 from lightning_psp.capture.origins import Origins
 from lightning_psp.capture.recurrent import RECURRENT_MODULES, attach, parse_call
 from lightning_psp.capture.shadow import Graph
@@ -53,32 +53,24 @@ class FusedCalls(Generic[Kept]):
         inside = self._frames.running[-1] if self._frames.running else None
         is_module = inside is not None and isinstance(inside.module, RECURRENT_MODULES)
         path = (inside.path if inside is not None and is_module else None) or self._frames.host(name)
-        evaluation = object()
-        self._ledger.recurrent.update(call.layers(path))
-        added: list[Potential[Kept]] = [
-            Potential(layer, evaluation, -1, is_output=False) for layer in call.layers(path)
-        ]
-        chosen = [self._ledger.selection.selects(potential.layer) for potential in added]
-        result, potentials = call.run(chosen) if any(chosen) else (func(*args, **kwargs), [])
-        for potential, z in zip(added, potentials, strict=False):
-            if z is not None:
-                potential.units = z.shape[-1]
-                potential.kept = self._ledger.keep(z, potential, False)
+        expected = self._ledger.expect_gates(call.layers(path))
+        chosen = [self._ledger.selects(potential.layer) for potential in expected]
+        result, gates = call.run(chosen) if any(chosen) else (func(*args, **kwargs), [])
+        self._ledger.take_gates(expected, gates)
         if self.attaches:
-            result = attach(result, [z for z in potentials if z is not None])
+            result = attach(result, [z for z in gates if z is not None])
         for tensor in tensors_in(result):
             self._origins.renew(tensor).unit_dim = -1
             self._origins.of(tensor).is_made = True
-            for potential in added:
+            for potential in expected:
                 potential.results.append(self._graph.edge(tensor))
-        self._ledger.potentials.extend(added)
         return result
 
     def _opaque(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._ledger.counts():
             name = self._known.fused.get(func) or self._known.recurrent[func]
             path = next((frame.path for frame in reversed(self._frames.running) if frame.path), name)
-            if self._ledger.selection.selects(path):
+            if self._ledger.selects(path):
                 raise NotImplementedError(
                     f"The potentials of {path!r} are computed inside the fused function `{name}` and cannot be seen."
                     f" Leave it out with exclude=({path!r},), or write it with separate linear maps and nonlinearities."

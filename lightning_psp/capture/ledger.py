@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeGuard
 
 import torch
@@ -40,10 +40,10 @@ class Ledger(Generic[Kept]):
         number_of_calls: Callable[[], int],
         on_drop: Callable[[Potential[Kept]], None] | None,
     ) -> None:
-        self.selection = selection
-        self.keep = keep
         self.skips_without_grad = False  # whether calls without gradient are none of the watch's
         self.potentials: list[Potential[Kept]] = []
+        self._selection = selection
+        self._keep = keep
         self._origins = origins
         self._frames = frames
         self._checkpoints = checkpoints
@@ -51,23 +51,31 @@ class Ledger(Generic[Kept]):
         self._on_drop = on_drop
         self.start()
 
-    def start(self) -> None:
-        """Starts a new watch."""
+    def start(self, in_call: bool = False) -> None:
+        """Starts a new watch, while the network is running or not."""
         self.potentials = []
         self.outside: list[Potential[Kept]] = []  # of which only the losses tell whether they belong to these
-        self.recurrent: set[str] = set()  # layers whose potentials are the gates inside recurrent kernels
+        self._recurrent: set[str] = set()  # layers whose potentials are the gates inside recurrent kernels
         self.saw_empty_batch = False
         self.has_skipped = False  # whether something was not counted because it came without gradient
-        self.in_call = False
+        self._origins.in_call = in_call
 
     @property
     def in_call(self) -> bool:
         """Whether the network is running."""
         return self._origins.in_call
 
-    @in_call.setter
-    def in_call(self, is_running: bool) -> None:
-        self._origins.in_call = is_running
+    def begin_call(self) -> None:
+        """Notes that the network starts to run."""
+        self._origins.in_call = True
+
+    def end_call(self) -> None:
+        """Notes that the network has run."""
+        self._origins.in_call = False
+
+    def selects(self, layer: str) -> bool:
+        """Whether the selection has this layer."""
+        return self._selection.selects(layer)
 
     def forget(self) -> None:
         """Lets go of all potentials."""
@@ -119,16 +127,31 @@ class Ledger(Generic[Kept]):
         return known[0]
 
     def add(
-        self, z: Tensor, label: str, in_place: bool, is_output: bool, activation: Frame | None = None
+        self,
+        z: Tensor,
+        label: str,
+        in_place: bool,
+        is_output: bool,
+        activation: Frame | None = None,
+        in_call: bool = False,
     ) -> Potential[Kept]:
-        """Takes a tensor for a potential; `label` and `activation` name its layer where no weights do."""
+        """Takes a tensor for a potential.
+
+        Args:
+            z: the tensor.
+            label: names its layer where no weights do.
+            in_place: whether its nonlinearity is about to overwrite it.
+            is_output: whether it is known to be the output layer's.
+            activation: a module that is a nonlinearity, and names the layer, too.
+            in_call: whether the network was running where the tensor arose, if it is not running now.
+        """
         origin = self._origins.of(z)
         if origin.source is None:
             origin.source = Source(None)
         if origin.source.name is None:
             self._frames.name_place(origin.source, label, activation)
         layer = origin.source.name or "output"
-        if layer in self.recurrent:  # what a recurrent layer returned is none of its gates' potentials
+        if layer in self._recurrent:  # what a recurrent layer returned is none of its gates' potentials
             layer = f"{layer}:1"
         potential: Potential[Kept] = Potential(layer, origin.source.evaluation, origin.unit_dim, is_output)
         potential.origin = origin
@@ -137,18 +160,32 @@ class Ledger(Generic[Kept]):
         if origin.measured is not None:
             potential.measured = origin.measured
             potential.results.extend(origin.measured.results)
-        if self.selection.selects(potential.layer, is_output):
+        if self._selection.selects(potential.layer, is_output):
             if self._checkpoints.regions:
                 with self._checkpoints.unseen():
-                    potential.kept = self.keep(z, potential, in_place)
+                    potential.kept = self._keep(z, potential, in_place)
             else:
-                potential.kept = self.keep(z, potential, in_place)
+                potential.kept = self._keep(z, potential, in_place)
         origin.values.potentials.append(potential)
         self.potentials.append(potential)
-        if not self.in_call and not is_output:
+        if not (self.in_call or in_call or is_output):
             potential.number_of_calls = self._number_of_calls()
             self.outside.append(potential)
         return potential
+
+    def expect_gates(self, layers: Sequence[str]) -> list[Potential[Kept]]:
+        """Potentials for the gates of these layers, which a recurrent kernel is about to compute."""
+        evaluation = object()
+        self._recurrent.update(layers)
+        return [Potential(layer, evaluation, -1, is_output=False) for layer in layers]
+
+    def take_gates(self, expected: Sequence[Potential[Kept]], gates: Sequence[Tensor | None]) -> None:
+        """Takes what :meth:`expect_gates` gave for potentials, each with its values where these were computed."""
+        for potential, z in zip(expected, gates, strict=False):
+            if z is not None:
+                potential.units = z.shape[-1]
+                potential.kept = self._keep(z, potential, False)
+        self.potentials.extend(expected)
 
     def drop(self, potential: Potential[Kept]) -> None:
         """Lets go of what is no potential of its own."""

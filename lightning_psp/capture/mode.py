@@ -29,6 +29,7 @@ from lightning_psp.capture.origins import Origins
 from lightning_psp.capture.outputs import OutputFinder
 from lightning_psp.capture.pointwise import Pointwise
 from lightning_psp.capture.provenance import Provenance
+from lightning_psp.capture.records import Records
 from lightning_psp.capture.selection import LayerSelection
 from lightning_psp.capture.settlement import Settlement
 from lightning_psp.capture.shadow import Graph
@@ -85,65 +86,68 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self._has_news = True  # whether anything has been seen since outputs were given
         self._place: tuple[list[Frame], bool] = ([], False)  # where it starts: running modules, and whether in a call
         self._scope = ExitStack()
-        self.frames = Frames(root, nonlinearities.module_classes)
-        self.origins = Origins(self.frames.name_of_parameter, takes_foreign)
-        self.graph = Graph(self.origins)
-        self.outputs: OutputFinder[Kept] = OutputFinder()
-        self.checkpoints = Checkpoints(saving_functions(nonlinearities))
-        self.ledger = Ledger(
-            self.origins, self.frames, self.checkpoints, selection, keep, lambda: len(self.outputs.calls), on_drop
+        self._frames = Frames(root, nonlinearities.module_classes)
+        self._origins = Origins(self._frames.name_of_parameter, takes_foreign)
+        self._graph = Graph(self._origins)
+        self._outputs: OutputFinder[Kept] = OutputFinder()
+        self._checkpoints = Checkpoints(saving_functions(nonlinearities))
+        self._ledger = Ledger(
+            self._origins, self._frames, self._checkpoints, selection, keep, lambda: len(self._outputs.calls), on_drop
         )
-        self._settlement = Settlement(self.ledger, self.outputs, self.frames, self.origins, self.graph)
+        self.records: Records[Kept] = Records(self._frames, self._origins, self._graph, self._ledger, self._outputs)
+        self.save = self._checkpoints.save  # what is kept of a potential inside a checkpointed function
+        self._settlement = Settlement(self._ledger, self._outputs, self._frames, self._origins, self._graph)
         self._witness = Witness()
-        self._provenance = Provenance(self.origins, tracks_units)
-        written = WrittenActivations(self.ledger, self.frames, self.origins, self.graph)
+        self._provenance = Provenance(self._origins, tracks_units)
+        written = WrittenActivations(self._ledger, self._frames, self._origins, self._graph)
         note_other = self._provenance.note_other
         activations = ActivationCalls(
             nonlinearities.hidden,
-            ledger=self.ledger,
-            frames=self.frames,
-            origins=self.origins,
-            graph=self.graph,
-            checkpoints=self.checkpoints,
+            ledger=self._ledger,
+            frames=self._frames,
+            origins=self._origins,
+            graph=self._graph,
+            checkpoints=self._checkpoints,
             note_other=note_other,
         )
         self.left_out = activations.left_out
         self._fused = FusedCalls(
-            nonlinearities, ledger=self.ledger, frames=self.frames, origins=self.origins, graph=self.graph
+            nonlinearities, ledger=self._ledger, frames=self._frames, origins=self._origins, graph=self._graph
         )
         self._losses = LossCalls(
             nonlinearities,
-            ledger=self.ledger,
+            ledger=self._ledger,
             settlement=self._settlement,
-            outputs=self.outputs,
-            frames=self.frames,
-            origins=self.origins,
-            graph=self.graph,
+            outputs=self._outputs,
+            frames=self._frames,
+            origins=self._origins,
+            graph=self._graph,
             note_other=note_other,
         )
-        self.modules = NetworkCalls(
-            ledger=self.ledger,
-            frames=self.frames,
-            origins=self.origins,
-            graph=self.graph,
-            outputs=self.outputs,
+        self._network_calls = NetworkCalls(
+            ledger=self._ledger,
+            frames=self._frames,
+            origins=self._origins,
+            graph=self._graph,
+            outputs=self._outputs,
             settlement=self._settlement,
             losses=self._losses,
             written=written,
             witness=self._witness,
             on_end=self._give_outputs,
         )
+        self.enter_module, self.leave_module = self._network_calls.enter_module, self._network_calls.leave_module
         followed = FollowedCalls(
             provenance=self._provenance,
-            pointwise=Pointwise(self.origins, tracks_units),
+            pointwise=Pointwise(self._origins, tracks_units),
             written=written,
             witness=self._witness,
             settlement=self._settlement,
-            outputs=self.outputs,
-            ledger=self.ledger,
-            frames=self.frames,
-            origins=self.origins,
-            graph=self.graph,
+            outputs=self._outputs,
+            ledger=self._ledger,
+            frames=self._frames,
+            origins=self._origins,
+            graph=self._graph,
         )
 
         def handlers() -> dict[TorchFunction, Handler]:
@@ -166,13 +170,12 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     # --- scope -------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        self.origins.clear()
+        self._origins.clear()
         running, in_call = self._place
-        self.frames.start(running)
-        self.outputs.start()
+        self._frames.start(running)
+        self._outputs.start()
         self._losses.start()
-        self.ledger.start()
-        self.ledger.in_call = in_call
+        self._ledger.start(in_call)
         self._settlement.start()
         self._witness.start()
 
@@ -181,11 +184,11 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self._start()
         self._settlement.revises = self.on_outputs is not None
         self._has_news = True
-        self.ledger.skips_without_grad = torch.is_grad_enabled()
+        self._ledger.skips_without_grad = torch.is_grad_enabled()
         with ExitStack() as stack:
-            stack.enter_context(told_of_module_calls(self.modules, self.frames.modules()))
-            stack.callback(self.checkpoints.uninstall)
-            self.checkpoints.install()
+            stack.enter_context(told_of_module_calls(self._network_calls, self._frames.modules()))
+            stack.callback(self._checkpoints.uninstall)
+            self._checkpoints.install()
             super().__enter__()  # type: ignore[no-untyped-call]
             self._scope = stack.pop_all()
         return self
@@ -198,14 +201,14 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         finally:
             self._scope.close()
-            self.frames.start()
+            self._frames.start()
         if error is None and self.on_outputs is not None:
             if self._has_news:
                 self._give_outputs()
             self.message = self.unseen_message()
-        self.origins.clear()
-        self.outputs.start()
-        self.ledger.outside = []
+        self._origins.clear()
+        self._outputs.start()
+        self._ledger.outside = []
 
     def prepare(self, reduction: Reduction | None, *, attaches: bool = False, is_redirected: bool = False) -> None:
         """Says what the next watch is for.
@@ -219,15 +222,15 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         # Code compiled under one capture serves another one only if this is the same.
         self._key = f"{reduction} {self.nonlinearities.named}"
         self._fused.attaches = attaches
-        self.modules.is_redirected = is_redirected
+        self._network_calls.is_redirected = is_redirected
 
     def forget(self) -> None:
         """Lets go of the potentials."""
-        self.ledger.forget()
+        self._ledger.forget()
 
     def close(self) -> None:
         """Lets go of everything, for good: nothing waits for cycles of references to be collected."""
-        self.ledger.forget()
+        self._ledger.forget()
         vars(self).clear()
 
     def __torch_function__(
@@ -240,22 +243,22 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if func in TELLING or self._is_suspended or in_backward():
             return func(*args, **kwargs)
         self._has_news = True
-        has_shadow = not self.ledger.skips_without_grad  # `torch.distributions` enables gradient now and then
+        has_shadow = not self._ledger.skips_without_grad  # `torch.distributions` enables gradient now and then
         if has_shadow:
-            self.graph.start_call(getattr(func, "__name__", ""), (args, kwargs))
+            self._graph.start_call(getattr(func, "__name__", ""), (args, kwargs))
         number = self._handler_numbers.get(func)
         if number is None:
             result = func(*args, **kwargs)
             self._provenance.note_other(args, result)
-        elif self.checkpoints.regions:
-            with self.checkpoints.call(func, args[0] if args else kwargs.get("input")):
+        elif self._checkpoints.regions:
+            with self._checkpoints.call(func, args[0] if args else kwargs.get("input")):
                 result = self._handlers[number](func, args, kwargs)
         else:
             result = self._handlers[number](func, args, kwargs)
         if has_shadow:
-            self.graph.end_call(result)
-        if not self.origins.in_call and isinstance(result, Tensor) and result.ndim == 0 and self.ledger.counts():
-            self.outputs.note_scalar(result, self.graph.edge(result))
+            self._graph.end_call(result)
+        if not self._origins.in_call and isinstance(result, Tensor) and result.ndim == 0 and self._ledger.counts():
+            self._outputs.note_scalar(result, self._graph.edge(result))
         return result
 
     # --- what was seen ---------------------------------------------------------------------------------------------
@@ -263,17 +266,22 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     @property
     def potentials(self) -> list[Potential[Kept]]:
         """The potentials that were seen."""
-        return self.ledger.potentials
+        return self._ledger.potentials
 
     @property
     def saw_empty_batch(self) -> bool:
         """Whether a potential without values was seen."""
-        return self.ledger.saw_empty_batch
+        return self._ledger.saw_empty_batch
 
     @property
     def has_skipped(self) -> bool:
         """Whether something was not counted because it came without gradient."""
-        return self.ledger.has_skipped
+        return self._ledger.has_skipped
+
+    @property
+    def is_checkpointed(self) -> bool:
+        """Whether a checkpointed function is running."""
+        return bool(self._checkpoints.regions)
 
     @property
     def fused(self) -> dict[str, None]:
@@ -286,7 +294,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         Args:
             losses: to the losses; those that were seen if None.
         """
-        self._settlement.settle(self.outputs.losses() if losses is None else losses)
+        self._settlement.settle(self._outputs.losses() if losses is None else losses)
 
     def _give_outputs(self) -> None:
         if self.on_outputs is not None:
@@ -297,7 +305,11 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     def unseen_message(self) -> str:
         """What to tell of what could not be seen; empty if nothing is to be told."""
         lacks_output = self._settlement.lacks_output and not self.fused
-        return self._witness.message(self.ledger.potentials, lacks_output)
+        return self._witness.message(self._ledger.potentials, lacks_output)
+
+    def edge_of(self, tensor: Tensor) -> Edge:
+        """Where a tensor is in the graph."""
+        return self._graph.edge(tensor)
 
     # --- compiled functions ----------------------------------------------------------------------------------------
 
@@ -306,11 +318,11 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         """While open, nothing is seen."""
         self._has_news = True
         before, self._is_suspended = self._is_suspended, True
-        self.modules.is_suspended = True
+        self._network_calls.is_suspended = True
         try:
             yield
         finally:
-            self._is_suspended = self.modules.is_suspended = before
+            self._is_suspended = self._network_calls.is_suspended = before
 
     def duplicate(self, keep: Callable[[Tensor, Potential[Other], bool], Other]) -> Capture[Other]:
         """A capture with the same rules that chooses every layer, and starts at the place where this one is."""
@@ -324,13 +336,13 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             reduction=None,
             traced=self._traced,
         )
-        other._place = [*self.frames.running], self.ledger.in_call
+        other._place = [*self._frames.running], self._ledger.in_call
         return other
 
     # --- functions ---------------------------------------------------------------------------------------------
 
     def _backward(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.outputs.note_backward(self.graph.edge(args[0]))
+        self._outputs.note_backward(self._graph.edge(args[0]))
         if self.on_backward is not None:
             self.on_backward(args[0])
         return func(*args, **kwargs)
@@ -341,6 +353,6 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             # A loss made of them depends on potentials that it may not reach through their nonlinearity's result.
             for differentiated in tensors_in(args[0] if args else kwargs["outputs"]):
                 edges = edges_below((differentiated.grad_fn, differentiated.output_nr))
-                for potential in self.ledger.potentials:
+                for potential in self._ledger.potentials:
                     potential.is_differentiated |= not edges.isdisjoint(potential.results)
         return gradients

@@ -73,12 +73,13 @@ class NetworkCalls(Generic[Kept]):
             self.is_redirected = False
             frame.known = known._replace(path=None)
         elif not self._ledger.in_call and known.is_network:
-            self._ledger.in_call = frame.starts_call = True
+            frame.starts_call = True
+            self._ledger.begin_call()
         if known.kind is Kind.PARAMETRIZATION:
-            self._frames.suppressed += 1
+            self._frames.begin_suppression()
         elif known.kind is Kind.NAMED:
             frame.potential = self._enter_named_activation(module, frame, inputs)
-            self._frames.suppressed += 1
+            self._frames.begin_suppression()
         elif known.kind is Kind.CANDIDATE and not self._frames.suppressed:
             self._written.enter(frame, inputs)
         self._frames.running.append(frame)
@@ -104,7 +105,7 @@ class NetworkCalls(Generic[Kept]):
         known = frame.known
         kind, path = known.kind, known.path
         if kind is Kind.PARAMETRIZATION or kind is Kind.NAMED:
-            self._frames.suppressed -= 1
+            self._frames.end_suppression()
         if frame.potential is not None and isinstance(output, Tensor):
             frame.potential.results.append(self._graph.edge(output))
             assert frame.potential.origin is not None
@@ -123,7 +124,7 @@ class NetworkCalls(Generic[Kept]):
             self._origins.record_module(path, frame, tensors)
 
     def _end_call(self, frame: Frame, output: Any) -> None:
-        self._ledger.in_call = False
+        self._ledger.end_call()
         assert frame.path is not None
         tensors = [tensor for tensor in tensors_in(output) if tensor.dtype.is_floating_point]
         if self._ledger.counts():  # else a teacher

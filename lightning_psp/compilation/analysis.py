@@ -70,6 +70,7 @@ class _Analysis(fx.Interpreter):
     ) -> None:
         super().__init__(graph, garbage_collect_values=False)
         self._static = make_capture(self._see)
+        self._records = self._static.records
         self._modules = {str(id(module)): module for module in network.modules()}
         self._nodes = list(graph.graph.nodes)
         self._stack: list[tuple[_Entry, nn.Module]] = []
@@ -107,18 +108,18 @@ class _Analysis(fx.Interpreter):
         before = [version_of(tensor) if isinstance(tensor, Tensor) else 0 for tensor in inputs]
         for index, (tensor, example) in enumerate(zip(inputs, examples, strict=True)):
             if isinstance(tensor, nn.Parameter):
-                origin = self._static.origins.of(tensor)
+                origin = self._records.origins.of(tensor)
                 origin.weight = name_of_parameter(example)
                 origin.is_weight = origin.weight is not None
             elif isinstance(tensor, Tensor):
                 self._edges_of_inputs[index] = (tensor.grad_fn, tensor.output_nr)
-                self._static.origins.of(tensor).is_made = tensor.requires_grad
+                self._records.origins.of(tensor).is_made = tensor.requires_grad
         outputs = self.run(*inputs)
         self._enter_modules([])
         losses = []
-        if not self._static.ledger.in_call:
+        if not self._records.ledger.in_call:
             numbers = [tensor for tensor in outputs if isinstance(tensor, Tensor) and tensor.ndim == 0]
-            losses = [edge for tensor in numbers if (edge := self._static.graph.edge(tensor))[0] is not None]
+            losses = [edge for tensor in numbers if (edge := self._records.graph.edge(tensor))[0] is not None]
             if losses:
                 self._static.settle(losses)
         overwritten = [
@@ -127,20 +128,20 @@ class _Analysis(fx.Interpreter):
             if isinstance(tensor, Tensor) and version_of(tensor) != before[index]
         ]
         given = [(Place(False, index), tensor) for index, tensor in enumerate(outputs) if isinstance(tensor, Tensor)]
-        frames = self._static.frames
+        frames = self._records.frames
         Description(
             region,
             rewriting,
-            results=[Result(place, tensor, self._static.graph.edge(tensor)) for place, tensor in overwritten + given],
+            results=[Result(place, tensor, self._records.graph.edge(tensor)) for place, tensor in overwritten + given],
             givers=self._givers,
             placeholders=[node for node in self._nodes if node.op == "placeholder"],
             dependence=self._dependence,
-            origins=self._static.origins,
-            edge_of=self._static.graph.edge,
+            origins=self._records.origins,
+            edge_of=self._records.graph.edge,
             activations=self._static.nonlinearities.hidden,
             outer=[frame.turns for frame in (frames.outside, *frames.resumed)],
             has_loss=bool(losses),
-        ).describe(self._static.ledger.potentials, self._static.outputs)
+        ).describe(self._static.potentials, self._records.outputs)
 
     # --- running the graph -----------------------------------------------------------------------------------------
 
@@ -165,11 +166,11 @@ class _Analysis(fx.Interpreter):
         while len(self._stack) > common:
             entry, module = self._stack.pop()
             given = self._given_by(entry)
-            self._static.modules.leave_module(module, (), given[0] if len(given) == 1 else tuple(given))
+            self._static.leave_module(module, (), given[0] if len(given) == 1 else tuple(given))
         for entry in entries[common:]:
             module = self._modules.get(entry[0].partition("@")[0]) or nn.Module()
             self._stack.append((entry, module))
-            self._static.modules.enter_module(module, tuple(self._given_to(entry)))
+            self._static.enter_module(module, tuple(self._given_to(entry)))
 
     def _given_by(self, entry: _Entry) -> list[Tensor]:
         """The tensors made inside a module that are used outside, or else the last one."""
@@ -198,7 +199,7 @@ class _Analysis(fx.Interpreter):
                 " the compiled code: put `torch.compiler.disable` around its module or the checkpointed function."
             )
         has_grad = torch.is_grad_enabled()
-        in_call = self._static.ledger.in_call
+        in_call = self._records.ledger.in_call
         return Seen(z, list(givers), self._node, in_place, version_of(z), in_call, has_grad, *self._dependence(z))
 
     def _dependence(self, tensor: Tensor) -> tuple[bool, list[int]]:

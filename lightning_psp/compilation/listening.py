@@ -86,8 +86,8 @@ def _with_potentials(compile_graph: Callable[..., Any]) -> Callable[..., Any]:
                 inputs,
                 make_capture=capture.duplicate,
                 network=capture.root,
-                name_of_parameter=capture.frames.name_of_parameter,
-                prefix=capture.frames.innermost_path(),
+                name_of_parameter=capture.records.frames.name_of_parameter,
+                prefix=capture.records.frames.innermost_path(),
                 reduction=capture.reduction,
             )
         used = {index for point in region.points if not point.depends_on_parameter for index in point.inputs}
@@ -103,7 +103,7 @@ def _with_potentials(compile_graph: Callable[..., Any]) -> Callable[..., Any]:
             capture = _entered[-1] if _entered else None
             if capture is None:
                 return compiled(*values, *coefficients)[: region.number_of_results]
-            if capture.checkpoints.regions and coefficients:
+            if capture.is_checkpointed and coefficients:
                 layer = region.sources[region.points[0].source].name
                 raise NotImplementedError(
                     f"The potentials of layer {layer!r} lie inside a function made by `torch.compile`"
@@ -114,7 +114,7 @@ def _with_potentials(compile_graph: Callable[..., Any]) -> Callable[..., Any]:
             sources = {index: (values[index].grad_fn, values[index].output_nr) for index in used}
             with capture.suspended():
                 outputs = compiled(*values, *coefficients)
-            if not capture.frames.suppressed:
+            if not capture.records.frames.suppressed:
                 Run(
                     region,
                     values,
@@ -122,11 +122,8 @@ def _with_potentials(compile_graph: Callable[..., Any]) -> Callable[..., Any]:
                     outputs,
                     coefficients,
                     gives_values=capture.reduction is None,
-                    frames=capture.frames,
-                    origins=capture.origins,
-                    graph=capture.graph,
-                    ledger=capture.ledger,
-                ).tell(capture.outputs)
+                    records=capture.records,
+                ).tell()
             return outputs[: region.number_of_results]
 
         return run

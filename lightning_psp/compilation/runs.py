@@ -8,13 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_psp.capture.frames import Frames
 from lightning_psp.capture.graph import Edge
-from lightning_psp.capture.ledger import Ledger
 from lightning_psp.capture.origin import Measured, Origin, Potential, Source, is_within
-from lightning_psp.capture.origins import Origins
-from lightning_psp.capture.outputs import Call, OutputFinder, Target, Way
-from lightning_psp.capture.shadow import Graph
+from lightning_psp.capture.outputs import Call, Target, Way
+from lightning_psp.capture.records import Records
 from lightning_psp.compilation.region import Mention, Region, Returned
 from lightning_psp.compilation.rewriting import Place, Point
 
@@ -29,10 +26,7 @@ class Run:
         outputs: what it gave, with what tells of its potentials.
         coefficients: those of its penalty.
         gives_values: whether it gave the potentials themselves.
-        frames: the running modules.
-        origins: what is known of tensors.
-        graph: the graph in which they are.
-        ledger: takes the potentials.
+        records: what is to be told of it.
     """
 
     def __init__(
@@ -44,10 +38,7 @@ class Run:
         coefficients: list[Tensor],
         *,
         gives_values: bool,
-        frames: Frames,
-        origins: Origins,
-        graph: Graph,
-        ledger: Ledger[Any],
+        records: Records[Any],
     ) -> None:
         self._region = region
         self._inputs = inputs
@@ -55,10 +46,11 @@ class Run:
         self._outputs = outputs
         self._coefficients = coefficients
         self._gives_values = gives_values
-        self._frames = frames
-        self._origins = origins
-        self._graph = graph
-        self._ledger = ledger
+        self._frames = records.frames
+        self._origins = records.origins
+        self._graph = records.graph
+        self._ledger = records.ledger
+        self._seen = records.outputs
         self._prefix = self._frames.innermost_path()
         self._neurons: dict[int, Source] = {}
         # Before an input that the graph has overwritten is known as something else.
@@ -70,12 +62,8 @@ class Run:
         self._potentials: list[Potential[Any] | None] = []
         self._stand_ins: list[Tensor | None] = []
 
-    def tell(self, seen: OutputFinder[Any]) -> None:
-        """Tells of what the graph has made: of its potentials, and of what may be outputs and losses.
-
-        Args:
-            seen: is told of the latter.
-        """
+    def tell(self) -> None:
+        """Tells of what the graph has made: of its potentials, and of what may be outputs and losses."""
         region = self._region
         has_shadow = not self._ledger.skips_without_grad
         node = self._graph.node("compiled", list(self._inputs)) if has_shadow else None
@@ -105,16 +93,16 @@ class Run:
                 self._origins.hold_base(self._tensor(found.place), whole)
         for returned, places, is_trained in region.calls:
             targets = [self._target(found) for found in returned]
-            seen.calls.append(Call(targets, self._edges(places), is_trained))
+            self._seen.calls.append(Call(targets, self._edges(places), is_trained))
         for start, end, is_of_terms in region.ways:
             start_edge, end_edge = self._edges([start, end])
-            seen.inside.setdefault(start_edge, []).append(Way(end_edge, is_of_terms))
-        seen.inputs_of_losses.extend(self._target(found) for found in region.inputs_of_losses)
+            self._seen.inside.setdefault(start_edge, []).append(Way(end_edge, is_of_terms))
+        self._seen.inputs_of_losses.extend(self._target(found) for found in region.inputs_of_losses)
         if not self._ledger.in_call:
             for found in region.origins:
                 tensor = self._tensor(found.place)
                 if tensor.ndim == 0 and self._ledger.counts():
-                    seen.note_scalar(tensor, self._graph.edge(tensor))
+                    self._seen.note_scalar(tensor, self._graph.edge(tensor))
 
     def _target(self, returned: Returned) -> Target[Any]:
         mention = returned.mention
@@ -169,11 +157,7 @@ class Run:
                 known.results.extend(origin.measured.results)
                 self._potentials.append(known)
                 return
-        in_call, self._ledger.in_call = self._ledger.in_call, self._ledger.in_call or point.in_call
-        try:
-            potential = self._ledger.add(z, point.label, in_place=False, is_output=point.is_output)
-        finally:
-            self._ledger.in_call = in_call
+        potential = self._ledger.add(z, point.label, False, point.is_output, in_call=point.in_call)
         potential.enters_loss = point.is_output
         self._potentials.append(potential)
 
