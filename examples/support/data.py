@@ -32,12 +32,12 @@ class ThreeSets(LightningDataModule):
         return DataLoader(self.train_set, batch_size=self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader:
-        """The validation set as one batch."""
-        return DataLoader(self.validation_set, batch_size=len(self.validation_set))
+        """The validation set in order."""
+        return DataLoader(self.validation_set, batch_size=500)
 
     def test_dataloader(self) -> DataLoader:
-        """The test set as one batch."""
-        return DataLoader(self.test_set, batch_size=len(self.test_set))
+        """The test set in order."""
+        return DataLoader(self.test_set, batch_size=500)
 
 
 class Digits(ThreeSets):

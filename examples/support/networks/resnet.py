@@ -1,4 +1,4 @@
-"""ResNet-18 and ResNet-32 for images of 32×32 pixels."""
+"""ResNet-18 and ResNet-32 for images of 32×32 pixels, and a small one for the digits."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,6 +48,23 @@ class ResNet32(nn.Module):
         x = F.relu(self.bn1(self.conv1(images)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(self.dropout(x.mean(dim=(2, 3))))
+
+
+class SmallResNet(nn.Module):
+    """A convolution and two residual blocks, of 16 and 32 filters, for greyscale images of 8×8 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 16, kernel_size=3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.block1 = BasicBlock(16, 16)
+        self.block2 = BasicBlock(16, 32, stride=2, downsample=PaddedShortcut(16))
+        self.fc = nn.Linear(32, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute the logits ``[batch, 10]`` of images ``[batch, 1, 8, 8]``."""
+        x = F.relu(self.bn1(self.conv1(images)))
+        return self.fc(self.block2(self.block1(x)).mean(dim=(2, 3)))
 
 
 class PaddedShortcut(nn.Module):
