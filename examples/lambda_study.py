@@ -33,7 +33,7 @@ from support.lambda_tasks import EPOCHS, TASKS
 from support.options import positive_integer
 from support.resumable import PROGRESS_FORMAT, silence_lightning, train_once, write_json
 
-VALUES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+VALUES = (0.03, 0.1, 0.3, 1.0, 3.0)
 EVERY = 10
 
 

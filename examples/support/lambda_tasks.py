@@ -15,7 +15,7 @@ from support.small_tasks import TASKS as SMALL_TASKS
 from support.small_tasks import with_sgd
 
 EPOCHS = 20
-VALIDATION_IMAGES = 2000
+VALIDATION_IMAGES = 1000
 
 
 @dataclass(frozen=True)
