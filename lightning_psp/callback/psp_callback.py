@@ -31,7 +31,7 @@ from lightning_psp.compilation.eager_code import keep_out_of_graphs
 from lightning_psp.functional.arguments import check_bool, check_choice, check_number
 from lightning_psp.functional.reductions import REDUCTIONS, Reduction
 from lightning_psp.functional.validation import Unit
-from lightning_psp.lightnings import AnyCallback, OnceAFit, refuse_other_lightning
+from lightning_psp.lightnings import OnceAFit, OnlyOne, refuse_other_lightning
 from lightning_psp.lightnings.lightning_private import accumulates
 from lightning_psp.recording.potentials import check_module
 from lightning_psp.schedules import Schedule, make_schedule
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 
-class PSPCallback(AnyCallback):
+class PSPCallback(OnlyOne):
     r"""Penalises the post-synaptic potentials of a network during training, and logs ⟨z²⟩ and PSP-entropy.
 
     The optimiser sees the gradient of the user's loss plus :math:`\lambda R`, where R is made from the potentials z,
@@ -178,6 +178,8 @@ class PSPCallback(AnyCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forgets the training before, of which a checkpoint may have been made up to now."""
         refuse_other_lightning(trainer, pl_module)
+        refuse_second_callback(trainer, self)
+        super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._first_learning_rate = None
             self._epochs.start_training()
@@ -233,7 +235,6 @@ class PSPCallback(AnyCallback):
 
     def _attach_late(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Does what was missed by a callback that came, or came back, to a trainer that fits already."""
-        refuse_second_callback(trainer, self)
         self.setup(trainer, pl_module, "fit")
         self.on_fit_start(trainer, pl_module)
 

@@ -57,11 +57,12 @@ def has_callback(trainer: Trainer, callback: AnyCallback) -> bool:
 
 
 def refuse_second_callback(trainer: Trainer, callback: AnyCallback) -> None:
-    """Raises an error, as Lightning does before a training, where another callback has the state key of this one."""
+    """Raises an error where another callback would have the same key in checkpoints."""
     callbacks: list[AnyCallback] = trainer.callbacks  # type: ignore[attr-defined]
-    if any(each is not callback and each.state_key == callback.state_key for each in callbacks):
+    name = type(callback).__qualname__
+    if any(each is not callback and type(each).__qualname__ == name for each in callbacks):
         raise RuntimeError(
-            f"A Trainer takes one {callback.state_key}, but a second one was added to it. `layer_lam` gives layers"
+            f"A Trainer takes one {name}, but a second one was added to it. `layer_lam` gives layers"
             " different strengths."
         )
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from lightning_psp.lightnings.any_callback import AnyCallback, refuse_other_lightning
+from lightning_psp.lightnings import AnyCallback, OnlyOne, refuse_other_lightning
 from lightning_psp.pruning.bound_masks import BoundMask, bind_masks
 from lightning_psp.pruning.optimizer_steps import OptimizerSteps
 from lightning_psp.pruning.shares import Sparsity, sparsity
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _SHARDING_STRATEGIES = ("FSDPStrategy", "DeepSpeedStrategy")
 
 
-class HoldsMasks(AnyCallback):
+class HoldsMasks(OnlyOne):
     """A callback with masks, under which weights stay exactly 0 from the start of a fit to its end.
 
     They are 0 after every step of an optimiser, at every validation (also one of averaged weights), in every
@@ -82,6 +82,7 @@ class HoldsMasks(AnyCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses what cannot hold masks."""
         refuse_other_lightning(trainer, pl_module)
+        super().setup(trainer, pl_module, stage)
         self._has_held = self._is_resumed = False
         if stage != "fit":
             return
