@@ -2,12 +2,12 @@
 
     python examples/paper_tables.py --results FOLDER --output FOLDER
 
-For each set and network: `<name>.md` with the test error, ⟨z²⟩ and test loss after the last epoch, mean ± standard
-deviation over the seeds, and the choice of ℓ2's strength; `<name>_curves.png` with error and ⟨z²⟩ over the epochs
-(Fig. 2), or one such picture for each kind of PSP, without ℓ1 and label smoothing; `<name>_weights.png` with the
-distribution of weights by layer for ℓ2 and PSP (Fig. 3), and `<name>_potentials.png` the same for potentials. The name
-is the set's, for LeNet-5, else `<set>_<network>`. Only trainings that are done count; what lacks its trainings is left
-out, and so are, by name, JSON files of something else.
+For each set and network: `<name>.md` with the test error over the last five epochs and after the last, ⟨z²⟩ and test
+loss, mean ± standard deviation over the seeds, and the choice of ℓ2's strength; `<name>_curves.png` with error and ⟨z²⟩
+over the epochs (Fig. 2), or one such picture for each kind of PSP, without ℓ1 and label smoothing; `<name>_weights.png`
+with the distribution of weights by layer for ℓ2 and PSP (Fig. 3), and `<name>_potentials.png` the same for potentials.
+The name is the set's, for LeNet-5, else `<set>_<network>`. Only trainings that are done count; what lacks its trainings
+is left out, and so are, by name, JSON files of something else.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 
 from lightning_psp.plotting import plot_curves, plot_distributions
 from support.distributions import add_histograms
-from support.tables import markdown_table, mean_and_deviation
+from support.tables import LAST, markdown_table, mean_and_deviation, mean_of_last
 
 # In the order of the table, those to point out last.
 LABELS = {
@@ -106,7 +106,7 @@ def label(technique: str, results: Sequence[Result]) -> str:
 
 
 def errors_table(techniques: Mapping[str, Sequence[Result]]) -> str:
-    """Test error, ⟨z²⟩ and loss after the last epoch, for each technique."""
+    """Test error over the last epochs, and error, ⟨z²⟩ and loss after the last one, for each technique."""
     rows = []
     number = len(all_layers(techniques))
     for technique, results in techniques.items():
@@ -117,13 +117,15 @@ def errors_table(techniques: Mapping[str, Sequence[Result]]) -> str:
             [
                 label(technique, results),
                 str(len(results)),
+                mean_and_deviation([mean_of_last(result, "error") for result in results]),
                 mean_and_deviation([epoch["error"] for epoch in last]),
                 z2 if watched == number else f"{z2} ({watched} of {number} layers)",
                 mean_and_deviation([epoch["loss"] for epoch in last], digits=4),
                 mean_and_deviation([epoch["train_loss"] for epoch in last], digits=4),
             ]
         )
-    return markdown_table(["technique", "seeds", "test error (%)", "⟨z²⟩", "test loss", "training loss"], rows)
+    header = ["technique", "seeds", "test error (%)", "after the last epoch", "⟨z²⟩", "test loss", "training loss"]
+    return markdown_table(header, rows)
 
 
 def all_layers(techniques: Mapping[str, Sequence[Result]]) -> list[str]:
@@ -158,7 +160,8 @@ def write_tables(title: str, techniques: Mapping[str, Sequence[Result]], sweep: 
     versions = sorted({json.dumps(result["versions"]) for results in techniques.values() for result in results})
     parts = [
         f"# {title}\n",
-        f"After the last of {' or '.join(map(str, epochs))} epochs, mean ± standard deviation over the seeds.\n",
+        f"Mean ± standard deviation over the seeds: the test error is that over the last {LAST} of"
+        f" {' or '.join(map(str, epochs))} epochs, all else is after the last one.\n",
         # Marks of the part that a page of the documentation shows.
         f"<!-- --8<-- [start:errors] -->\n{errors_table(techniques)}<!-- --8<-- [end:errors] -->\n",
         layers_table(techniques),

@@ -11,7 +11,7 @@ from matplotlib.ticker import NullLocator
 
 from lightning_psp.plotting.style import FAINT, styles, tidy
 from support.lambda_tasks import TASKS
-from support.tables import markdown_table, mean_and_deviation
+from support.tables import markdown_table, mean_and_deviation, mean_of_last
 
 WAYS = {
     "lam": "λ",
@@ -19,8 +19,6 @@ WAYS = {
     "throughout": "ρ throughout",
     "layers": "ρ at the start, layers alike",
 }
-LAST = 5  # epochs whose mean validation error decides
-
 Entry = Mapping[str, Any]
 
 
@@ -32,8 +30,8 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         key = configuration["task"], configuration["way"], configuration["value"]
         entry = entries.setdefault(key, dict(zip(("task", "way", "value"), key, strict=True)))
         found = {
-            "validation_error": mean(epoch["error"] for epoch in epochs[-LAST:]),
-            "validation_loss": mean(epoch["loss"] for epoch in epochs[-LAST:]),
+            "validation_error": mean_of_last(result, "error"),
+            "validation_loss": mean_of_last(result, "loss"),
             "test_error": result["test_error"],
             "test_loss": result["test_loss"],
             "seconds": sum(epoch["seconds"] for epoch in epochs),

@@ -29,7 +29,7 @@ def batch(seed=1, samples=8):
 
 
 def by_hand(net, inputs, labels):
-    """Gradients of cross-entropy and of the mean of z² over two layers, by the chain rule: first and last layer's part."""
+    """Gradients of cross-entropy and of each layer's part of the mean of z², by the chain rule."""
     first, last = net[0], net[2]
     hidden = inputs @ first.weight.T + first.bias
     active = hidden.clamp(min=0)
