@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
-Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-Multiply: TypeAlias = Callable[[Array], Array]
+from lightning_psp.analysis.lanczos import Array, Multiply, lanczos
 
 # A matrix of at most so many rows, or three for each eigenvalue, is written out: as many products.
 MOST_ROWS_WRITTEN_OUT = 40
-# A basis has twice as many vectors as eigenvalues, and at least so many. Restarts lose little, and show what has
-# converged: with the usual 20 vectors the five largest eigenvalues of LeNet-5 take a tenth more products.
+# ARPACK's basis has twice as many vectors as eigenvalues, and at least so many. Restarts lose little, and show what has
+# converged. The first basis shows it with each vector, and may have more.
 FEWEST_BASIS_VECTORS = 8
+FURTHER_FIRST_VECTORS = 20
 # Symmetry makes eigenvalues multiple where networks are linear in their weights, which seldom are so many then.
 MOST_ROWS_LOOKED_AT = 100_000
 MOST_RECORDED_BYTES = 2**28  # twice as many where the weights are in float32, while products are put together
 MOST_PRODUCTS_OF_A_SEARCH = 1000
 MOST_SEARCHES = 3
 ANY_RESIDUAL = 1e30
+OF_TOLERANCE = 0.9  # what the first basis aims at, for its residuals are rounded otherwise than those that count
 # Of residuals, in parts of the tolerance: the estimated scale may exceed the largest eigenvalue by some ten times.
 PRECISION = 0.01
 ROUNDING = 100 * float(np.finfo(np.float64).eps)  # relative to the matrix: where its largest eigenvalue is 0
@@ -43,7 +43,10 @@ class Eigenpairs:
 
 
 def largest_eigenpairs(multiply: Multiply, rows: int, k: int, tolerance: float, dtype: Any, seed: int) -> Eigenpairs:
-    """Finds the algebraically largest eigenvalues by the implicitly restarted Lanczos method (SciPy's, of ARPACK).
+    """Finds the algebraically largest eigenvalues by Lanczos' method.
+
+    Most are found in a first basis that grows until they are. Where it gets large, or there is no memory to keep its
+    products, the implicitly restarted method goes on from what it tells (SciPy's, of ARPACK).
 
     Residuals are computed from products, those of the search where these are at hand and others otherwise. From one
     vector Lanczos finds one vector of a multiple eigenvalue. So up to 100,000 rows a short search among the vectors
@@ -75,7 +78,7 @@ def largest_eigenpairs(multiply: Multiply, rows: int, k: int, tolerance: float, 
         return _written_out(multiply, rows, k, dtype)
     matrix = _Matrix(multiply, rows, dtype, seed)
     found = _converged(matrix, k, tolerance)
-    while matrix.has_larger(found, found.values[-1] + tolerance * abs(found.values[0])):
+    while matrix.has_larger(found, found.values[-1] + max(tolerance * abs(found.values[0]), ROUNDING * matrix.scale)):
         found = _largest_of(found, _converged(matrix, k, tolerance, found), k)
     return found
 
@@ -95,13 +98,12 @@ class _Matrix:
         self._multiply, self._products = multiply, 0
         self._recorded: list[tuple[Array, Array]] = []
         self._generator = np.random.default_rng(seed)
-        self._start = self.direction()
-        image = self.times(self._start)
+        self._first = self.direction()
+        self._first_image = self.times(self._first)
         # An estimate of the Frobenius norm, which no eigenvalue exceeds.
-        self.scale = float(np.linalg.norm(image)) * rows**0.5 or 1.0
+        self.scale = float(np.linalg.norm(self._first_image)) * rows**0.5 or 1.0
         # ARPACK's tolerance is relative to each eigenvalue. Moved up, those at 0 have one, too.
         self._shift = self.scale / 10
-        self._start = image + self._shift * self._start  # the first step of the first search
 
     def direction(self) -> Array:
         """A random vector of length 1."""
@@ -129,10 +131,22 @@ class _Matrix:
             return images @ shares
         return np.stack([self.times(vector) for vector in vectors.T], axis=1)
 
-    def search(self, k: int, tolerance: float, start: Array | None, found: Eigenpairs | None) -> Array:
+    def in_first_basis(self, k: int, tolerance: float) -> tuple[Array, bool]:
+        """The vectors ``[rows, k]`` of the largest eigenvalues, and whether their residuals are small enough.
+
+        Without the memory to keep products, what the first product tells: the first step of a search.
+        """
+        most = MOST_RECORDED_BYTES // (2 * self._first.nbytes)
+        size = min(max(2 * k + 2, FEWEST_BASIS_VECTORS) + FURTHER_FIRST_VECTORS, most, self._rows)
+        if size <= 2 * k:
+            return (self._first_image + self._shift * self._first)[:, None], False
+        smallest = ROUNDING * self.scale
+        return lanczos(
+            self.times, self._first, self._first_image, k=k, tolerance=tolerance, smallest=smallest, size=size
+        )
+
+    def search(self, k: int, tolerance: float, start: Array, found: Eigenpairs | None) -> Array:
         """The vectors ``[rows, k]`` of the largest eigenvalues, those orthogonal to the ones found."""
-        if start is None:
-            start, self._start = self._start, self.direction()
         self._recorded.clear()
         basis = max(2 * k + 2, FEWEST_BASIS_VECTORS)
         _, vectors = self._lanczos(k, tolerance, start, found, basis, MOST_PRODUCTS_OF_A_SEARCH // (basis - k))
@@ -177,16 +191,20 @@ class _Matrix:
 
 def _converged(matrix: _Matrix, k: int, tolerance: float, found: Eigenpairs | None = None) -> Eigenpairs:
     """The k largest eigenvalues orthogonal to those found, each with the residual that is asked for."""
-    start, asked = None, tolerance / 2
+    asked, vectors, has_converged = tolerance / 2, matrix.direction()[:, None], False
+    if found is None:
+        vectors, has_converged = matrix.in_first_basis(k, OF_TOLERANCE * tolerance)
     for _ in range(MOST_SEARCHES):
-        vectors = matrix.search(k, asked, start, found)
+        if not has_converged:
+            vectors = matrix.search(k, asked, vectors.sum(axis=1), found)
+        has_converged = False
         pairs = _with_residuals(vectors, matrix.images(vectors, PRECISION * tolerance * matrix.scale))
         size = max(abs(pairs.values[0]), abs(found.values[0]) if found else 0.0)
         allowed = max(tolerance * size, ROUNDING * matrix.scale)
         worst = float(pairs.residuals.max())
         if worst <= allowed:
             return pairs
-        start, asked = vectors.sum(axis=1), asked * allowed / worst / 2
+        asked *= allowed / worst / 2
     raise RuntimeError(
         f"The largest eigenvalues of the Hessian, {_listed(pairs.values)}, have not converged: the residuals"
         f" ‖Hv - θv‖ are {_listed(pairs.residuals)}, and `tolerance={tolerance:g}` asks for at most {allowed:.3g}."

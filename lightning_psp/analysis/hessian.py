@@ -74,10 +74,11 @@ def hessian_eigenvalues(
     .. math:: H = \frac{\partial^2}{\partial w^2}\,
         \frac{\sum_b n_b \left(\mathcal{L}_b(w) + \lambda R_b(w)\right)}{\sum_b n_b}
 
-    The eigenvalues θ and vectors v are those of the implicitly restarted Lanczos method (SciPy), from exact products
-    Hv: the gradient is differentiated a second time. A negative eigenvalue is smaller than any positive one, whatever
-    its size. Each residual ‖Hv − θv‖ is computed from products. Where there are up to 100,000 weights, a further search
-    looks for what is missed of multiple eigenvalues, which networks have that are linear in their weights.
+    The eigenvalues θ and vectors v are those of Lanczos' method, with SciPy's implicit restarts where it takes many
+    vectors, from exact products Hv: the gradient is differentiated a second time. A negative eigenvalue is smaller than
+    any positive one, whatever its size. Each residual ‖Hv − θv‖ is computed from products. Where there are up to
+    100,000 weights, a further search looks for what is missed of multiple eigenvalues, which networks have that are
+    linear in their weights.
 
     The network is in ``eval()`` while this runs; it, gradients and random number generators are left as they were, also
     after an exception or Ctrl-C. Activations and gradients of all batches are kept in memory where they take no more
