@@ -86,6 +86,11 @@ class EntropyMeasure:
         """Counts potentials ``[batch, …]`` of the running step."""
         self._counts.add(potential, z)
 
+    def give_up(self, problem: str) -> None:
+        """Measures nothing more in the running evaluation."""
+        if self.is_counting:
+            self._counts.give_up(problem)
+
     def discard(self, potential: Potential[Any]) -> None:
         """Forgets what turned out to be no potential of its own."""
         self._counts.discard(potential)

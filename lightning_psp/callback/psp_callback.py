@@ -186,7 +186,7 @@ class PSPCallback(OnlyOne):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts watching the trainer's steps."""
-        refuse_what_needs_one_process(trainer, self.lam, self.reduction, self.entropy_term.weight)
+        refuse_what_needs_one_process(trainer, self.lam, self.entropy_term.weight)
         self._reports.start()
         self._attach(trainer, pl_module)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from lightning_psp.functional.reductions import RULES, Reduction
 from lightning_psp.lightnings import AnyCallback
 from lightning_psp.schedules import TrainingProgress
 
@@ -24,24 +23,24 @@ def loss_scale(trainer: Trainer, module: LightningModule) -> float:
     return scale * float(scaler.get_scale()) if scaler is not None else scale
 
 
-def refuse_what_needs_one_process(trainer: Trainer, lam: float, reduction: Reduction, entropy_weight: float) -> None:
+def refuse_what_needs_one_process(trainer: Trainer, lam: float, entropy_weight: float) -> None:
     """Raises an error where a term of the gradient cannot be had from the parts that several processes see."""
-    if RULES[reduction].squares_means and trainer.world_size > 1:
-        raise NotImplementedError(
-            f"PSPCallback(reduction={reduction!r}) needs the mean of each potential over the whole batch, of which"
-            f" each of {trainer.world_size} processes sees a part. Use reduction='mean' or 'sum'."
-        )
     if entropy_weight != 0.0 and trainer.world_size > 1:
         raise NotImplementedError(
             "PSPCallback(entropy_weight=…) needs the states of each class over the whole batch, of which each of"
             f" {trainer.world_size} processes sees a part. Train in one process, or use entropy_weight=0."
         )
     if lam > 0 and _splits_layers(trainer):
-        raise NotImplementedError(
-            "PSPCallback cannot penalise layers whose units are split over processes (tensor parallelism), for each"
-            f" process sees a part of a layer. Use ModelParallelStrategy(data_parallel_size={trainer.world_size},"
-            " tensor_parallel_size=1)."
-        )
+        refuse_split_units(trainer)
+
+
+def refuse_split_units(trainer: Trainer) -> NoReturn:
+    """Raises an error where each of several processes sees a part of a layer's units."""
+    raise NotImplementedError(
+        "PSPCallback cannot penalise layers whose units are split over processes (tensor parallelism), for each"
+        f" process sees a part of a layer. Use ModelParallelStrategy(data_parallel_size={trainer.world_size},"
+        " tensor_parallel_size=1)."
+    )
 
 
 def _splits_layers(trainer: Trainer) -> bool:

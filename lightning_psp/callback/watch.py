@@ -12,16 +12,18 @@ from lightning_psp.callback.histograms import sample
 from lightning_psp.callback.layer_metrics import LayerSums
 from lightning_psp.callback.settings import Settings
 from lightning_psp.callback.step import Additions, Step, StepLayers
+from lightning_psp.callback.trainer_state import refuse_split_units
 from lightning_psp.capture.mode import Capture
 from lightning_psp.capture.nonlinearities import Nonlinearities
 from lightning_psp.capture.origin import Potential
 from lightning_psp.compilation.listening import announce_graph, told_of_graphs
 from lightning_psp.functional.reductions import RULES
 from lightning_psp.functional.totals import Total, add_up, read_on_processor
+from lightning_psp.gradient.batch_means import BatchMeans
 from lightning_psp.gradient.class_states import BatchClasses, ClassStates
-from lightning_psp.gradient.compiled_tap import CompiledTap
+from lightning_psp.gradient.compiled_tap import AnyTap, CompiledTap
 from lightning_psp.gradient.entropy_term import EntropyTerm
-from lightning_psp.gradient.injection import AnyTap, Injector, LayerTerm
+from lightning_psp.gradient.injection import Injector, LayerTerm
 from lightning_psp.gradient.tap import Tap
 
 if TYPE_CHECKING:
@@ -71,7 +73,12 @@ class Watch:
         self._lam = 0.0  # of the last training step
         self._classes: BatchClasses | None = None  # of the batch of the running training step
         self._witnessed: set[frozenset[str]] = set()  # the layers of steps whose graph was searched
-        self._injector = Injector(settings.reduction, settings.layer_factor, settings.entropy.weight)
+        self._injector = Injector(
+            settings.reduction,
+            settings.layer_factor,
+            settings.entropy.weight,
+            BatchMeans(trainer.world_size, trainer.strategy.root_device),
+        )
         self._unseen = ""  # what to tell of what could not be seen
         self._is_training = False
         self._is_running = False
@@ -269,6 +276,7 @@ class Watch:
                 edges = [] if loss is None else [self._capture.edge_of(loss)]
                 is_loss = any(node is not None for node, _ in edges)
                 self._capture.settle(edges if is_loss else None)
+                self._check_units()
                 if is_training:
                     self._bear_witness()
         except BaseException:
@@ -277,6 +285,12 @@ class Watch:
         finally:
             self._is_running = False
         return output
+
+    def _check_units(self) -> None:
+        if self._capture.split_weight is not None:
+            if self._is_training and self.adds_gradients:
+                refuse_split_units(self._trainer)
+            self._measure.give_up("units of a layer are split over processes (tensor parallelism)")
 
     def _bear_witness(self) -> None:
         layers = frozenset(potential.layer for potential in self._capture.potentials)

@@ -178,6 +178,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self._ledger.start(in_call)
         self._settlement.start()
         self._witness.start()
+        self._provenance.split_weight = None
 
     def __enter__(self) -> Capture[Kept]:
         """Starts a new watch."""
@@ -282,6 +283,11 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     def is_checkpointed(self) -> bool:
         """Whether a checkpointed function is running."""
         return bool(self._checkpoints.regions)
+
+    @property
+    def split_weight(self) -> str | None:
+        """A parameter of which this process has computed with a part, as other processes did with the rest."""
+        return self._provenance.split_weight
 
     @property
     def fused(self) -> dict[str, None]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_psp.capture.functions import ADDING_TO_FIRST, FEATURES_LAST, SUMMING, Handler, Role, TorchFunction
@@ -32,6 +32,7 @@ class Provenance:
     """
 
     def __init__(self, origins: Origins, tracks_units: bool) -> None:
+        self.split_weight: str | None = None  # of which this process computes with a part
         self._origins = origins
         self._tracks_units = tracks_units
 
@@ -128,6 +129,8 @@ class Provenance:
             is_weight, name = origins.weight(value) if origin is None else (origin.is_weight, origin.weight)
             if is_weight:
                 is_made = True
+                if type(value) is not nn.Parameter and self.split_weight is None and _is_split(value):
+                    self.split_weight = name or "of another module"
                 if name is not None:
                     has_weights = has_weights or position < len(args)
                     ndim = value.ndim
@@ -220,6 +223,12 @@ class Provenance:
 def _named_after(weight: str) -> str:
     """The name of the layer that a weight makes."""
     return "" if weight == "weight" else weight.removesuffix(".weight")
+
+
+def _is_split(tensor: Tensor) -> bool:
+    """Whether this process computes with a part of a tensor, a `DTensor`, of which other processes have the rest."""
+    placements: Any = getattr(tensor, "placements", ())
+    return any(not placement.is_replicate() for placement in placements)
 
 
 @cache

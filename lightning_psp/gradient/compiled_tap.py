@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_psp.capture.graph import ReachedGraph
 from lightning_psp.capture.origin import Measured, Potential
 from lightning_psp.gradient.arriving import Arriving
+from lightning_psp.gradient.tap import Tap
 
 
 class CompiledTap:
@@ -63,3 +64,6 @@ class CompiledTap:
             self._coefficient.data.zero_()
             self._coefficient = None
         self.potential.results.clear()
+
+
+AnyTap: TypeAlias = Tap | CompiledTap

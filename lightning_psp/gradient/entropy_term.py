@@ -15,7 +15,7 @@ from lightning_psp.functional.binary_entropy import binary_entropy
 from lightning_psp.functional.totals import Total, add_up, read_on_processor
 from lightning_psp.gradient.arriving import Arriving
 from lightning_psp.gradient.class_states import ClassStates
-from lightning_psp.gradient.compiled_tap import CompiledTap
+from lightning_psp.gradient.compiled_tap import AnyTap, CompiledTap
 from lightning_psp.gradient.tap import Tap
 
 
@@ -32,7 +32,7 @@ class EntropyTerm:
             its passes differ in shape.
     """
 
-    def __init__(self, layers: dict[str, list[Tap | CompiledTap]], weight: float) -> None:
+    def __init__(self, layers: dict[str, list[AnyTap]], weight: float) -> None:
         self.layers = [*layers]
         self._entropies = [_LayerEntropy(layer, passes) for layer, passes in layers.items()]
         self._weight = weight
@@ -52,7 +52,7 @@ class EntropyTerm:
 class _LayerEntropy:
     """The soft entropy of a layer, whose passes count as one batch."""
 
-    def __init__(self, layer: str, passes: list[Tap | CompiledTap]) -> None:
+    def __init__(self, layer: str, passes: list[AnyTap]) -> None:
         self._taps = [tap for tap in passes if not isinstance(tap, CompiledTap)]
         if len(self._taps) < len(passes):
             raise NotImplementedError(

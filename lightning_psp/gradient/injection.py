@@ -7,8 +7,8 @@ no product and no further accumulation over activations. The entropy term is tol
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,12 +18,10 @@ from lightning_psp.capture.graph import reach
 from lightning_psp.functional.reductions import RULES, Reduction
 from lightning_psp.functional.totals import Total, add_up, read_on_processor
 from lightning_psp.gradient.arriving import Arriving
-from lightning_psp.gradient.compiled_tap import CompiledTap
+from lightning_psp.gradient.batch_means import BatchMean, BatchMeans, Part
+from lightning_psp.gradient.compiled_tap import AnyTap
 from lightning_psp.gradient.entropy_term import EntropyTerm
-from lightning_psp.gradient.tap import Tap
 from lightning_psp.torch_private.autograd import hooks_of
-
-AnyTap: TypeAlias = Tap | CompiledTap
 
 
 class LayerTerm:
@@ -33,24 +31,26 @@ class LayerTerm:
         taps: the layer's passes, and their parts.
         reduction: reduction of the penalty.
         weight: the factor on the layer's term.
+        means: the means over the batch, where the reduction needs them.
     """
 
-    def __init__(self, taps: list[AnyTap], reduction: Reduction, weight: float) -> None:
+    def __init__(
+        self, taps: list[AnyTap], reduction: Reduction, weight: float, means: Mapping[Part, BatchMean]
+    ) -> None:
         by_part: dict[int, list[AnyTap]] = {}
         for tap in taps:
             by_part.setdefault(tap.potential.part, []).append(tap)
         self._weight = weight
+        found = [means.get((taps[0].layer, part)) for part in by_part]
         parts = [*by_part.values()]
-        rule = RULES[reduction]
-        means = [_mean_over_batch(passes) if rule.squares_means else None for passes in parts]
-        self._parts = list(zip(parts, rule.divisors(parts), means, strict=True))
+        self._parts = list(zip(parts, RULES[reduction].divisors(parts), found, strict=True))
 
     def value(self) -> Total:
         """The term; after the backward pass, which takes the sums of squares on its way."""
         terms = []
         for passes, divisor, mean in self._parts:
             if mean is not None:
-                terms.append(self._weight / divisor * read_on_processor(mean.square().sum()))
+                terms.append(self._weight / divisor * read_on_processor(mean.values.square().sum()))
             else:
                 terms.append(self._weight / divisor * add_up([read_on_processor(tap.square_sum) for tap in passes]))
         return add_up(terms)
@@ -58,26 +58,9 @@ class LayerTerm:
     def arm(self, scale: float, arriving: Arriving) -> None:
         """Has the gradient of `scale` times the term added in the next backward pass."""
         for passes, divisor, mean in self._parts:
-            count = divisor if mean is None else divisor * sum(tap.batch_size for tap in passes)
+            direction, samples = (None, 1.0) if mean is None else mean
             for tap in passes:
-                tap.arm(2.0 * self._weight / count * scale, mean, arriving)
-
-
-def _mean_over_batch(taps: list[AnyTap]) -> Tensor:
-    if len(taps) > 1 and any(isinstance(tap, CompiledTap) for tap in taps):
-        raise NotImplementedError(
-            f"The passes of layer {taps[0].layer!r} in this step run in a function made by `torch.compile`, which has"
-            " the mean over the batch of one pass only, where reduction='squared_mean' needs that of all. Use"
-            " reduction='mean' or 'sum', or call the network once with all inputs."
-        )
-    sums = [tap.batch_sum for tap in taps if tap.batch_sum is not None]
-    if any(other.shape != sums[0].shape for other in sums):
-        raise ValueError(
-            f"The passes of layer {taps[0].layer!r} in this step have different shapes:"
-            f" {', '.join(str([*total.shape]) for total in sums)}. Their mean over the batch, which"
-            " reduction='squared_mean' needs, is not defined; use reduction='mean'."
-        )
-    return torch.stack(sums).sum(dim=0) / sum(tap.batch_size for tap in taps)
+                tap.arm(2.0 * self._weight / (divisor * samples) * scale, direction, arriving)
 
 
 class Terms(NamedTuple):
@@ -98,12 +81,20 @@ class Injector:
         reduction: reduction of the penalty.
         layer_factor: gives a layer's factor on λ.
         entropy_weight: weight of the entropy term.
+        means: takes the means over the batch, where the reduction needs them.
     """
 
-    def __init__(self, reduction: Reduction, layer_factor: Callable[[str], float], entropy_weight: float) -> None:
+    def __init__(
+        self,
+        reduction: Reduction,
+        layer_factor: Callable[[str], float],
+        entropy_weight: float,
+        means: BatchMeans,
+    ) -> None:
         self._reduction = reduction
         self._layer_factor = layer_factor
         self._entropy_weight = entropy_weight
+        self._means = means
         self._armed: list[AnyTap] = []
         self._loss_handle: RemovableHandle | None = None
         self.is_armed = False
@@ -148,10 +139,11 @@ class Injector:
             lam /= len(layers)
         # A layer whose factor is 0 counts in L and has no term.
         factors = {layer: self._layer_factor(layer) for layer in layers}
+        penalised = {layer: passes for layer, passes in layers.items() if factors[layer] != 0.0}
+        means = self._means.take(penalised) if RULES[self._reduction].squares_means else {}
         return {
-            layer: LayerTerm(passes, self._reduction, lam * factors[layer])
-            for layer, passes in layers.items()
-            if factors[layer] != 0.0
+            layer: LayerTerm(passes, self._reduction, lam * factors[layer], means)
+            for layer, passes in penalised.items()
         }
 
     def _entropy_term(self, layers: dict[str, list[AnyTap]]) -> EntropyTerm | None:

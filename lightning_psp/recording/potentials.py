@@ -82,8 +82,8 @@ def record_potentials(
     Raises:
         ValueError: at the end of the block, if no layer was found or a pattern matches none.
         RuntimeError: if a potential is overwritten in place after its nonlinearity has read it.
-        NotImplementedError: if a fused function hides the potentials of a layer, or the network uses reentrant
-            activation checkpoints of another library.
+        NotImplementedError: if a fused function hides the potentials of a layer, the network uses reentrant
+            activation checkpoints of another library, or its units are split over processes (tensor parallelism).
 
     Example:
         >>> import torch
@@ -176,6 +176,12 @@ class _Recorded:
 
 
 def _collect(capture: Capture[_Recorded], selection: LayerSelection, recorded: Potentials) -> None:
+    if capture.split_weight is not None:
+        raise NotImplementedError(
+            f"Parameter {capture.split_weight!r} is split over processes (tensor parallelism): each sees a part of a"
+            " layer's units, of which no penalty can be made. Share out batches in place of layers: `fully_shard` keeps"
+            " a part of each parameter in each process, too, and computes with the whole."
+        )
     passes: dict[tuple[str, int], list[tuple[Tensor, int]]] = {}
     labels: dict[tuple[str, int], str] = {}
     outputs = {potential.layer for potential in capture.potentials if potential.is_output}

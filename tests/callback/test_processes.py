@@ -6,7 +6,7 @@ import torch
 from tests.support.entropy_reference import entropy_by_hand
 from tests.support.followed import LAM, assert_same, mean_square, potentials
 from tests.support.processes import PROCESSES, results_of
-from tests.support.processes.training_worker import ERRORS, RUNS, DeadHead, parts
+from tests.support.processes.training_worker import ERRORS, RUNS, SQUARED_MEAN, DeadHead, OneHasMore, parts
 
 pytestmark = pytest.mark.first
 
@@ -18,7 +18,7 @@ def results(tmp_path_factory):
 
 
 def of(results, name):
-    if name == "sharded" and not hasattr(torch.cpu.Stream(), "record_event"):
+    if name.endswith("sharded") and not hasattr(torch.cpu.Stream(), "record_event"):
         pytest.skip("this version of torch shards weights on accelerators only")
     for result in results[name]:
         assert "error" not in result, result["error"]
@@ -49,7 +49,7 @@ def shares(name, both):
     steps = [list(step) for step in zip(*(RUNS[name][3](rank) for rank in range(PROCESSES)), strict=True)]
     if name == "sampled":
         steps = [list(step) for step in zip(*(result["batches"] for result in both), strict=True)]
-    idle = {"resting": 1, "resting first": 0, "empty": 1}.get(name)
+    idle = {"resting": 1, "resting first": 0, "empty": 1}.get(name.removeprefix("squared mean, "))
     if idle is not None:
         steps[idle][1] = None
     return steps
@@ -59,7 +59,7 @@ def together(share):
     return tuple(torch.cat(column) for column in zip(*filter(None, share), strict=True))
 
 
-EXACT = [name for name in RUNS if name not in ERRORS and not name.startswith(("broken", "one "))]
+EXACT = [name for name in RUNS if name not in ERRORS and not name.startswith(("broken", "one ", "squared"))]
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -82,6 +82,45 @@ def test_gradients(results, name):
             else:
                 value = value + sum(total(module, part) for part in share if part) / PROCESSES / window
         assert_same(found[: len(parameters)], torch.autograd.grad(value, parameters))
+
+
+def squared_means(module, step, number):
+    """Of each layer the mean over units of the squared mean over the batch of both processes."""
+    layers = [*potentials(module, together(step)[0])]
+    if isinstance(module, OneHasMore) and number == 1:
+        layers.append(module.more(step[1][0]))
+    return [z.mean(0).square().mean() for z in layers]
+
+
+@pytest.mark.parametrize("name", SQUARED_MEAN)
+def test_squared_means_are_those_of_the_whole_batch(results, name):
+    mine, other = of(results, name)
+    steps = shares(name, (mine, other))
+    window = RUNS[name][2].get("accumulate_grad_batches", 1)
+    assert len(mine["gradients"]) == -(-len(steps) // window)
+    for index, (found, same, weights) in enumerate(
+        zip(mine["gradients"], other["gradients"], mine["weights"], strict=True)
+    ):
+        assert_same(found, same, rtol=0.0, atol=0.0)
+        module = module_with(name, weights)
+        value = 0.0
+        for number, step in enumerate(steps[index * window : (index + 1) * window], index * window):
+            losses = [module.loss(potentials(module, part[0])[-1], part[1]) for part in step if part]
+            if isinstance(module, OneHasMore) and number == 1:
+                losses.append(module.extra(step[1][0]))
+            layers = squared_means(module, step, number)
+            value = value + (sum(losses) / PROCESSES + LAM * sum(layers)) / window
+            for result, part, own in zip((mine, other), step, (layers[:3], layers), strict=True):
+                penalty = LAM * sum(own).item()  # a process tells of the layers that it has
+                assert not part or result["steps"][number]["psp/penalty"] == pytest.approx(penalty, rel=1e-6)
+        # Weights that no process used have no gradient; they come last.
+        assert_same(found, torch.autograd.grad(value, [*module.parameters()][: len(found)]))
+
+
+def test_squared_means_of_compiled_layers_are_refused(results):
+    for result in results["squared mean, compiled"]:
+        assert "NotImplementedError: The passes of layer 'first' in this step run in a function" in result["error"]
+        assert "of one process only" in result["error"]
 
 
 @pytest.mark.parametrize("name", EXACT)

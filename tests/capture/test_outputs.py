@@ -334,12 +334,6 @@ def test_weight_parametrisations_make_no_layers():
     assert layers == {"first", "second", "third"}
 
 
-def test_several_processes_refuse_what_needs_the_whole_batch():
-    trainer = quiet_trainer(PSPCallback(reduction="squared_mean"), devices=2, strategy="ddp")
-    with pytest.raises(NotImplementedError, match="squared_mean"):
-        trainer.callbacks[0].on_fit_start(trainer, Classifier())
-
-
 def test_a_nonlinearity_whose_result_is_not_used_is_no_layer_of_the_penalty():
     class Dead(Network):
         def forward(self, x):

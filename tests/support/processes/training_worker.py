@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_psp import PSPCallback
 from tests.support.followed import LAM
 from tests.support.processes import PROCESSES, keep_results
-from tests.support.small import BATCH, CLASSES, Classifier, loader, quiet_trainer
+from tests.support.small import BATCH, CLASSES, FEATURES, Classifier, loader, quiet_trainer
 
 Batch = tuple[Tensor, Tensor]
 
@@ -82,6 +83,21 @@ class OneRestsFirst(OneRests):
         return super().training_step(batch, 1 - batch_index)
 
 
+class OneHasMore(Distributed):
+    """In its second step the second process has a layer that the first never has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.more = nn.Linear(FEATURES, CLASSES)
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        loss = super().training_step(batch, batch_index)
+        return loss + self.extra(batch[0]) if batch_index == 1 and self.global_rank == 1 else loss
+
+    def extra(self, features: Tensor) -> Tensor:
+        return torch.tanh(self.more(features)).mean()
+
+
 class OneIsEmpty(Distributed):
     """In its second step the second process has no sample."""
 
@@ -130,6 +146,20 @@ class Sharded(Distributed):
             mesh = self.device_mesh["data_parallel"]
             for part in (self.first, self.second, self.third, self):
                 fully_shard(part, mesh=mesh)
+
+
+class ShardedAndCheckpointed(Sharded):
+    """A part of the network is computed again in the backward pass."""
+
+    def __init__(self, use_reentrant: bool = False) -> None:
+        super().__init__()
+        self.use_reentrant = use_reentrant
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.third(checkpoint(self.compute, self.first(features), use_reentrant=self.use_reentrant))
+
+    def compute(self, hidden: Tensor) -> Tensor:
+        return self.relu(self.second(functional.silu(hidden)))
 
 
 class Split(Distributed):
@@ -223,15 +253,15 @@ SPLIT = {"data_parallel_size": 1, "tensor_parallel_size": PROCESSES}
 AS_IT_IS = {"precision": "32-true"}
 
 # Arguments of the callback by the name of the run, where they are others.
-ENTROPIES: dict[str, dict[str, Any]] = {
+ARGUMENTS: dict[str, dict[str, Any]] = {
     "broken labels": {"entropy": "auto"},
     "other number of classes": {"entropy": "auto", "num_classes": CLASSES + 1},
 }
 # In these both processes end with an error, and can go on.
-ERRORS = ("split", "broken labels of orders", "other number of classes")
+ERRORS = ("split", "broken labels of orders", "other number of classes", "squared mean, compiled")
 
-# Name of a run to the module's class, the arguments of its strategy, further ones of the trainer, and the data.
-RUNS: dict[str, tuple[type[Distributed], dict[str, Any], dict[str, Any], Callable[[int], DataLoader[Any]]]] = {
+# Name of a run to what makes the module, the arguments of its strategy, further ones of the trainer, and the data.
+RUNS: dict[str, tuple[Callable[[], Distributed], dict[str, Any], dict[str, Any], Callable[[int], DataLoader[Any]]]] = {
     "plain": (Distributed, {}, {}, parts),
     "unused": (DeadHead, {"find_unused_parameters": True}, {}, parts),
     "static": (DeadHead, {"static_graph": True}, {}, parts),
@@ -253,7 +283,21 @@ RUNS: dict[str, tuple[type[Distributed], dict[str, Any], dict[str, Any], Callabl
     "broken": (Broken, {}, {}, parts),
     "split": (Split, SPLIT, AS_IT_IS, parts),
     "sharded": (Sharded, SHARDED, AS_IT_IS, parts),
+    "accumulated, sharded": (Sharded, SHARDED, {**AS_IT_IS, "accumulate_grad_batches": 2}, parts),
+    "checkpointed, sharded": (ShardedAndCheckpointed, SHARDED, AS_IT_IS, parts),
+    "checkpointed reentrantly, sharded": (partial(ShardedAndCheckpointed, True), SHARDED, AS_IT_IS, parts),
 }
+
+
+# Runs in which the mean over the batch of both processes is penalised, and none of these has an entropy.
+SQUARED_MEAN: dict[str, Any] = {
+    f"squared mean, {name}": run
+    for name, run in {**RUNS, "more": (OneHasMore, {"find_unused_parameters": True}, {}, parts)}.items()
+    if name in ("plain", "accumulated", "manual", "uneven", "resting", "resting first", "empty", "more", "sharded")
+}
+RUNS.update(SQUARED_MEAN)
+RUNS["squared mean, compiled"] = RUNS["compiled"]
+ARGUMENTS.update({name: {"reduction": "squared_mean", "entropy": ()} for name in RUNS if name.startswith("squared")})
 
 
 def values_of(callback: PSPCallback) -> dict[str, float]:
@@ -273,7 +317,7 @@ def run(name: str, rank: int) -> dict[str, Any]:
     torch.manual_seed(0)
     shares = ModelParallelStrategy if "tensor_parallel_size" in strategy else DDPStrategy
     module, logger, steps = kind().double(), Kept(), Steps()
-    callback = PSPCallback(lam=LAM, **{"entropy": (1, 2), "num_classes": CLASSES, **ENTROPIES.get(name, {})})
+    callback = PSPCallback(lam=LAM, **{"entropy": (1, 2), "num_classes": CLASSES, **ARGUMENTS.get(name, {})})
     trainer = quiet_trainer(
         callback,
         steps,
