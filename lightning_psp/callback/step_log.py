@@ -78,7 +78,8 @@ def _mean_over_processes(trainer: Trainer, tensors: dict[str, Tensor]) -> dict[s
     if tensors:
         own[:-1] = torch.stack([tensors[key].to(device, torch.float64) for key in STEP_VALUES])
         own[-1] = 1.0
-    *totals, number = trainer.strategy.reduce(own, reduce_op="sum").unbind()
+    torch.distributed.all_reduce(own)  # the strategy's own would wait at a barrier before
+    *totals, number = own.unbind()
     return {key: total / number for key, total in zip(STEP_VALUES, totals, strict=True)} if number else {}
 
 

@@ -1,9 +1,9 @@
 """What the callback costs where several processes train together: time of a step, and what they tell each other.
 
 Starts one and two processes of one thread that train on random batches of one size each (weak scaling) with Gloo on a
-CPU, without penalty and with the callback. Communication is counted by torch's profiler, that of `DistributedDataParallel`
-included: calls and the bytes that a process puts in, in a plain step, in one whose values go to a logger, and at the end of
-an epoch. Times are medians over steps, and processor times of the first process, which say more where cores are busy.
+CPU, without penalty and with the callback. Communication is counted by torch's profiler, that of
+`DistributedDataParallel` included: calls and the bytes that a process puts in, in a plain step, in one whose values go
+to a logger, and at the end of an epoch. Times and processor times are medians over steps of the first process.
 
     python tests/benchmarks/processes.py
     python tests/benchmarks/processes.py --models resnet18 --steps 40
@@ -37,13 +37,16 @@ from lightning_psp import PSPCallback
 
 ARMS = {"none": None, "callback": "mean", "callback, squared_mean": "squared_mean"}
 LOGGED_EVERY = 8
-# The first steps build buckets and layouts.
-FIRST_PROFILED = 2 * LOGGED_EVERY
+NOT_TIMED = 4
 BYTES = {"double": 8, "float": 4, "long int": 8, "unsigned char": 1}
 
 
 class Watched(Callback):
-    """Takes the time of steps, then counts the communication of a plain one, of one with logging and of the epoch's end."""
+    """Takes the time of steps, then counts what processes tell each other.
+
+    Args:
+        timed: the number of steps whose time is taken.
+    """
 
     def __init__(self, timed: int) -> None:
         self.seconds: list[tuple[float, float]] = []
@@ -61,8 +64,8 @@ class Watched(Callback):
             self._begin("step")
         elif batch_idx == first + LOGGED_EVERY - 1:
             self._begin("logged step")
-        elif batch_idx == last - 2:
-            self._begin("two steps and the epoch's end")
+        elif batch_idx == last - 1:
+            self._begin("logged step and the epoch's end")
         self._start = time.perf_counter(), time.process_time()
 
     def on_train_batch_end(self, *args: Any) -> None:
@@ -92,7 +95,8 @@ class Watched(Callback):
         for event in events:
             if event.get("name", "").startswith("gloo:"):
                 count[0] += 1
-                for kind, shape in zip(event["args"]["Input type"], event["args"]["Input Dims"], strict=True):
+                given = event["args"]
+                for kind, shape in zip(given.get("Input type", ()), given.get("Input Dims", ()), strict=True):
                     count[1] += BYTES[kind] * torch.Size(shape).numel()
 
 
@@ -108,7 +112,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     callbacks: list[Callback] = [watched]
     if reduction is not None:
         callbacks.append(PSPCallback(lam=LAM, reduction=reduction, entropy=()))
-    steps = options.steps + 4 * LOGGED_EVERY
+    steps = (options.steps // LOGGED_EVERY + 4) * LOGGED_EVERY  # the last one is logged
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             max_epochs=1,
@@ -124,7 +128,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
             enable_model_summary=False,
         )
         trainer.fit(Classifier(model.make(size)), DataLoader([(inputs, labels)] * steps, batch_size=None))
-    wall, processor = zip(*watched.seconds[FIRST_PROFILED // 2 :], strict=True)
+    wall, processor = zip(*watched.seconds[NOT_TIMED:], strict=True)
     return {"wall": statistics.median(wall), "processor": statistics.median(processor), "counts": watched.counts}
 
 
@@ -137,7 +141,12 @@ def start(options: argparse.Namespace, name: str, arm: str, processes: int) -> d
     command += ["--steps", str(options.steps), *["--tiny"] * options.tiny]
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0", "OMP_NUM_THREADS": "1"}
     running = [
-        subprocess.Popen(command, env={**os.environ, **meeting, "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE)
+        subprocess.Popen(
+            command,
+            env={**os.environ, **meeting, "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
         for rank in range(processes)
     ]
     printed = [process.communicate()[0] for process in running]
@@ -156,8 +165,7 @@ def print_table(options: argparse.Namespace) -> None:
                 found = start(options, name, arm, processes)
                 counts = found["counts"]
                 step, logged = counts["step"], counts["logged step"]
-                # The window of the end has two steps, the second of which is logged.
-                end = [a - b - c for a, b, c in zip(counts["two steps and the epoch's end"], step, logged, strict=True)]
+                end = [a - b for a, b in zip(counts["logged step and the epoch's end"], logged, strict=True)]
                 cells = "".join(f"{f'{calls} ({size:,} B)':>22}" for calls, size in (step, logged, end))
                 times = f"{1e3 * found['wall']:>9.1f}{1e3 * found['processor']:>9.1f}"
                 print(f"{name:<10}{processes:>10}  {arm:<24}{times}{cells}", flush=True)

@@ -117,6 +117,25 @@ def test_squared_means_are_those_of_the_whole_batch(results, name):
         assert_same(found, torch.autograd.grad(value, [*module.parameters()][: len(found)]))
 
 
+# The second of three steps is a logging step.
+TOLD = {
+    "plain": [[], ["all_reduce"], []],
+    "manual": [[], ["all_reduce"], []],
+    "squared mean, plain": [
+        ["all_reduce", "all_gather_object", "all_reduce"],
+        ["all_reduce", "all_reduce"],
+        ["all_reduce"],
+    ],
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_what_processes_tell_each_other_in_a_step(results, name):
+    """Nothing for the penalty but the sums over the batch that it is made of, and one reduction for the loggers."""
+    for result in of(results, name):
+        assert result["told"] == TOLD[name]
+
+
 def test_squared_means_of_compiled_layers_are_refused(results):
     for result in results["squared mean, compiled"]:
         assert "NotImplementedError: The passes of layer 'first' in this step run in a function" in result["error"]

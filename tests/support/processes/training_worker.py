@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from lightning.pytorch import Callback
@@ -218,13 +220,43 @@ class Kept(DummyLogger):
 
 
 class Steps(Callback):
-    """Keeps what `trainer.callback_metrics` holds after every step."""
+    """Keeps what `trainer.callback_metrics` holds after every step, and what this process told others in it.
+
+    Of the latter only what Python asks for: not the gradients, which `DistributedDataParallel` adds up by itself.
+    """
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
+        self.told: list[list[str]] = []
+        self.is_in_step = False
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.told.append([])
+        self.is_in_step = True
 
     def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        self.is_in_step = False
         self.rows.append({key: float(value) for key, value in trainer.callback_metrics.items()})
+
+    def note(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.is_in_step:
+            self.told[-1].append(name)
+        return function(*args, **kwargs)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for name in (
+                "all_reduce",
+                "all_gather",
+                "all_gather_object",
+                "broadcast",
+                "broadcast_object_list",
+                "barrier",
+            ):
+                noted = partial(self.note, name, getattr(torch.distributed, name))
+                stack.enter_context(patch.object(torch.distributed, name, noted))
+            yield
 
 
 def parts(rank: int, batches: int = 3, seed: int = 0) -> DataLoader[Any]:
@@ -328,7 +360,8 @@ def run(name: str, rank: int) -> dict[str, Any]:
     )
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        trainer.fit(module, data(rank), parts(rank, 2, seed=1))
+        with steps.listening():
+            trainer.fit(module, data(rank), parts(rank, 2, seed=1))
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
         final = {name: whole(value).detach().clone() for name, value in module.state_dict().items()}
         trainer.test(module, parts(rank, 1, seed=2), verbose=False)
@@ -341,6 +374,7 @@ def run(name: str, rank: int) -> dict[str, Any]:
         "kept": values_of(callback),
         "logged": logger.rows,
         "steps": steps.rows,
+        "told": steps.told,
         "warnings": [str(warning.message) for warning in said],
     }
 
