@@ -6,12 +6,7 @@
 import copy
 import csv
 import importlib
-import os
-import subprocess
-import sys
-import textwrap
 from contextlib import nullcontext
-from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -20,9 +15,10 @@ import torch
 
 from lightning_psp import PSPCallback
 from lightning_psp.callback.trainer_state import refuse_what_needs_one_process
-from tests.support.either_lightning import CLASSES, LAYERS, NAMES, check, classifier_of, loader, quiet_trainer
+from tests.support.command_line import train_by_configuration
+from tests.support.either_lightning import LAYERS, NAMES, check, classifier_of, loader, quiet_trainer
+from tests.support.processes.forked import printed_by
 
-ROOT = Path(__file__).parents[2]
 OTHER = dict(zip(NAMES, reversed(NAMES), strict=True))
 
 pytestmark = [
@@ -48,20 +44,6 @@ def both():
 
 def submodule(name, path):
     return importlib.import_module(f"{name}.{path}")
-
-
-def run_python(code, **environment):
-    """What a new process prints that runs `code`."""
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout.split()
 
 
 # --- a training ------------------------------------------------------------------------------------------------------
@@ -160,7 +142,7 @@ def test_tensor_parallelism_is_refused(name, size):
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-def test_one_is_not_imported_because_of_the_other(name, is_first):
+def test_one_is_not_imported_because_of_the_other(name, is_first, tmp_path):
     code = f"""
         if {is_first}:
             import {name}
@@ -179,10 +161,10 @@ def test_one_is_not_imported_because_of_the_other(name, is_first):
         print(*imported())
     """
     package = name.partition(".")[0]
-    assert run_python(code) == [package] * (1 + is_first)
+    assert printed_by(code, tmp_path) == [package] * (1 + is_first)
 
 
-def test_the_class_is_a_callback_of_whichever_is_imported_later(both):
+def test_the_class_is_a_callback_of_whichever_is_imported_later(both, tmp_path):
     """A subclass, an instance and a pickled instance that are older, too."""
     code = """
         import inspect, pickle
@@ -199,10 +181,10 @@ def test_the_class_is_a_callback_of_whichever_is_imported_later(both):
             print(type(loader).__name__, "exec_module" in vars(loader), len(inspect.getsource(package)) > 99)
     """
     expected = ["True"] * 5 + ["0.25", "Mine"] + ["SourceFileLoader", "False", "True"] * 2
-    assert run_python(code) == expected
+    assert printed_by(code, tmp_path) == expected
 
 
-def test_without_any_lightning_the_import_says_what_to_install():
+def test_without_any_lightning_the_import_says_what_to_install(tmp_path):
     code = """
         import importlib.util
         found = importlib.util.find_spec
@@ -212,7 +194,7 @@ def test_without_any_lightning_the_import_says_what_to_install():
         except ImportError as error:
             print(error)
     """
-    message = " ".join(run_python(code))
+    message = " ".join(printed_by(code, tmp_path))
     assert "pip install lightning" in message
     assert "pip install pytorch-lightning" in message
 
@@ -236,46 +218,21 @@ def test_our_own_error_names_both(name, both):
 
 # --- LightningCLI ----------------------------------------------------------------------------------------------------
 
-CLI_SETTINGS = {"save_config_callback": None, "seed_everything_default": 0}
-CONFIGURATION = """
-trainer:
-  max_epochs: 1
-  accelerator: cpu
-  precision: 64-true
-  logger: false
-  enable_checkpointing: false
-  enable_progress_bar: false
-  callbacks:
-    - class_path: lightning_psp.PSPCallback
-      init_args: {lam: 0.3, exclude: [second], activations: [torch.sin], schedule: cosine}
-"""
 
-
-def test_configuration_of_a_command_line(name, tmp_path, monkeypatch):
+def test_configuration_of_a_command_line(name, tmp_path):
     """In one process with that of the other."""
     pytest.importorskip("jsonargparse")
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    package = importlib.import_module(name)
-
-    class Data(package.LightningDataModule):
-        def train_dataloader(self):
-            return loader()
-
-        def val_dataloader(self):
-            return loader(1)
-
-    path = tmp_path / "configuration.yaml"
-    path.write_text(CONFIGURATION)
-    cli_module = submodule(name, "cli")
-    arguments = ["fit", "--config", str(path)]
-    cli = cli_module.LightningCLI(classifier_of(name), Data, args=arguments, **CLI_SETTINGS)
-    (callback,) = (each for each in cli.trainer.callbacks if isinstance(each, PSPCallback))
-    assert (callback.lam, callback.selection.exclude) == (0.3, ("second",))
-    assert "psp/z2_val" in cli.trainer.callback_metrics
-    assert cli.trainer.datamodule.val_dataloader().dataset.tensors[1].max() < CLASSES
+    callback = """
+        class_path: lightning_psp.PSPCallback
+        init_args: {lam: 0.3, exclude: [second], activations: [torch.sin], schedule: cosine}
+    """
+    trainer, found = train_by_configuration(name, classifier_of(name), (loader(), loader(1)), callback, tmp_path)
+    assert isinstance(found, PSPCallback)
+    assert (found.lam, found.selection.exclude) == (0.3, ("second",))
+    assert "psp/z2_val" in trainer.callback_metrics
 
 
-def test_arguments_on_a_command_line_with_imports_in_order_of_name(name):
+def test_arguments_on_a_command_line_with_imports_in_order_of_name(name, tmp_path):
     """The callback is imported before Lightning; its class is used before there is an instance."""
     pytest.importorskip("jsonargparse")
     code = f"""
@@ -296,4 +253,4 @@ def test_arguments_on_a_command_line_with_imports_in_order_of_name(name):
         cli = CLI(classifier_of({name!r}), Data, args=["--psp.lam", "0.2"], run=False, **settings)
         print(*[each.lam for each in cli.trainer.callbacks if isinstance(each, PSPCallback)])
     """
-    assert run_python(code)[-1] == "0.2"
+    assert printed_by(code, tmp_path)[-1] == "0.2"

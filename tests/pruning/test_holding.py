@@ -10,28 +10,20 @@ from torch import nn
 
 from lightning_psp.pruning import MaskedTraining
 from tests.support.pruning.networks import NETWORKS, effective_weights
-from tests.support.pruning.training import Pruned, adamw, assert_held, fit, masks_for, pruned_without_masks, sgd
+from tests.support.pruning.training import (
+    Compiled,
+    CompiledWhole,
+    Pruned,
+    TwoOptimizers,
+    adamw,
+    assert_held,
+    fit,
+    masks_for,
+    pruned_without_masks,
+    sgd,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:`LightningModule.configure_optimizers` returned `None`")
-
-
-class TwoOptimizers(Pruned):
-    """Manual optimisation by two optimisers, the second after a look at what the first has done."""
-
-    def __init__(self, network, optimizer=None):
-        super().__init__(network, optimizer)
-        self.automatic_optimization = False
-
-    def training_step(self, batch, batch_index):
-        for optimizer in self.optimizers():
-            self.look("training step")
-            optimizer.zero_grad()
-            self.manual_backward(self.loss(batch))
-            optimizer.step()
-
-    def configure_optimizers(self):
-        parameters = list(self.parameters())
-        return [self.make_optimizer(parameters[:2]), self.make_optimizer(parameters[2:])]
 
 
 class OwnOptimizer(TwoOptimizers):
@@ -45,19 +37,6 @@ class OwnOptimizer(TwoOptimizers):
 
     def configure_optimizers(self):
         return None
-
-
-class Compiled(Pruned):
-    """The names of its parameters have `_orig_mod` in them."""
-
-    def __init__(self, network, optimizer=None):
-        super().__init__(torch.compile(network, backend="eager"), optimizer)
-
-
-class CompiledWhole(Pruned):
-    def __init__(self, network, optimizer=None):
-        super().__init__(network, optimizer)
-        self.compile(backend="eager")
 
 
 class Failing(TwoOptimizers):

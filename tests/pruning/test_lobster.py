@@ -3,16 +3,15 @@
 import copy
 import math
 import pickle
-import sys
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.cli import LightningCLI
 from torch.nn import functional
 
 from lightning_psp.pruning import LobsterPruning, PruningStep, sparsity
+from tests.support.command_line import train_by_configuration
 from tests.support.pruning.lobster import AT_ONCE, IN_TURN, Model, assert_same, data, loss_of, pruned, train
 from tests.support.small import Classifier, quiet_trainer, traces
 
@@ -340,47 +339,27 @@ def test_steps_are_frozen():
 
 # --- command line ----------------------------------------------------------------------------------------------------
 
-CONFIGURATION = """
-seed_everything: 0
-trainer:
-  max_epochs: 2
-  accelerator: cpu
-  precision: 64-true
-  logger: false
-  enable_checkpointing: false
-  enable_progress_bar: false
-  callbacks:
-    - class_path: lightning_psp.pruning.LobsterPruning
-      init_args:
-        lam: 0.001
-        tolerance: 0.2
-        patience: 1
-        monitor: val_loss
-        min_improvement: 0.5
-        include: ["*"]
-        exclude: ["third.*"]
-        max_sparsity: 0.5
+CALLBACK = """
+class_path: lightning_psp.pruning.LobsterPruning
+init_args:
+  lam: 0.001
+  tolerance: 0.2
+  patience: 1
+  monitor: val_loss
+  min_improvement: 0.5
+  include: ["*"]
+  exclude: ["third.*"]
+  max_sparsity: 0.5
 """
-
-
-class Data(LightningDataModule):
-    def train_dataloader(self):
-        return data()
-
-    def val_dataloader(self):
-        return data(64, seed=1)
 
 
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning"
 )  # Lightning calls what this version of jsonargparse deprecates
-def test_every_argument_comes_from_yaml(tmp_path, monkeypatch):
+def test_every_argument_comes_from_yaml(tmp_path):
     pytest.importorskip("jsonargparse")
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    path = tmp_path / "configuration.yaml"
-    path.write_text(CONFIGURATION)
-    cli = LightningCLI(Classifier, Data, args=["fit", "--config", str(path)], save_config_callback=None)
-    (pruning,) = (each for each in cli.trainer.callbacks if isinstance(each, LobsterPruning))
+    loaders = (data(), data(64, seed=1))
+    _, pruning = train_by_configuration("lightning.pytorch", Classifier, loaders, CALLBACK, tmp_path, epochs=2)
     assert (pruning.lam, pruning.tolerance, pruning.patience, pruning.max_sparsity) == (0.001, 0.2, 1, 0.5)
     assert list(pruning.masks) == ["first.weight", "second.weight"]
     assert len(pruning.history) == 1

@@ -15,7 +15,7 @@ from lightning_psp.pruning import LobsterPruning, sparsity
 from tests.support import either_lightning
 from tests.support.either_lightning import NAMES, classifier_of
 from tests.support.pruning.networks import NETWORKS, effective_weights
-from tests.support.pruning.training import Pruned, adamw, loader_for
+from tests.support.pruning.training import Compiled, CompiledWhole, Pruned, TwoOptimizers, adamw, loader_for
 from tests.support.small import quiet_trainer
 
 pytestmark = [
@@ -50,23 +50,8 @@ class Looked(Pruned):
             self.tried.append(float(sum(losses) / len(losses)))
 
 
-class ByHand(Looked):
-    """Manual optimisation by two optimisers."""
-
-    def __init__(self, network, optimizer=None):
-        super().__init__(network, optimizer)
-        self.automatic_optimization = False
-
-    def training_step(self, batch, batch_index):
-        for optimizer in self.optimizers():
-            self.look("training step")
-            optimizer.zero_grad()
-            self.manual_backward(self.loss(batch))
-            optimizer.step()
-
-    def configure_optimizers(self):
-        parameters = list(self.parameters())
-        return [self.make_optimizer(parameters[:2]), self.make_optimizer(parameters[2:])]
+class ByHand(TwoOptimizers, Looked):
+    """Looks between two optimisers, too."""
 
 
 class Unwrapped(ByHand):
@@ -76,15 +61,12 @@ class Unwrapped(ByHand):
         return super().optimizers(use_pl_optimizer=False)
 
 
-class Compiled(Looked):
-    def __init__(self, network, optimizer=None):
-        super().__init__(torch.compile(network, backend="eager"), optimizer)
+class LookedCompiled(Compiled, Looked):
+    """Looks at weights of a compiled network."""
 
 
-class CompiledWhole(Looked):
-    def __init__(self, network, optimizer=None):
-        super().__init__(network, optimizer)
-        self.compile(backend="eager")
+class LookedCompiledWhole(CompiledWhole, Looked):
+    """Looks at weights of a compiled module."""
 
 
 def loss_scaling():
@@ -98,8 +80,8 @@ REGIMES = {
     "AdamW fused": (Looked, adamw(fused=True), {}),
     "two optimisers": (ByHand, momentum, {}),
     "steps that the trainer does not count": (Unwrapped, momentum, {}),
-    "compiled": (Compiled, adamw(), {}),
-    "compiled whole": (CompiledWhole, adamw(), {}),
+    "compiled": (LookedCompiled, adamw(), {}),
+    "compiled whole": (LookedCompiledWhole, adamw(), {}),
     "accumulation": (Looked, adamw(), {"accumulate_grad_batches": 2}),
     "clipping": (Looked, adamw(), {"gradient_clip_val": 0.1}),
     "bf16": (Looked, adamw(), {"precision": "bf16-mixed"}),

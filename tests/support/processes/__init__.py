@@ -1,13 +1,10 @@
 """Programs that two processes run together, and how a test starts them, how they meet, and what comes back.
 
-A program is a module of this folder with a function `main(folder, rank)`. Its processes are forked off a server that
-has imported torch and Lightning once for all of them.
+A program is a module `…_worker` of this folder with a function `main(folder, rank)`.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import socket
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -18,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_utilities.core import rank_zero
 from torch import distributed
-from torchmetrics.utilities import prints
+
+from tests.support.processes import forked
 
 PROCESSES = 2
 _TIMEOUT = 600  # seconds, for processes that wait for one another
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["lightning.pytorch", "torch.distributed.fsdp", "torch.distributed.tensor"])
 
 
 def results_of(program: str, names: Iterable[str], folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -33,13 +28,11 @@ def results_of(program: str, names: Iterable[str], folder: Path) -> dict[str, li
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
-    settings = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0"}
     processes = [
-        _SERVER.Process(target=_enter, args=(program, folder, rank, {**settings, "LOCAL_RANK": str(rank)}))
+        forked.start(_enter, program, folder, rank, log=folder / f"{rank}.log", LOCAL_RANK=str(rank), **meeting)
         for rank in range(PROCESSES)
     ]
-    for process in processes:
-        process.start()
     try:
         for process in processes:
             process.join(_TIMEOUT)
@@ -65,15 +58,8 @@ def _load(folder: Path, name: str, rank: int) -> dict[str, Any]:
     return {"error": f"no result of {name!r}; the process printed:\n{(folder / f'{rank}.log').read_text()}"}
 
 
-def _enter(program: str, folder: Path, rank: int, environment: dict[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(environment)
-    with (folder / f"{rank}.log").open("w") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
+def _enter(program: str, folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
-    # Both ask the environment for it where they are imported.
-    rank_zero.rank_zero_only.rank = prints.rank_zero_only.rank = rank
     import_module(f"{__name__}.{program}").main(folder, rank)
 
 

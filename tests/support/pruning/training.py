@@ -88,6 +88,40 @@ class Pruned(LightningModule):
         return self.make_optimizer(self.parameters())
 
 
+class TwoOptimizers(Pruned):
+    """Manual optimisation by two optimisers, the second after a look at what the first has done."""
+
+    def __init__(self, network: nn.Module, optimizer: MakeOptimizer | None = None) -> None:
+        super().__init__(network, optimizer)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Batch, batch_index: int) -> None:
+        for optimizer in self.optimizers():
+            self.look("training step")
+            optimizer.zero_grad()
+            self.manual_backward(self.loss(batch))
+            optimizer.step()
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        parameters = list(self.parameters())
+        return [self.make_optimizer(parameters[:2]), self.make_optimizer(parameters[2:])]
+
+
+class Compiled(Pruned):
+    """The names of its parameters have `_orig_mod` in them."""
+
+    def __init__(self, network: nn.Module, optimizer: MakeOptimizer | None = None) -> None:
+        super().__init__(torch.compile(network, backend="eager"), optimizer)
+
+
+class CompiledWhole(Pruned):
+    """Compiled as a whole by its own method."""
+
+    def __init__(self, network: nn.Module, optimizer: MakeOptimizer | None = None) -> None:
+        super().__init__(network, optimizer)
+        self.compile(backend="eager")
+
+
 def masks_for(module: Pruned, share: float = 0.6) -> dict[str, Tensor]:
     """Masks by magnitude, which the module looks at, too."""
     module.masks = magnitude_masks(module, sparsity=share)
