@@ -135,7 +135,7 @@ def test_tensor_parallelism_is_refused(name, size):
     trainer = SimpleNamespace(strategy=strategy, world_size=size)
     is_refused = pytest.raises(NotImplementedError, match="tensor_parallel_size=1")
     with is_refused if size > 1 else nullcontext():
-        refuse_what_needs_one_process(trainer, 0.1, "mean", 0.0)
+        refuse_what_needs_one_process(trainer, 0.1, 0.0)
 
 
 # --- imports ---------------------------------------------------------------------------------------------------------
