@@ -5,8 +5,8 @@
 An MLP on a table, an MLP, a CNN without and with batch norm, an LSTM and a transformer on handwritten digits: each is
 trained without regularisation, with weight decay, with dropout, with PSP, and with PSP beside weight decay. Each
 strength is one of three, chosen by the error on a validation set over all seeds; the tables show error, cross-entropy
-and calibration on a test set. Each seed has a split of its own. Nothing is downloaded: the data comes with
-scikit-learn. What is done is skipped when the script is called again.
+and calibration on a test set, and all three for each λ of PSP. Each seed has a split of its own. Nothing is
+downloaded: the data comes with scikit-learn. What is done is skipped when the script is called again.
 """
 
 import argparse
@@ -111,7 +111,7 @@ def calibration_error(network: torch.nn.Module, batches: Iterable[Any], classes:
 
 
 def tune(task: str, options: argparse.Namespace, bar: tqdm) -> list[dict[str, Any]]:
-    """Train one task with all techniques and strengths; return the results of the strengths that were chosen."""
+    """Train one task with all techniques and strengths; return a row for each, which says whether it was chosen."""
     start = Training(task, "none", 0.0, 0.0, 0.0, 0, options.epochs)
     chosen: dict[str, Training] = {}
     rows = []
@@ -121,17 +121,18 @@ def tune(task: str, options: argparse.Namespace, bar: tqdm) -> list[dict[str, An
             for candidate in candidates(start, technique, chosen, options.quick)
         ]
         # Errors of few images are often equal: the loss decides then.
-        chosen[technique], results = min(tried, key=lambda pair: (last(pair[1], "error"), last(pair[1], "loss")))
-        values = {name: [result[name] for result in results] for name in MEASURES}
-        rows.append(
+        chosen[technique], _ = min(tried, key=lambda pair: (last(pair[1], "error"), last(pair[1], "loss")))
+        rows += [
             {
                 "task": task,
                 "technique": technique,
-                "strength": chosen[technique].strength,
-                "tried": len(tried),
-                **values,
+                "strength": candidate.strength,
+                "lam": candidate.lam,
+                "chosen": candidate == chosen[technique],
+                **{name: [result[name] for result in results] for name in MEASURES},
             }
-        )
+            for candidate, results in tried
+        ]
     return rows
 
 
@@ -141,9 +142,9 @@ def last(results: Sequence[Mapping[str, Any]], name: str) -> float:
 
 
 def tables(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table for each measure, with a line for each task and the lowest mean in bold, and one of the strengths."""
+    """A table for each measure, a line a task and the lowest mean in bold, one of the strengths, and one of λ."""
     tasks = dict.fromkeys(row["task"] for row in rows)
-    of = {(row["task"], row["technique"]): row for row in rows}
+    of = {(row["task"], row["technique"]): row for row in rows if row["chosen"]}
     parts = []
     for name, (title, digits) in MEASURES.items():
         lines = []
@@ -159,7 +160,22 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> str:
         for task in tasks
     ]
     header = ["task", *(label for technique, label in TECHNIQUES.items() if technique != "none")]
-    return "\n".join([*parts, f"Strengths chosen on the validation set:\n\n{markdown_table(header, strengths)}"])
+    parts.append(f"Strengths chosen on the validation set:\n\n{markdown_table(header, strengths)}")
+    parts.append(f"PSP by λ, test error (%) · test loss · calibration error (%):\n\n{lam_table(rows)}")
+    return "\n".join(parts)
+
+
+def lam_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The three measures of PSP with each λ, a line a task: what less error costs."""
+    cells: dict[str, list[str]] = {}
+    lams = []
+    for row in rows:
+        if row["technique"] in ("none", "psp"):
+            lams.append(row["lam"])
+            means = [f"{mean(row[name]):.{digits}f}" for name, (_, digits) in MEASURES.items()]
+            cells.setdefault(row["task"], []).append(" · ".join(means))
+    header = ["task", *("none" if lam == 0 else f"λ = {lam:g}" for lam in dict.fromkeys(lams))]
+    return markdown_table(header, [[TASKS[task].title, *line] for task, line in cells.items()])
 
 
 def parse_arguments() -> argparse.Namespace:

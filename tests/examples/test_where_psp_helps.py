@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,13 +78,27 @@ def test_the_validation_error_decides_and_the_loss_between_equals(monkeypatch):
         return {"epochs": epochs, "test_error": training.lam, "test_loss": 0.1 + training.seed, "ece": 1.0}
 
     monkeypatch.setattr(where_psp_helps, "run", trained)
-    rows = {row["technique"]: row for row in tune("digits_cnn", Options, None)}
+    every = tune("digits_cnn", Options, None)
+    assert len(every) == 1 + 4 * 3
+    rows = {row["technique"]: row for row in every if row["chosen"]}
+    assert rows.keys() == TECHNIQUES.keys()
     assert rows["psp"]["strength"] == "λ 1"
     assert rows["psp"]["test_error"] == [1.0, 1.0]
     assert rows["psp"]["test_loss"] == [0.1, 1.1]
-    table = tables(list(rows.values())).split("\n\n")[1]
+    written = tables(every)
+    table = written.split("\n\n")[1]
     assert table.splitlines()[2].split(" | ")[1:3] == ["**0.00 ± 0.00**", "**0.00 ± 0.00**"]
     assert table.splitlines()[2].endswith("| 1.00 ± 0.00 | 1.00 ± 0.00 |")
+    by_lam = [line.strip("| ").split(" | ") for line in written.split("\n\n")[-1].splitlines()]
+    assert by_lam[0] == ["task", "none", *(f"λ = {lam:g}" for lam in LAMS)]
+    assert by_lam[2][1:3] == ["0.00 · 0.600 · 1.00", "0.01 · 0.600 · 1.00"]
+
+
+def test_committed_tables_are_those_of_the_committed_results():
+    committed = Path(__file__).parents[2] / "docs/results/where_psp_helps"
+    rows = json.loads((committed / "where_psp_helps.json").read_text())["rows"]
+    assert (committed / "where_psp_helps.md").read_text() == tables(rows)
+    assert list(dict.fromkeys(row["task"] for row in rows)) == list(TASKS)
 
 
 def test_calibration_error_by_hand():
