@@ -37,8 +37,6 @@ NAMES = list(checkpoint_cases(False))
 @KINDS
 def test_gradient_and_values(name, reentrant, reduction):
     case = checkpoint_cases(reentrant)[name]
-    if case.needs_torchvision:
-        pytest.importorskip("torchvision")
     network, (batch,) = case.build()
     step = reference_step(network, case.loss, batch, reduction, case.output_layer)
     lam = step.balanced_lam()
@@ -61,8 +59,6 @@ def test_gradient_and_values(name, reentrant, reduction):
 @KINDS
 def test_gradient_of_recorded_potentials(name, reentrant):
     case = checkpoint_cases(reentrant)[name]
-    if case.needs_torchvision:
-        pytest.importorskip("torchvision")
     network, (batch,) = case.build()
     step = reference_step(network, case.loss, batch, output_layer=case.output_layer)
     lam = step.balanced_lam()

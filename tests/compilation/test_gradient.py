@@ -41,8 +41,6 @@ def compiled(network: nn.Module, **options) -> nn.Module:
     "case", [pytest.param(case, marks=() if case.name in QUICK else pytest.mark.slow) for case in CASES], ids=str
 )
 def test_gradient_in_lightning(case: Case):
-    if case.needs_torchvision:
-        pytest.importorskip("torchvision")
     network, (batch,) = case.build()
     step = reference_step(network, case.loss, batch, output_layer=case.output_layer)
     lam = step.balanced_lam()

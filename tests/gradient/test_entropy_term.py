@@ -68,8 +68,6 @@ def callback(lam, weight, **settings):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_gradient(case):
-    if case.needs_torchvision:
-        pytest.importorskip("torchvision")
     network, (batch,) = case.build()
     step, weight = reference(case, batch)
 
@@ -162,8 +160,6 @@ def test_half_precision_comes_close(name, dtype, settings):
 @KINDS
 def test_checkpoints(name, reentrant, lam):
     case = checkpoint_cases(reentrant)[name]
-    if case.needs_torchvision:
-        pytest.importorskip("torchvision")
     network, (batch,) = case.build()
     step, weight = reference(case, batch, network)
 

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from unittest.mock import patch
 
 import torch
@@ -21,6 +21,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 Reduction = Literal["mean", "sum", "squared_mean"]
+REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 # Where the output layer's potential is found: in the network's output, in what enters the loss's
 # softmax in its forward, or among the nonlinearities' inputs already (a sigmoid output).
 OutputLayer = Literal["output", "softmax", "activation"]

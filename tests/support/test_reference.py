@@ -58,8 +58,6 @@ def test_sum_is_averaged_over_the_positions_of_a_filter_and_over_tokens():
 
 @pytest.mark.parametrize("case", ACTIVATION_CASES + STRUCTURE_CASES + HARD_CASES + TORCHVISION_CASES, ids=str)
 def test_rewriting_changes_nothing_and_finds_the_known_layers(case: Case):
-    if case.needs_torchvision:
-        pytest.importorskip("torchvision")
     network, (batch,) = case.build()
     step = reference_step(network, case.loss, batch, output_layer=case.output_layer)
     loss = case.loss(network, batch)

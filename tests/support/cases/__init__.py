@@ -3,17 +3,16 @@
 The tables are in `activations`, `structures`, `checkpoints` and `torchvision`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.support.reference import OutputLayer, Reduction
-
-REDUCTIONS: tuple[Reduction, ...] = ("mean", "sum", "squared_mean")
+from tests.support.reference import REDUCTIONS, OutputLayer, Reduction
 
 
 def cross_entropy(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -41,6 +40,8 @@ class Case:
 
     def build(self, batches: int = 1) -> tuple[nn.Module, list[Any]]:
         """The network in training mode and its batches, the same at each call, in float64."""
+        if self.needs_torchvision:
+            pytest.importorskip("torchvision")
         with torch.random.fork_rng():
             torch.manual_seed(0)
             network = self.network().double().train()
@@ -49,6 +50,13 @@ class Case:
 
     def __str__(self) -> str:
         return self.name
+
+
+def runs(cases: Iterable[Case]) -> pytest.MarkDecorator:
+    """Runs a test with each of the reductions of each of these cases."""
+    pairs = [(case, reduction) for case in cases for reduction in case.reductions]
+    ids = [f"{case}-{reduction}" for case, reduction in pairs]
+    return pytest.mark.parametrize(("case", "reduction"), pairs, ids=ids)
 
 
 def _double(batch: Any) -> Any:

@@ -1,7 +1,8 @@
-"""Models of torchvision with random weights, on small images, without dropout."""
+"""Models of torchvision with random weights, some of them narrower, on small images, without dropout."""
 
 from functools import partial
 
+import torch
 from torch import nn
 
 from tests.support.cases import REDUCTIONS, Case, classification_batch
@@ -24,12 +25,33 @@ def model(name: str, **settings) -> nn.Module:
 
 
 def vgg11_bn() -> nn.Module:
-    network = model("vgg11_bn")
-    # the classifier as it is takes 1 GB in float64
-    features = network.classifier[0].in_features
+    """An eighth as wide."""
+    from torchvision.models import vgg
+
+    widths = [width if width == "M" else width // 8 for width in vgg.cfgs["A"]]
+    with torch.device("meta"):  # its classifier has no argument for widths
+        network = vgg.VGG(nn.Identity(), init_weights=False)
+    network.features = vgg.make_layers(widths, batch_norm=True)
+    features = widths[-2] * 7 * 7
     for index, sizes in ((0, (features, 32)), (3, (32, 32)), (6, (32, CLASSES))):
         network.classifier[index] = nn.Linear(*sizes)
-    return network
+    return without_chance(network)
+
+
+def convnext_tiny() -> nn.Module:
+    """A quarter as wide."""
+    from torchvision.models import convnext
+
+    stages = [(24, 48, 3), (48, 96, 3), (96, 192, 9), (192, None, 3)]
+    return without_chance(convnext.ConvNeXt([convnext.CNBlockConfig(*stage) for stage in stages], num_classes=CLASSES))
+
+
+def swin_t() -> nn.Module:
+    """A quarter as wide."""
+    from torchvision.models import SwinTransformer
+
+    network = SwinTransformer([4, 4], 24, [2, 2, 6, 2], [3, 6, 12, 24], [7, 7], num_classes=CLASSES)
+    return without_chance(network)
 
 
 def small_vision_transformer() -> nn.Module:
@@ -77,7 +99,7 @@ TORCHVISION_CASES = [
     _case("mobilenet_v3_small"),
     _case("densenet121", layers=122),
     _case("vgg11_bn", 32, network=vgg11_bn, names=VGG11_BN_NAMES),
-    _case("convnext_tiny", layers=19),
+    _case("convnext_tiny", network=convnext_tiny, layers=19),
     _case("shufflenet_v2_x0_5"),
     _case("vit_small", 32, all_reductions=True, network=small_vision_transformer, layers=3),
     _case(
@@ -85,7 +107,7 @@ TORCHVISION_CASES = [
         network=partial(model, "googlenet", aux_logits=False, init_weights=False),
         layers=58,
     ),
-    _case("swin_t", layers=13),
+    _case("swin_t", network=swin_t, layers=13),
     _case("efficientnet_b0"),
     _case("squeezenet1_1"),
     _case("regnet_y_400mf"),

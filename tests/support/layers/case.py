@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.support.reference import Reduction, norm
+from tests.support.reference import REDUCTIONS, Reduction, norm
 
-REDUCTIONS: tuple[Reduction, ...] = ("mean", "sum", "squared_mean")
 # Layer name to passes, a pass being the list of its parts. A name that starts with "?" is left open.
 Layers = dict[str, list[list[Tensor]]]
 Step = Callable[[nn.Module, Any], Tensor]
