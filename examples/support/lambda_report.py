@@ -133,6 +133,7 @@ def draw(entries: Sequence[Entry], path: Path) -> None:
         axes.set_visible(False)
     for axes, task in zip(panels, tasks, strict=False):
         unpenalised = best(entries, task, "none")
+        drawn = [mean(unpenalised["validation_error"])]
         axes.axhline(mean(unpenalised["validation_error"]), color=FAINT, linewidth=1.2, label="no penalty")
         for style, (way, label) in zip(reversed(styles(len(WAYS), markers=True)), WAYS.items(), strict=True):
             tried = sorted(
@@ -141,14 +142,22 @@ def draw(entries: Sequence[Entry], path: Path) -> None:
             )
             values = [entry["value"] for entry in tried]
             errors = [float(np.mean(entry["validation_error"])) for entry in tried]
+            drawn += errors
             axes.plot(values, errors, label=label, linewidth=1.6, markersize=4, **style)
+        # Too strong a penalty costs so much that the rest would be a flat line.
+        lowest, highest = min(drawn), min(max(drawn), 1.5 * mean(unpenalised["validation_error"]))
+        margin = 0.05 * (highest - lowest)
+        axes.set_ylim(lowest - margin, highest + margin)
         axes.set_title(TASKS[task].title, fontsize=9)
         axes.set_xscale("log")
         axes.set_xticks(values, [f"{value:g}" for value in values], fontsize=8)
         axes.xaxis.set_minor_locator(NullLocator())
         tidy(axes)
-    figure.supxlabel("λ or ρ (log scale)", fontsize=10)
-    figure.supylabel("validation error (%)", fontsize=10)
+    caption = "Mean of all seeds; more than 1.5 times the error without a penalty lies outside."
+    figure.supxlabel(f"λ or ρ (log scale)\n{caption}", fontsize=9)
+    figure.supylabel("validation error (%)", fontsize=9)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, handlelength=3)
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, handlelength=3, fontsize=8
+    )
     figure.savefig(path)
