@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_psp import PSPCallback
-from tests.support.layers.case import LayerCase, affine, cross_entropy, expected, one, passes
+from tests.support.layers.case import LayerCase, affine, cross_entropy, expected, expected_of_choice, one, passes
 from tests.support.layers.cases_logits import labelled
 from tests.support.layers.cases_passes import Deep
 from tests.support.layers.table import BY_NAME
@@ -49,7 +49,7 @@ runs = pytest.mark.parametrize(("name", "reduction"), RUNS)
 @runs
 def test_a_factor_on_a_layer(name, reduction):
     case, layer = BY_NAME[name], CHOSEN[name]
-    wanted = expected(case, reduction, factors={layer: 3.0})
+    wanted = expected_of_choice(case, reduction, factors={layer: 3.0})
     lam = wanted.balanced_lam()
     found = gradients_in_lightning(case, reduction, lam, layer_lam={PREFIX + layer: 3.0})
     assert_gradients(found, wanted.gradients(lam))
@@ -59,7 +59,7 @@ def test_a_factor_on_a_layer(name, reduction):
 @runs
 def test_a_layer_on_its_own(name, reduction, gradients):
     case, layer = BY_NAME[name], CHOSEN[name]
-    wanted = expected(case, reduction, chosen=(layer,))
+    wanted = expected_of_choice(case, reduction, chosen=(layer,))
     lam = wanted.balanced_lam()
     path = layer if gradients is gradients_by_network else PREFIX + layer
     assert_gradients(gradients(case, reduction, lam, include=(path,)), wanted.gradients(lam))
@@ -69,7 +69,7 @@ def test_a_layer_on_its_own(name, reduction, gradients):
 def test_a_layer_left_out(name):
     case, layer = BY_NAME[name], CHOSEN[name]
     others = tuple(k for k in expected(case).mean_squares if k != layer)
-    wanted = expected(case, chosen=others)
+    wanted = expected_of_choice(case, chosen=others)
     _, trainer = fit(case, PSPCallback(lam=0.5, exclude=(PREFIX + layer,)))
     assert_layers(logged_layers(trainer), wanted.mean_squares, PREFIX, rel=1e-5)
     assert trainer.callback_metrics["psp/penalty"].item() == pytest.approx(0.5 * wanted.penalty.item(), rel=1e-5)
@@ -81,7 +81,7 @@ def test_a_layer_left_out(name):
 def test_output_left_out(name):
     case = BY_NAME[name]
     hidden = tuple(k for k in expected(case).mean_squares if k not in case.outputs)
-    wanted = expected(case, chosen=hidden)
+    wanted = expected_of_choice(case, chosen=hidden)
     lam = wanted.balanced_lam()
     for gradients in (gradients_in_lightning, gradients_by_network, gradients_by_module):
         assert_gradients(gradients(case, "mean", lam, output=False), wanted.gradients(lam))
