@@ -130,12 +130,29 @@ def reference_step(
 
 def reference_penalty(potentials: list[Tensor], reduction: Reduction = "mean") -> Tensor:
     layers = [z if z.dtype == torch.float64 else z.float() for z in potentials]
+    return penalty_of_terms([layer_term([[z]], reduction, _units) for z in layers], reduction)
+
+
+def layer_term(parts: list[list[Tensor]], reduction: Reduction, units: Callable[[Tensor], int]) -> Tensor:
+    """What a layer's potentials count for.
+
+    Args:
+        parts: the passes of each part of the layer.
+        reduction: the reduction.
+        units: gives the number of units of a tensor, the rest of whose dimensions are observations.
+    """
     if reduction == "mean":
-        return torch.stack([(z**2).mean() for z in layers]).mean()
+        return torch.cat([z.flatten() for passes in parts for z in passes]).square().mean()
     if reduction == "squared_mean":
-        return torch.stack([(z.mean(0) ** 2).mean() for z in layers]).sum()
-    observations = [z.numel() // _units(z) for z in layers]
-    return 0.5 * torch.stack([(z**2).sum() / n for z, n in zip(layers, observations, strict=True)]).sum()
+        return torch.cat([torch.cat(passes).mean(0).flatten() for passes in parts]).square().mean()
+    squares = [0.5 * sum((z**2).sum() for z in passes) for passes in parts]
+    observations = [sum(z.numel() // units(z) for z in passes) for passes in parts]
+    return torch.stack([square / count for square, count in zip(squares, observations, strict=True)]).sum()
+
+
+def penalty_of_terms(terms: list[Tensor], reduction: Reduction) -> Tensor:
+    """R of the terms of all layers."""
+    return torch.stack(terms).mean() if reduction == "mean" else torch.stack(terms).sum()
 
 
 def _gradients(value: Tensor, parameters: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+from tests.support.reference import Reduction, layer_term, penalty_of_terms
+
 FEATURES, HIDDEN, STEPS, BATCH, CLASSES = 4, 3, 5, 4, 2
 LENGTHS = (3, 1, 5, 2)
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}
@@ -200,11 +202,7 @@ def _dropped(sequences: list[Tensor], s: Setting) -> list[Tensor]:
     return [torch.stack([row_of[t, b] for t in range(len(z))]) for b, z in enumerate(sequences)]
 
 
-def penalty(potentials: dict[str, Tensor], reduction: str) -> Tensor:
+def penalty(potentials: dict[str, Tensor], reduction: Reduction) -> Tensor:
     """R of layers that have their units in the last dimension."""
-    layers = list(potentials.values())
-    if reduction == "mean":
-        return torch.stack([(z**2).mean() for z in layers]).mean()
-    if reduction == "squared_mean":
-        return torch.stack([(z.mean(0) ** 2).mean() for z in layers]).sum()
-    return torch.stack([0.5 * (z**2).sum() / (z.numel() // z.shape[-1]) for z in layers]).sum()
+    terms = [layer_term([[z]], reduction, lambda z: z.shape[-1]) for z in potentials.values()]
+    return penalty_of_terms(terms, reduction)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.support.reference import REDUCTIONS, Reduction, norm
+from tests.support.reference import REDUCTIONS, Reduction, layer_term, norm, penalty_of_terms
 
 # Layer name to passes, a pass being the list of its parts. A name that starts with "?" is left open.
 Layers = dict[str, list[list[Tensor]]]
@@ -125,10 +125,8 @@ def expected_of_choice(
     loss, layers = case.reference(network, batch)
     if chosen is not None:
         layers = {name: layers[name] for name in chosen}
-    terms = [
-        (factors or {}).get(name, 1.0) * layer_penalty(layer, reduction, len(layers)) for name, layer in layers.items()
-    ]
-    penalty = torch.stack(terms).sum()
+    terms = [(factors or {}).get(name, 1.0) * layer_penalty(layer, reduction) for name, layer in layers.items()]
+    penalty = penalty_of_terms(terms, reduction)
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     return Expected(
         loss.detach(),
@@ -139,21 +137,9 @@ def expected_of_choice(
     )
 
 
-def layer_penalty(layer: list[list[Tensor]], reduction: Reduction = "mean", layers: int = 1) -> Tensor:
-    """A layer's term of R, where there are so many layers."""
-    if reduction == "mean":
-        values = [z.flatten() for parts in layer for z in parts]
-        return torch.cat(values).square().mean() / layers
-    by_part = list(zip(*layer, strict=True))
-    if reduction == "squared_mean":
-        means = [torch.cat(of_part).mean(0).flatten() for of_part in by_part]
-        return torch.cat(means).square().mean()
-    return torch.stack(
-        [
-            0.5 * sum(z.square().sum() for z in of_part) / sum(z.numel() // units(z) for z in of_part)
-            for of_part in by_part
-        ]
-    ).sum()
+def layer_penalty(layer: list[list[Tensor]], reduction: Reduction = "mean") -> Tensor:
+    """What a layer counts for in R."""
+    return layer_term([list(passes) for passes in zip(*layer, strict=True)], reduction, units)
 
 
 def units(z: Tensor) -> int:
