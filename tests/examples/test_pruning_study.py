@@ -15,6 +15,7 @@ pytest.importorskip("sklearn")
 import pruning_study
 from pruning_study import ONE_SHOT_ARMS, SMALL, spread
 from support.pruning_report import arms_table, curves, gradual_table
+from tests.support.processes.forked import SERVER
 
 pytestmark = pytest.mark.first
 
@@ -33,6 +34,7 @@ def results(tmp_path_factory):
 def run(patch, folder, *more):
     arguments = ["--small", "--workers", "2", "--accelerator", "cpu", "--results", str(folder), *more]
     patch.setattr(pruning_study, "SMALL", SHORT)
+    patch.setattr(pruning_study.multiprocessing, "get_context", lambda _: SERVER)  # which starts sooner
     patch.setattr(sys, "argv", ["pruning_study.py", *arguments])
     pruning_study.main()
 

@@ -17,8 +17,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
     "torch.distributed.fsdp torch._dynamo torchvision scipy.signal scipy.stats matplotlib.pyplot".split()
 )
 
@@ -32,7 +32,7 @@ def start(function: Callable[..., None], *arguments: Any, log: Path, **environme
         log: a file for what it prints.
         environment: the variables.
     """
-    process = _SERVER.Process(target=_call, args=(function, arguments, log, {**os.environ, **environment}))
+    process = SERVER.Process(target=_call, args=(function, arguments, log, {**os.environ, **environment}))
     process.start()
     return process
 
