@@ -14,6 +14,8 @@ pytest.importorskip("sklearn")
 
 import lightning_psp.plotting
 
+pytestmark = pytest.mark.first
+
 DOCS = Path(__file__).parents[1] / "docs"
 TEXT = (DOCS / "tutorial.ipynb").read_text(encoding="utf-8")
 NOTEBOOK = json.loads(TEXT)
