@@ -12,6 +12,7 @@ from lightning_psp import psp_penalty, record_potentials
 from lightning_psp.analysis import GradientParts, psp_gradient_parts
 from tests.support.cases import REDUCTIONS
 from tests.support.networks import BasicBlock, LeNet5, SharedWeights
+from tests.support.reference import layer_term, penalty_of_terms
 from tests.support.two_layers import SAMPLES, random, two_layers
 
 
@@ -25,16 +26,17 @@ def parts_by_autograd(network, arguments, reduction):
     network = copy.deepcopy(network)
     with record_potentials(network) as potentials:
         network(*arguments)
-    layers = len(potentials)
+    dims = potentials.unit_dims
+    terms = {
+        name: layer_term([[z]], reduction, lambda z, name=name: z.shape[dims[name]]) for name, z in potentials.items()
+    }
+        name: layer_term([[z]], reduction, lambda z, name=name: z.shape[dims[name]]) for name, z in potentials.items()
+    }
     parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
     found = {name: [] for name in parameters}
-    for layer, z in potentials.items():
-        units = z.shape[potentials.unit_dims[layer]]
-        value = {
-            "mean": lambda z=z: (z**2).mean() / layers,
-            "sum": lambda z=z, units=units: (z**2).sum() * units / z.numel() / 2,
-            "squared_mean": lambda z=z: (z.mean(0) ** 2).mean(),
-        }[reduction]()
+    for layer in terms:
+        alone = [term if name == layer else term.detach() for name, term in terms.items()]
+        value = penalty_of_terms(alone, reduction)
         gradients = torch.autograd.grad(value, list(parameters.values()), retain_graph=True, allow_unused=True)
         for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
             found[name].append(torch.zeros_like(parameter) if gradient is None else gradient)

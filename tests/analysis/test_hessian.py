@@ -15,6 +15,7 @@ from lightning_psp.analysis import hessian_products as products_module
 from tests.support.analysis.dense_hessian import dense_hessian
 from tests.support.cases import REDUCTIONS, cross_entropy
 from tests.support.cases.activations import MODULES, Dense
+from tests.support.reference import reference_penalty
 
 
 @pytest.fixture(autouse=True)
@@ -93,12 +94,7 @@ def penalised(reduction, lam):
     def loss(network, batch):
         hidden = network.fc1(batch[0])
         logits = network.fc2(network.activation(hidden))
-        penalty = {
-            "mean": lambda: sum((z**2).mean() for z in (hidden, logits)) / 2,
-            "sum": lambda: sum((z**2).sum(1).mean() for z in (hidden, logits)) / 2,
-            "squared_mean": lambda: sum((z.mean(0) ** 2).mean() for z in (hidden, logits)),
-        }[reduction]()
-        return functional.cross_entropy(logits, batch[1]) + lam * penalty
+        return functional.cross_entropy(logits, batch[1]) + lam * reference_penalty([hidden, logits], reduction)
 
     return loss
 
