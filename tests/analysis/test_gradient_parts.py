@@ -30,8 +30,6 @@ def parts_by_autograd(network, arguments, reduction):
     terms = {
         name: layer_term([[z]], reduction, lambda z, name=name: z.shape[dims[name]]) for name, z in potentials.items()
     }
-        name: layer_term([[z]], reduction, lambda z, name=name: z.shape[dims[name]]) for name, z in potentials.items()
-    }
     parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
     found = {name: [] for name in parameters}
     for layer in terms:
