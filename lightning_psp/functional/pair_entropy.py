@@ -10,45 +10,57 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lightning_psp.functional.binary_entropy import LARGEST_COUNT, entropy_table
 from lightning_psp.functional.precision import widest_float
 from lightning_psp.functional.progress import progress_bar
-from lightning_psp.functional.states import unpack_states
+from lightning_psp.functional.states import count_active, pack_states, unpack_states
+from lightning_psp.torch_private.products import multiplies_bytes, multiply_bytes
 
 # Units whose pairs are counted in one product, a multiple of 8.
 BLOCK = 1024
 # Rows of a block that are looked up at a time: the counts stay in cache, and a call is still long.
-ROWS = 256
-# Observations that are unpacked at a time.
+ROWS = 64
+# Observations that are unpacked at a time, a multiple of 8.
 OBSERVATIONS = 8192
-# bfloat16 holds every integer up to here.
-LARGEST_BFLOAT16_COUNT = 256
 
 
 def sum_over_pairs(parts: Sequence[Tensor], units: int) -> float:
     """Sum over all pairs of units of their joint entropy in bits, summed over classes.
 
-    How often both units of a pair are active is a product of matrices of 0 and 1, taken block by block. With the
-    number of observations and how often each unit is active it gives the counts of the other three states.
+    Units that are active in the same observations of a class have the same entropies: each pair of such patterns is
+    counted once, and weighs as much as it has pairs of units. How often both of a pair are active is a product of
+    matrices of 0 and 1, taken block by block. With the number of observations and how often each is active it gives the
+    counts of the other three states.
 
     Args:
         parts: for each class the packed states of its observations, uint8 ``[observations, bytes]``, at least one.
         units: number of units.
     """
-    blocks = list(itertools.combinations_with_replacement(range(0, units, BLOCK), 2))
     total = 0.0
     with _side_by_side(parts[0].device) as map_blocks, progress_bar(len(parts) * units * units, "pair") as progress:
         for packed in parts:
             table = entropy_table(len(packed), packed.device)
-            active = _count_active(packed, units)
+            patterns, numbers = _find_patterns(packed, units)
+            active = count_active(patterns)
+            weights = numbers.to(table.dtype)
             # Blocks on the diagonal hold every pair twice, and every unit with itself.
-            twice = -(table[active] + table[len(packed) - active]).sum().item()
-            sums = map_blocks(partial(_sum_over_block, packed=packed, active=active, table=table), blocks)
-            for (left, right), block_sum in zip(blocks, sums, strict=True):
-                weight = 1 if left == right else 2
-                twice += weight * block_sum
-                progress.update(weight * len(active[left : left + BLOCK]) * len(active[right : right + BLOCK]))
+            twice = -(weights @ (table[active] + table[len(packed) - active])).item()
+            blocks = list(itertools.combinations_with_replacement(range(0, len(patterns), BLOCK), 2))
+            block_sum = partial(
+                _sum_over_block,
+                patterns=patterns,
+                active=active,
+                weights=weights,
+                table=table,
+                observations=len(packed),
+            )
+            in_block = [int(part.sum()) for part in torch.split(numbers, BLOCK)]
+            for (left, right), found in zip(blocks, map_blocks(block_sum, blocks), strict=True):
+                times = 1 if left == right else 2
+                twice += times * found
+                progress.update(times * in_block[left // BLOCK] * in_block[right // BLOCK])
             total += twice / 2
     return total
 
@@ -71,57 +83,70 @@ def _side_by_side(device: torch.device) -> Iterator[Callable[..., Iterator[float
         torch.set_num_threads(threads)
 
 
-def _count_active(packed: Tensor, units: int) -> Tensor:
-    """How often each unit is active, int32 ``[units]``."""
-    counts = [
-        unpack_states(part, torch.int32).sum(0, dtype=torch.int32)
-        for part in torch.split(packed, LARGEST_BFLOAT16_COUNT)
-    ]
-    return torch.stack(counts).sum(0, dtype=torch.int32)[:units]
-
-
-def _count_together(packed: Tensor, left: int, right: int, units: int) -> Tensor:
-    """How often units of two blocks are active together, exact ``[units of left, units of right]``."""
-    # Processors with AVX-512 multiply bfloat16 several times faster than float32, or not much slower.
-    halves = packed.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    dtype, observations = (torch.bfloat16, LARGEST_BFLOAT16_COUNT) if halves else (torch.float32, OBSERVATIONS)
-    shape = min(BLOCK, units - left), min(BLOCK, units - right)
-    wide = torch.float32 if len(packed) <= LARGEST_COUNT else widest_float(packed.device)
-    together = torch.zeros(shape, dtype=wide, device=packed.device)
-    with torch.autocast(packed.device.type, enabled=False):  # it would round the counts
-        for part in torch.split(packed, observations):
-            first = _unpack_block(part, left, units, dtype)
-            second = first if left == right else _unpack_block(part, right, units, dtype)
-            together += first.T @ second
-    return together
-
-
-def _unpack_block(packed: Tensor, start: int, units: int, dtype: torch.dtype) -> Tensor:
-    stop = min(start + BLOCK, units)
-    return unpack_states(packed[:, start // 8 : -(-stop // 8)], dtype)[:, : stop - start]
-
-
-def _sum_over_block(block: tuple[int, int], packed: Tensor, active: Tensor, table: Tensor) -> float:
-    """Sum of the joint entropies of the pairs of a unit from one block and a unit from another.
+def _find_patterns(packed: Tensor, units: int) -> tuple[Tensor, Tensor]:
+    """In which observations units are active.
 
     Args:
-        block: the first unit of each.
         packed: states of one class ``[observations, bytes]``.
-        active: how often each unit is active ``[units]``.
-        table: what a count adds to the entropy, by count.
+        units: number of units.
+
+    Returns:
+        The patterns that differ, packed in bits, uint8 ``[patterns, ceil(observations / 8)]``, and the number of units
+        that have each, int64 ``[patterns]``.
     """
-    left, right = block
-    together = _count_together(packed, left, right, len(active))
-    rows, columns = active[left : left + BLOCK], active[right : right + BLOCK]
+    by_unit = [
+        torch.cat([pack_states(unpack_states(part, torch.bool).T) for part in torch.split(block, OBSERVATIONS)], dim=1)
+        for block in torch.split(packed, BLOCK // 8, dim=1)
+    ]
+    patterns = torch.cat(by_unit)[:units]
+    size = patterns.shape[1]
+    numbers = functional.pad(patterns, (0, -size % 8)).view(torch.int64)  # quicker to compare than bytes
+    distinct, counts = torch.unique(numbers, dim=0, return_counts=True)
+    return distinct.view(torch.uint8)[:, :size].contiguous(), counts
+
+
+def _sum_over_block(
+    block: tuple[int, int], patterns: Tensor, active: Tensor, weights: Tensor, table: Tensor, observations: int
+) -> float:
+    """Weighted sum of the joint entropies of the pairs of a pattern from one block and a pattern from another.
+
+    Args:
+        block: the first pattern of each.
+        patterns: those of one class, packed ``[patterns, bytes]``.
+        active: how often each is active ``[patterns]``.
+        weights: the number of units that have it ``[patterns]``.
+        table: what a count adds to the entropy, by count.
+        observations: of the class.
+    """
+    left, right = (slice(start, start + BLOCK) for start in block)
+    together = _count_together(patterns[left], patterns[right])
+    rows, columns = active[left].unsqueeze(1), active[right]
     total = table.new_zeros(())
     counts = torch.empty(min(ROWS, len(rows)), 4, len(columns), dtype=torch.int32, device=table.device)
     terms = table.new_empty(counts.numel())  # taken once: memory that is new to the process is slow
-    for part, row in zip(torch.split(together, ROWS), torch.split(rows.unsqueeze(1), ROWS), strict=True):
+    for part, row, weight in zip(*(torch.split(each, ROWS) for each in (together, rows, weights[left])), strict=True):
         states = counts[: len(part)]
         both, first, second, neither = states.unbind(1)
         both.copy_(part)
         torch.sub(row, both, out=first)
         torch.sub(columns, both, out=second)
-        torch.sub(len(packed) - row, second, out=neither)
-        total += torch.index_select(table, 0, states.flatten(), out=terms[: states.numel()]).sum()
+        torch.sub(observations - row, second, out=neither)
+        found = torch.index_select(table, 0, states.flatten(), out=terms[: states.numel()])
+        total += weight @ (found.view(-1, len(columns)) @ weights[right]).view(-1, 4).sum(1)
     return total.item()
+
+
+def _count_together(left: Tensor, right: Tensor) -> Tensor:
+    """How often two packed patterns are active together, exact ``[patterns of left, patterns of right]``."""
+    device, by_bytes = left.device, multiplies_bytes(left.device)
+    dtype = torch.int8 if by_bytes else torch.float32
+    wide = torch.float32 if by_bytes or 8 * left.shape[1] <= LARGEST_COUNT else widest_float(device)
+    together: Tensor | None = None
+    parts = [torch.split(patterns, OBSERVATIONS // 8, dim=1) for patterns in (left, right)]
+    with torch.autocast(device.type, enabled=False):  # it would round the counts
+        for first_part, second_part in zip(*parts, strict=True):
+            first, second = unpack_states(first_part, dtype), unpack_states(second_part, dtype)
+            product = multiply_bytes(first, second.T) if by_bytes else (first @ second.T).to(wide)
+            together = product if together is None else together.add_(product)
+    assert together is not None
+    return together

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from lightning_psp.functional.validation import Unit
+
+# Times a number whose bytes are eight states, it has state k as bit k of its highest byte.
+_GATHERING = sum(1 << (56 - 7 * k if sys.byteorder == "little" else 9 * k) for k in range(8))
+_GATHERING -= (_GATHERING >> 63) << 64  # as torch writes it, with a sign
 
 
 def _joint_entropy_update(
@@ -45,10 +51,10 @@ def pack_states(states: Tensor) -> Tensor:
         >>> pack_states(torch.tensor([[True, False, True] + 6 * [False]]))
         tensor([[5, 0]], dtype=torch.uint8)
     """
-    padded = functional.pad(states, (0, -states.shape[1] % 8)).view(torch.uint8)
-    groups = padded.view(len(states), padded.shape[1] // 8, 8)
-    packed: Tensor = (groups << _bits(states.device)).sum(-1, dtype=torch.uint8)
-    return packed
+    # Padding copies, so that eight states can be read as one number whose bytes they are. The product has the states,
+    # none of which carries over to another, in its highest byte.
+    numbers = functional.pad(states, (0, -states.shape[1] % 8)).contiguous().view(torch.int64)
+    return (numbers * _GATHERING >> 56).to(torch.uint8)
 
 
 def unpack_states(packed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -61,7 +67,22 @@ def unpack_states(packed: Tensor, dtype: torch.dtype) -> Tensor:
     """
     values = torch.arange(256, dtype=torch.uint8, device=packed.device)
     states_of_value = ((values.unsqueeze(1) >> _bits(packed.device)) & 1).to(dtype)
-    return states_of_value.index_select(0, packed.flatten().int()).view(len(packed), 8 * packed.shape[1])
+    if dtype.itemsize == 1:  # eight of them are copied as one number
+        states_of_value = states_of_value.view(torch.int64)
+    states = states_of_value.index_select(0, packed.flatten().int())
+    return states.view(dtype).view(len(packed), 8 * packed.shape[1])
+
+
+def count_active(packed: Tensor) -> Tensor:
+    """How many states of each row are active, int32 ``[rows]``.
+
+    Example:
+        >>> count_active(torch.tensor([[5, 1], [0, 255]], dtype=torch.uint8))
+        tensor([3, 8], dtype=torch.int32)
+    """
+    values = torch.arange(256, dtype=torch.uint8, device=packed.device)
+    active_of_value = unpack_states(values.unsqueeze(1), torch.uint8).sum(1, dtype=torch.int32)
+    return active_of_value.index_select(0, packed.flatten().int()).view(packed.shape).sum(1, dtype=torch.int32)
 
 
 def states_of_units(packed: Tensor, units: Tensor) -> Tensor:

@@ -22,11 +22,10 @@ from tests.support.entropy_cases import CASES, batch
 from tests.support.entropy_reference import mean_over_sets, observations, of_set
 
 
-@pytest.fixture(params=["bfloat16", "float32"])
+@pytest.fixture(params=["bytes", "float32"])
 def products(request, monkeypatch):
     """Both ways in which a processor multiplies."""
-    capability = "AVX512" if request.param == "bfloat16" else "DEFAULT"
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(pair_entropy, "multiplies_bytes", lambda device: request.param == "bytes")
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("one unit")])
@@ -42,14 +41,14 @@ def test_counts_in_loops(name, order):
 def test_blocks_of_pairs(units, products, monkeypatch):
     monkeypatch.setattr(pair_entropy, "BLOCK", 16)
     monkeypatch.setattr(pair_entropy, "ROWS", 5)
-    monkeypatch.setattr(pair_entropy, "OBSERVATIONS", 11)
+    monkeypatch.setattr(pair_entropy, "OBSERVATIONS", 8)
     z, target = batch((35, units))
     expected = mean_over_sets(*observations(z, target), 2)
     assert psp_entropy(z, target, 3, 2).item() == pytest.approx(expected, abs=1e-12)
 
 
 def test_large_classes(products):
-    """Counts beyond what bfloat16 holds, and more than are unpacked at a time."""
+    """Counts beyond what a byte holds, and more than are unpacked at a time."""
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(20_011, 3, generator=generator) + torch.tensor([2.0, 0.0, -1.0])
     target = torch.zeros(len(z), dtype=torch.int64)
@@ -66,9 +65,19 @@ def test_autocast_rounds_no_count(products):
 
 def test_counts_beyond_those_of_float32(products, monkeypatch):
     monkeypatch.setattr(pair_entropy, "LARGEST_COUNT", 100)
-    packed = pack_states(torch.ones(300, 2, dtype=torch.bool))
-    together = pair_entropy._count_together(packed, 0, 0, 2)
-    assert (together.dtype, together.tolist()) == (torch.float64, [[300.0, 300.0], [300.0, 300.0]])
+    patterns = pack_states(torch.ones(2, 300, dtype=torch.bool))
+    together = pair_entropy._count_together(patterns, patterns)
+    assert together.dtype in (torch.int32, torch.float64)
+    assert together.tolist() == [[300, 300], [300, 300]]
+
+
+@pytest.mark.parametrize("samples", [1, 5, 64, 70])
+def test_units_that_share_their_states(samples, products):
+    """Few samples leave few patterns, each of which many units have."""
+    z, target = batch((samples, 40), num_classes=1)
+    z = torch.cat([z, -z, z[:, :9], torch.ones(samples, 3)], dim=1)
+    expected = mean_over_sets(*observations(z, target), 2)
+    assert psp_entropy(z, target, 1, 2).item() == pytest.approx(expected, abs=1e-12)
 
 
 def test_relations_between_orders():
