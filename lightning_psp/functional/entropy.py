@@ -21,6 +21,7 @@ from lightning_psp.functional.validation import (
     check_input,
     count_units,
 )
+from lightning_psp.torch_private.products import multiplies_bytes, multiply_bytes
 
 # Entropies that are held at a time in a sum over classes.
 _CHUNK = 2**22
@@ -202,13 +203,18 @@ def _count_states(z: Tensor, target: Tensor, unit: Unit = "element", unit_dim: i
         return ClassCounts(nothing, nothing.new_zeros(0, units), nothing)
     present, rows, sizes = torch.unique(target, return_inverse=True, return_counts=True)
     positions = z.numel() // (len(z) * units)
-    dtype = torch.float32 if len(z) * positions <= LARGEST_COUNT else torch.float64
-    if unit == "element" or z.ndim <= 2:
+    has_states = unit == "element" or z.ndim <= 2  # one of each unit in a sample
+    by_bytes = has_states and multiplies_bytes(z.device)
+    dtype = torch.int8 if by_bytes else torch.float32 if len(z) * positions <= LARGEST_COUNT else torch.float64
+    membership = torch.zeros(len(present), len(z), dtype=dtype, device=z.device)
+    membership.scatter_(0, rows.unsqueeze(0), 1)
+    if by_bytes:
+        states = (z > 0).view(torch.int8).reshape(len(z), -1)
+        return ClassCounts(present.long(), multiply_bytes(membership, states), sizes)
+    if has_states:
         states = torch.gt(z, 0, out=torch.empty(z.shape, dtype=dtype, device=z.device)).view(len(z), -1)
     else:
         states = (z > 0).sum([dim for dim in range(1, z.ndim) if dim != unit_dim % z.ndim], dtype=dtype)
-    membership = torch.zeros(len(present), len(z), dtype=dtype, device=z.device)
-    membership.scatter_(0, rows.unsqueeze(0), 1.0)
     with torch.autocast(z.device.type, enabled=False):  # it would round the counts
         counts = membership @ states
     return ClassCounts(present.long(), counts, sizes * positions)
