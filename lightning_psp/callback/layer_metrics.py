@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from lightning_psp.functional.totals import Total, add_up
+from lightning_psp.functional.totals import Total, add_up_weighted
 from lightning_psp.metrics import MeanSquarePotential, PSPEntropy
 
 # For each layer the sum of z² and the number of values.
@@ -130,4 +130,4 @@ def mean_over_layers(sums: LayerSums) -> Total:
         >>> mean_over_layers({"conv": (8.0, 4), "fc": (8.0, 2)})
         3.0
     """
-    return add_up([total / elements for total, elements in sums.values()]) / len(sums)
+    return add_up_weighted([(1 / elements / len(sums), total) for total, elements in sums.values()])

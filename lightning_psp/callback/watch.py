@@ -18,7 +18,7 @@ from lightning_psp.capture.nonlinearities import Nonlinearities
 from lightning_psp.capture.origin import Potential
 from lightning_psp.compilation.listening import announce_graph, told_of_graphs
 from lightning_psp.functional.reductions import RULES
-from lightning_psp.functional.totals import Total, add_up, read_on_processor
+from lightning_psp.functional.totals import Total, add_up, add_up_weighted, read_on_processor
 from lightning_psp.gradient.batch_means import BatchMeans
 from lightning_psp.gradient.class_states import BatchClasses, ClassStates
 from lightning_psp.gradient.compiled_tap import AnyTap, CompiledTap
@@ -152,7 +152,7 @@ class Watch:
             layers=self.layers(),
             sums=self._sums(),
             lam=self._lam if self._is_training else 0.0,
-            penalty=add_up([term.value() for term in self._terms]),
+            penalty=add_up_weighted([summand for term in self._terms for summand in term.summands()]),
             entropy_term=add_up([term.value() for term in self._entropy_terms]),
             loss=add_up(self._losses) if self._losses else None,
             not_hidden=tuple(potential.layer for potential in outputs),
@@ -170,8 +170,9 @@ class Watch:
         sums: LayerSums = {}
         for tap in self._taps():
             layer = tap.layer
-            total, elements = sums.get(layer, (0.0, 0))
-            sums[layer] = (total + read_on_processor(tap.square_sum), elements + tap.elements)
+            total, elements = read_on_processor(tap.square_sum), tap.elements
+            before = sums.get(layer)
+            sums[layer] = (total, elements) if before is None else (before[0] + total, before[1] + elements)
         return sums
 
     def _taps(self) -> list[AnyTap]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+from lightning_psp.torch_private.foreach import products
 
 # On a processor a number; on an accelerator, which a step is not to wait for, a tensor.
 Total: TypeAlias = float | Tensor
@@ -25,4 +28,18 @@ def add_up(totals: list[Total]) -> Total:
     number = math.fsum(total for total in totals if not isinstance(total, Tensor))
     if not tensors:
         return number
-    return torch.stack([total.to(tensors[0].device) for total in tensors]).sum() + number
+    total = torch.stack([total.to(tensors[0].device) for total in tensors]).sum()
+    return total + number if number else total
+
+
+def add_up_weighted(totals: Sequence[tuple[float, Total]]) -> Total:
+    """The sum of totals that are multiplied by a weight each, in a few kernels however many there are.
+
+    Example:
+        >>> add_up_weighted([(0.5, 4.0), (2.0, 3.0)])
+        8.0
+    """
+    tensors = [(weight, total) for weight, total in totals if isinstance(total, Tensor)]
+    numbers: list[Total] = [weight * total for weight, total in totals if not isinstance(total, Tensor)]
+    weighted = products([total for _, total in tensors], [weight for weight, _ in tensors]) if tensors else ()
+    return add_up([*numbers, *weighted])

@@ -7,7 +7,7 @@ no product and no further accumulation over activations. The entropy term is tol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_psp.capture.graph import reach
 from lightning_psp.functional.reductions import RULES, Reduction
-from lightning_psp.functional.totals import Total, add_up, read_on_processor
+from lightning_psp.functional.totals import Total, read_on_processor
 from lightning_psp.gradient.arriving import Arriving
 from lightning_psp.gradient.batch_means import BatchMean, BatchMeans, Part
 from lightning_psp.gradient.compiled_tap import AnyTap
@@ -45,15 +45,12 @@ class LayerTerm:
         parts = [*by_part.values()]
         self._parts = list(zip(parts, RULES[reduction].divisors(parts), found, strict=True))
 
-    def value(self) -> Total:
-        """The term; after the backward pass, which takes the sums of squares on its way."""
-        terms = []
+    def summands(self) -> Iterator[tuple[float, Total]]:
+        """What adds up to the term, with the weight of each; after the backward pass, which takes sums on its way."""
         for passes, divisor, mean in self._parts:
-            if mean is not None:
-                terms.append(self._weight / divisor * read_on_processor(mean.values.square().sum()))
-            else:
-                terms.append(self._weight / divisor * add_up([read_on_processor(tap.square_sum) for tap in passes]))
-        return add_up(terms)
+            sums = [tap.square_sum for tap in passes] if mean is None else [mean.values.square().sum()]
+            for total in sums:
+                yield self._weight / divisor, read_on_processor(total)
 
     def arm(self, scale: float, arriving: Arriving) -> None:
         """Has the gradient of `scale` times the term added in the next backward pass."""

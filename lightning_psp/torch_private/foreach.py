@@ -9,10 +9,24 @@ from torch import Tensor
 
 from lightning_psp.torch_private.names import find
 
+_mul: Any = find("torch._foreach_mul")
 _abs: Any = find("torch._foreach_abs")
 _clamp_max_: Any = find("torch._foreach_clamp_max_")
 _sub_: Any = find("torch._foreach_sub_")
 _addcmul_: Any = find("torch._foreach_addcmul_")
+
+
+def products(tensors: Sequence[Tensor], factors: Sequence[float]) -> Sequence[Tensor]:
+    """Each tensor times its factor.
+
+    Example:
+        >>> import torch
+        >>> products([torch.tensor(3.0), torch.tensor(5.0)], [2.0, 0.5])
+        (tensor(6.), tensor(2.5000))
+    """
+    if _mul is None:
+        return tuple(tensor * factor for tensor, factor in zip(tensors, factors, strict=True))
+    return tuple(_mul(tensors, factors))
 
 
 def absolutes(tensors: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -1,7 +1,7 @@
-"""What the callback adds to a validation run: its ⟨z²⟩, and the PSP-entropy that it measures where nothing is asked for.
+"""What the callback adds to a validation run: ⟨z²⟩, and the PSP-entropy that it measures where nothing is asked for.
 
-Validations of a network without callback, with ⟨z²⟩ alone and with entropy take turns. Processor time of one thread is
-compared, medians of ratios within a round, for other programs make it vary less than time.
+Validations of a network without callback, with ⟨z²⟩ alone and with entropy take turns. Processor time of one thread
+is compared, medians of ratios within a round, for other programs make it vary less than time.
 
     python tests/benchmarks/validation.py
     python tests/benchmarks/validation.py --models resnet18 --batch-size 100

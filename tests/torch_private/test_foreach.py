@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lightning_psp.functional.totals import add_up_weighted
 from lightning_psp.pruning.decay import sensitivity_decay
 from lightning_psp.torch_private import foreach
 
@@ -10,7 +11,16 @@ NAMES = ("_abs", "_clamp_max_", "_sub_", "_addcmul_")
 
 
 def test_this_version_has_all_names():
-    assert all(getattr(foreach, name) is not None for name in NAMES)
+    assert all(getattr(foreach, name) is not None for name in (*NAMES, "_mul"))
+
+
+@pytest.mark.parametrize("has_name", [True, False])
+def test_weighted_sums(has_name, monkeypatch):
+    if not has_name:
+        monkeypatch.setattr(foreach, "_mul", None)
+    totals = [(0.5, torch.tensor(4.0)), (2.0, 3.0), (0.25, torch.tensor(2.0))]
+    assert add_up_weighted(totals) == torch.tensor(8.5)
+    assert add_up_weighted([]) == 0.0
 
 
 @pytest.mark.parametrize("names", [(), *((name,) for name in NAMES), NAMES], ids=lambda names: "".join(names) or "all")
