@@ -98,11 +98,6 @@ def test_a_model_without_potentials():
     assert trainer.global_step == 0
 
 
-def test_two_callbacks_in_one_trainer():
-    with pytest.raises(RuntimeError, match="more than one stateful callback of type `PSPCallback`"):
-        quiet_trainer(PSPCallback(), PSPCallback())
-
-
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_scripted_modules_are_refused():
     compiled = torch.jit.script(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
