@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from lightning_psp.torch_private.compiler import comptime, nodes_in, running_modules
 from lightning_psp.torch_private.modules import GlobalHooks, compiled_call_of, is_compiled, set_compiled_call
 
 
@@ -26,6 +27,8 @@ class Listener(Protocol):
 
 _is_traced = torch.compiler.is_dynamo_compiling
 
+# The key under which a node of a traced graph tells which calls of modules return it, and as which of their tensors.
+RETURNED = "psp_returned"
 _GLOBAL_HOOKS = r"Using `torch.compile\(module\)` when there are global hooks"
 _listeners: list[Listener] = []
 
@@ -67,9 +70,18 @@ def _before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
 
 
 def _after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-    if not _is_traced():
+    if _is_traced():
+        comptime(_mark_output)
+    else:
         for listener in _listeners:
             listener.leave_module(module, inputs, output)
+
+
+def _mark_output(context: Any) -> None:
+    """Notes in a graph that is being traced which of its nodes give what a module returns."""
+    call = running_modules(context)[-1:]
+    for place, node in enumerate(nodes_in(context, "output")):
+        node.meta.setdefault(RETURNED, {}).update(dict.fromkeys(call, place))
 
 
 _hooks = GlobalHooks(_before, _after)

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from lightning_psp.capture.graph import Edge, reach_from
 from lightning_psp.capture.mode import Capture
+from lightning_psp.capture.module_calls import RETURNED
 from lightning_psp.capture.origin import Potential
 from lightning_psp.compilation.description import Description, Result, Seen, function_of_node
 from lightning_psp.compilation.region import Region
@@ -173,7 +174,14 @@ class _Analysis(fx.Interpreter):
             self._static.enter_module(module, tuple(self._given_to(entry)))
 
     def _given_by(self, entry: _Entry) -> list[Tensor]:
-        """The tensors made inside a module that are used outside, or else the last one."""
+        """The tensors that a module returns; where that is not told, those that are used outside, or else the last."""
+        returned = [
+            (node.meta[RETURNED][entry], value)
+            for node, value in self.env.items()
+            if isinstance(value, Tensor) and entry in node.meta.get(RETURNED, ())
+        ]
+        if returned:
+            return [value for _, value in sorted(returned, key=lambda found: found[0])]
         made = [
             (node, value) for node, value in self.env.items() if isinstance(value, Tensor) and _is_inside(node, entry)
         ]

@@ -15,6 +15,7 @@ _FakeTensorMode: Any = find("torch._subclasses.fake_tensor.FakeTensorMode")
 _LocalSource: Any = find("torch._dynamo.source.LocalSource")
 _skip_code: Any = find("torch._dynamo.eval_frame.skip_code")
 _config: Any = find("torch._inductor.config")
+_VariableTracker: Any = find("torch._dynamo.variables.base.VariableTracker")
 
 _NEED = "potentials inside functions made by `torch.compile` cannot be seen"
 _REMEDY = "Train without `torch.compile`, or put `torch.compiler.disable` around the network."
@@ -44,6 +45,38 @@ def change_compiler(context: Any, change: Callable[[Callable[..., Any]], Callabl
     if not hasattr(graph, "compiler_fn"):
         lacking("OutputGraph.compiler_fn", _NEED, _REMEDY)
     graph.compiler_fn = change(graph.compiler_fn)
+
+
+def running_modules(context: Any) -> list[tuple[str, str]]:
+    """The calls of modules that are being traced, the outermost first, as the nodes of the graph name them.
+
+    Args:
+        context: what :data:`comptime` gives.
+    """
+    translator = getattr(context, "_i_will_not_complain_if_bc_breaks_InstructionTranslator", None)
+    stack = getattr(translator(), "nn_module_stack", None) if translator is not None else None
+    return [(key, name) for key, (name, _) in (stack or {}).items()]
+
+
+def nodes_in(context: Any, variable: str) -> list[fx.Node]:
+    """The nodes of the graph that is being traced that give the tensors in a variable; none where this is not told.
+
+    Args:
+        context: what :data:`comptime` gives.
+        variable: the name of a local variable of the function that called it.
+    """
+    tracker = getattr(context.get_local(variable), "_i_will_not_complain_if_bc_breaks_VariableTracker", None)
+    if tracker is None or not hasattr(_VariableTracker, "visit"):
+        return []
+    found: dict[fx.Node, None] = {}
+
+    def note(part: Any) -> None:
+        node = getattr(getattr(part, "proxy", None), "node", None)
+        if isinstance(node, fx.Node):
+            found[node] = None
+
+    _VariableTracker.visit(note, tracker())
+    return list(found)
 
 
 def check_compiler() -> None:

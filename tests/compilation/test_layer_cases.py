@@ -27,20 +27,14 @@ QUICK = {
     "returned mixture of probabilities",
 }
 REFUSED = {"LSTM cell"}  # whose gates are inside one operation of the compiled network
-STEPS_THAT_DIFFER = dict.fromkeys(
-    ("losses of samples", "autoencoder, losses of samples", "hinge inside"), "the output is said not to be found"
-)
 
 
-def cases(differ=(), always_slow=False):
-    """All cases, those that take long marked; `differ` tells why some of them are not as in eager."""
-    found = []
-    for case in CASES:
-        marks = [pytest.mark.slow] if always_slow or case.name not in QUICK else []
-        if case.name in differ:
-            marks.append(pytest.mark.xfail(reason=differ[case.name]))
-        found.append(pytest.param(case, marks=marks, id=case.name))
-    return pytest.mark.parametrize("case", found)
+def cases(always_slow=False):
+    """All cases, those that take long marked."""
+    slow = [case for case in CASES if always_slow or case.name not in QUICK]
+    return pytest.mark.parametrize(
+        "case", [pytest.param(case, marks=[pytest.mark.slow] * (case in slow), id=case.name) for case in CASES]
+    )
 
 
 @cases()
@@ -52,7 +46,7 @@ def test_compiled_network(case):
         check(case, network_by_method)
 
 
-@cases(STEPS_THAT_DIFFER, always_slow=True)
+@cases(always_slow=True)
 def test_compiled_step(case):
     before = graphs()
     if case.name in REFUSED:
