@@ -10,7 +10,7 @@ from typing import Any, Generic
 from torch import Tensor
 
 from lightning_psp.capture.frames import Frames
-from lightning_psp.capture.functions import MASKING, Handler, Role, TorchFunction, name_of, overwriting, roles
+from lightning_psp.capture.functions import Handler, Role, TorchFunction, is_masking, name_of, overwriting, roles
 from lightning_psp.capture.ledger import Ledger
 from lightning_psp.capture.origin import Kept
 from lightning_psp.capture.origins import Origins
@@ -85,7 +85,8 @@ class FollowedCalls(Generic[Kept]):
         if isinstance(result, Tensor):
             argument = self._origins.argument(args)
             note(result)
-            if argument is not None and self._ledger.in_call and is_suspicious(func) and result.grad_fn is not None:
+            may_be_unseen = is_suspicious(func, args) and result.grad_fn is not None and result.ndim > 0
+            if argument is not None and self._ledger.in_call and may_be_unseen:
                 place, edge = self._frames.host(name_of(func)), self._graph.edge(result)
                 self._witness.note_suspect(func, place, argument, self._origins.of(result), edge)
             if join is not None and not self._frames.suppressed:
@@ -105,7 +106,7 @@ class FollowedCalls(Generic[Kept]):
         if overwritten is not None and is_seen and self._written.overwrites_potential(overwritten, join):
             self._ledger.meet(args[0], label, in_place=True)
         elif overwritten is not None:
-            self._settlement.save_overwritten(overwritten, args[0], func in MASKING)
+            self._settlement.save_overwritten(overwritten, args[0], is_masking(func, args))
         result = func(*args, **kwargs)
         written = args[0] if result is None and args else result  # of an assignment to a part
         if isinstance(written, Tensor):
@@ -117,7 +118,10 @@ class FollowedCalls(Generic[Kept]):
     def _weigh(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result, has_weights = self._provenance.weigh(func, args, kwargs)
         origin = self._origins.find(result) if has_weights and isinstance(result, Tensor) else None
-        if origin is not None and origin.path is not None and self._ledger.counts():
+        is_named = origin is not None and origin.path is not None
+        if is_named and not self._frames.suppressed and self._ledger.counts():
+            assert origin is not None
+            assert origin.path is not None
             self._witness.weights.add(origin.path)
             if not self._ledger.in_call:
                 # A weight that is used outside of every module is a call of the network.

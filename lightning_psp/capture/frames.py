@@ -19,6 +19,7 @@ from lightning_psp.torch_private.modules import OwnParameter, Parts, has_parts
 _ACTIVATION_MODULES: tuple[type[nn.Module], ...] = tuple(
     getattr(activation_modules, name) for name in activation_modules.__all__ if name != "MultiheadAttention"
 )
+_METRICS = (Metric, MetricCollection)
 # An activation that is written out may have a few slopes of its own.
 _MOST_SLOPES = 4
 
@@ -46,12 +47,14 @@ class Known(NamedTuple):
         has_weights: whether it has parameters, its own or inside of it.
         kind: what it may be besides.
         is_network: whether a call of it outside of every other one is a call of the network.
+        is_of_metric: whether it is a part of a metric of torchmetrics.
     """
 
     path: str | None
     has_weights: bool
     kind: Kind | None
     is_network: bool
+    is_of_metric: bool = False
 
 
 class Frame:
@@ -62,12 +65,13 @@ class Frame:
         known: what is known of it.
     """
 
-    __slots__ = ("first", "given", "known", "module", "potential", "starts_call", "turns")
+    __slots__ = ("first", "given", "known", "module", "potential", "starts_call", "suppresses", "turns")
 
     def __init__(self, module: nn.Module, known: Known) -> None:
         self.module = module
         self.known = known
         self.starts_call = False  # whether it is an outermost call of the network
+        self.suppresses = False  # whether nothing inside of it is a layer
         self.potential: Potential[Any] | None = None  # what entered it, where it is a nonlinearity as a whole
         self.given: Origin | None = None  # the one tensor that a candidate was called with
         self.first = 0  # number of potentials before it
@@ -95,6 +99,7 @@ class Frames:
         self._known: dict[nn.Module, Known] = {}
         self._foreign: weakref.WeakKeyDictionary[nn.Module, Known] = weakref.WeakKeyDictionary()
         self._parameters: dict[int, OwnParameter] = {}
+        self._has_metrics = False
         self._has_all = False  # whether the parameters were looked for in this step
         self._parts: Parts | None = None  # that were found in this step
         self.running: list[Frame] = []
@@ -155,6 +160,11 @@ class Frames:
         """Whether the module around a module stands for the same one, such as that of `torch.compile`."""
         return bool(self.running) and self.running[-1].path == frame.path
 
+    @property
+    def in_metric(self) -> bool:
+        """Whether a network that a metric holds is running."""
+        return self._has_metrics and any(frame.known.is_of_metric for frame in self.running)
+
     def innermost_path(self) -> str:
         """Path of the innermost running module of the network; empty outside of them."""
         return next((frame.path for frame in reversed(self.running) if frame.path is not None), "")
@@ -201,8 +211,12 @@ class Frames:
     def _find_paths(self) -> None:
         self._has_all = False
         parts = self._parts = Parts(self._root)
+        metrics = [path for module, path in parts.paths.items() if path and isinstance(module, _METRICS)]
+        self._has_metrics = bool(metrics)
         self._known = {
-            module: self._describe(module, _cleaned(path), module in parts.weighted)
+            module: self._describe(module, _cleaned(path), module in parts.weighted)._replace(
+                is_of_metric=any(path == metric or is_within(path, metric) for metric in metrics)
+            )
             for module, path in parts.paths.items()
         }
 
@@ -213,8 +227,10 @@ class Frames:
         kind = self._kinds[cls]
         if kind is Kind.CANDIDATE and (module is self._root or not _may_be_activation(module)):
             kind = None
-        is_network = path is not None and (has_weights or path == "")
-        return Known(path, has_weights, kind, is_network and not isinstance(module, (Metric, MetricCollection)))
+        # Buffers called `weight` alone make a frozen normalisation, and more often a loss with weights of classes.
+        is_trained = has_weights and next(module.parameters(), None) is not None
+        is_network = path is not None and (is_trained or path == "")
+        return Known(path, has_weights, kind, is_network and not isinstance(module, _METRICS))
 
     def _kind_of(self, cls: type[nn.Module]) -> Kind | None:
         if issubclass(cls, self._named):

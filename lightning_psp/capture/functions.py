@@ -84,7 +84,7 @@ _NAMES: dict[Role, str] = {
         "abs absolute __abs__ arctan arctan2 arcsinh asinh atan atan2 clamp clamp_max clamp_min clip cos cosh erf erfc"
         " exp exp2 expm1 ge __ge__ gt __gt__ heaviside hypot le __le__ log log10 log1p log2 logaddexp logaddexp2 lt"
         " __lt__ max maximum min minimum pow __pow__ __rpow__ float_power reciprocal rsqrt sign sgn sin sinc sinh sqrt"
-        " square tan masked_fill where"
+        " square tan masked_fill where digamma erfcx erfinv fmax fmin i0 i0e i1 i1e lgamma log_ndtr logit ndtr ndtri"
     ),
     Role.ATTENTION: "multi_head_attention_forward scaled_dot_product_attention",
     Role.JOINING: "cat concat concatenate stack hstack vstack",
@@ -101,7 +101,7 @@ _PROPERTIES = {Role.VIEW: "T mT H mH data real"}
 _ACTIVATING = (
     "arctan arctan2 arcsinh asinh atan atan2 clamp clamp_max clamp_min clip cos cosh erf erfc exp exp2 expm1 ge __ge__"
     " gt __gt__ heaviside le __le__ log1p logaddexp logaddexp2 lt __lt__ max maximum min minimum __rpow__ rsqrt sign"
-    " sgn sin sinc sinh sqrt tan where"
+    " sgn sin sinc sinh sqrt tan where digamma erfcx erfinv fmax fmin i0 i0e i1 i1e lgamma log_ndtr logit ndtr ndtri"
 )
 _MAXIMA = "max maximum"
 _DIFFERENCES = "sub subtract __sub__"
@@ -190,6 +190,7 @@ DIFFERENCES = with_overwriting(_DIFFERENCES)
 EXPONENTIALS = with_overwriting("exp exp2")
 FEATURES_LAST = all_forms_of(_FEATURES_LAST)
 SUMMING = all_forms_of("sum")
+PRODUCTS = with_overwriting("mul multiply __mul__")
 TELLING = frozenset(
     [
         *(getattr(Tensor, name) for name in _TELLING.split()),
@@ -200,6 +201,19 @@ ADDING_TO_FIRST = all_forms_of("addbmm addmm addmv baddbmm")
 MASKING = with_overwriting("masked_fill where")
 
 
+def is_masking(function: TorchFunction, args: tuple[Any, ...]) -> bool:
+    """Whether a call gives a tensor other values in some places: ``z[mask] = value`` is one.
+
+    Args:
+        function: the function.
+        args: its positional arguments.
+    """
+    if function is not Tensor.__setitem__:
+        return function in MASKING
+    tensor, mask = args[0], args[1]
+    return isinstance(mask, Tensor) and mask.dtype is torch.bool and mask.shape == tensor.shape
+
+
 def _overwrites(method: str) -> bool:
     if method.startswith("__i") and method.endswith("__"):
         return method not in ("__index__", "__init__", "__init_subclass__", "__int__", "__invert__", "__iter__")
@@ -208,5 +222,5 @@ def _overwrites(method: str) -> bool:
 
 def name_of(function: TorchFunction) -> str:
     """What a reader calls a function, whether it is a method, an operator or overwrites its argument."""
-    name = getattr(function, "__name__", "").strip("_")
+    name = getattr(function, "__name__", "").strip("_").removeprefix("special_")
     return {"rpow": "pow"}.get(name, name)

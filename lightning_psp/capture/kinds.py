@@ -8,7 +8,10 @@ from torch import Tensor
 from lightning_psp.torch_private.tensors import transformation_of
 
 _REFUSED = {
-    "vmap": "Potentials inside `torch.vmap` cannot be seen as the tensors of one batch. Call the network on the batch.",
+    "vmap": (
+        "Potentials inside `torch.vmap` cannot be seen as the tensors of one batch. Call the network, or the loss, on"
+        " the batch."
+    ),
     "grad": (
         "Potentials inside `torch.func.grad` and its like cannot be penalised. Call the network as ever, and"
         " `torch.autograd.grad(..., create_graph=True)` on its output."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeGuard
 
 import torch
@@ -157,6 +157,7 @@ class Ledger(Generic[Kept]):
         potential.origin = origin
         potential.units = z.shape[origin.unit_dim] if z.ndim > 1 else 1
         potential.label = label
+        potential.is_of_metric = self._frames.in_metric
         if origin.measured is not None:
             potential.measured = origin.measured
             potential.results.extend(origin.measured.results)
@@ -186,6 +187,14 @@ class Ledger(Generic[Kept]):
                 potential.units = z.shape[-1]
                 potential.kept = self._keep(z, potential, False)
         self.potentials.extend(expected)
+
+    def set_aside(self, potential: Potential[Kept]) -> None:
+        """Leaves out what may turn out to be a potential later."""
+        self.potentials.remove(potential)
+
+    def take_up(self, potentials: Iterable[Potential[Kept]]) -> None:
+        """Counts potentials again that were set aside."""
+        self.potentials.extend([potential for potential in potentials if potential not in self.potentials])
 
     def drop(self, potential: Potential[Kept]) -> None:
         """Lets go of what is no potential of its own."""

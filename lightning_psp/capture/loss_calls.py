@@ -122,9 +122,8 @@ class LossCalls(Generic[Kept]):
 
     def _enter_loss(self, z: Tensor, label: str) -> list[Potential[Kept]]:
         """Takes the tensor that enters a loss's own softmax or sigmoid for the output layer."""
-        if self._frames.suppressed or not self._ledger.is_potential(z):
-            return []
-        if not self._ledger.in_call and not self._is_of_network(z):
+        # A loss that is mapped over the samples of what a network returned shows no weights.
+        if self._frames.suppressed or self._ledger.is_of_no_network(z) or not self._ledger.is_potential(z):
             return []
         origin = self._origins.of(z)
         root = self._origins.root(origin)
@@ -141,6 +140,7 @@ class LossCalls(Generic[Kept]):
                 self._ledger.add(whole, label, in_place=False, is_output=True)
         for potential in values.potentials:
             potential.is_output = potential.enters_loss = True
+            potential.edge = self._graph.edge(z if whole is None else whole)
         return values.potentials
 
     def _take(self, potential: Potential[Kept]) -> Potential[Kept]:
@@ -181,7 +181,7 @@ class LossCalls(Generic[Kept]):
     def _softmax(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = self._run_other(func, args, kwargs)
         z = args[0] if args else kwargs.get("input")
-        if isinstance(z, Tensor) and self._ledger.is_potential(z):
+        if isinstance(z, Tensor) and not self._ledger.is_of_no_network(z) and self._ledger.is_potential(z):
             # Whether these are probabilities of the output or weights of attention shows later. Of a softmax only the
             # last can be the network's output: the tensors of all others are let go.
             origin = self._origins.of(result)

@@ -94,10 +94,12 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self._ledger = Ledger(
             self._origins, self._frames, self._checkpoints, selection, keep, lambda: len(self._outputs.calls), on_drop
         )
-        self.records: Records[Kept] = Records(self._frames, self._origins, self._graph, self._ledger, self._outputs)
+        self._witness = Witness()
+        self.records: Records[Kept] = Records(
+            self._frames, self._origins, self._graph, self._ledger, self._outputs, self._witness
+        )
         self.save = self._checkpoints.save  # what is kept of a potential inside a checkpointed function
         self._settlement = Settlement(self._ledger, self._outputs, self._frames, self._origins, self._graph)
-        self._witness = Witness()
         self._provenance = Provenance(self._origins, tracks_units)
         written = WrittenActivations(self._ledger, self._frames, self._origins, self._graph)
         note_other = self._provenance.note_other
@@ -259,7 +261,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if has_shadow:
             self._graph.end_call(result)
         if not self._origins.in_call and isinstance(result, Tensor) and result.ndim == 0 and self._ledger.counts():
-            self._outputs.note_scalar(result, self._graph.edge(result))
+            self._outputs.note_scalar(result, self._graph.edge(result), self._frames.in_metric)
         return result
 
     # --- what was seen ---------------------------------------------------------------------------------------------
@@ -301,6 +303,14 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             losses: to the losses; those that were seen if None.
         """
         self._settlement.settle(self._outputs.losses() if losses is None else losses)
+
+    def possible_outputs(self, losses: Sequence[Edge]) -> list[Potential[Kept]]:
+        """The potentials that are none if they do not turn out to be the output.
+
+        Args:
+            losses: to losses that the network computes itself.
+        """
+        return [*self._settlement.overwritten, *self._settlement.inside(losses)]
 
     def _give_outputs(self) -> None:
         if self.on_outputs is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Generic
 
+import torch
 from torch import Tensor, nn
 
 from lightning_psp.capture.frames import Frame, Frames, Kind
@@ -69,16 +70,20 @@ class NetworkCalls(Generic[Kept]):
             return
         frame = self._frames.frame_of(module)
         known = frame.known
+        # With gradient, a network that a metric holds may be a part of the loss.
+        is_left_out = known.is_of_metric and not torch.is_grad_enabled()
         if self.is_redirected and known.path == "":
             self.is_redirected = False
             frame.known = known._replace(path=None)
-        elif not self._ledger.in_call and known.is_network:
+        elif not self._ledger.in_call and known.is_network and not is_left_out:
             frame.starts_call = True
             self._ledger.begin_call()
-        if known.kind is Kind.PARAMETRIZATION:
+        if known.kind is Kind.PARAMETRIZATION or is_left_out:
+            frame.suppresses = True
             self._frames.begin_suppression()
         elif known.kind is Kind.NAMED:
             frame.potential = self._enter_named_activation(module, frame, inputs)
+            frame.suppresses = True
             self._frames.begin_suppression()
         elif known.kind is Kind.CANDIDATE and not self._frames.suppressed:
             self._written.enter(frame, inputs)
@@ -104,7 +109,7 @@ class NetworkCalls(Generic[Kept]):
         frame = self._frames.running.pop()
         known = frame.known
         kind, path = known.kind, known.path
-        if kind is Kind.PARAMETRIZATION or kind is Kind.NAMED:
+        if frame.suppresses:
             self._frames.end_suppression()
         if frame.potential is not None and isinstance(output, Tensor):
             frame.potential.results.append(self._graph.edge(output))
@@ -133,10 +138,11 @@ class NetworkCalls(Generic[Kept]):
             edges = [edge for tensor in tensors if (edge := self._graph.edge(tensor))[0] is not None]
             self._outputs.calls.append(Call([target for target in found if target is not None], edges, is_trained))
         self._losses.end_call()
+        self._origins.end_call()
         if frame.known.has_weights:
             self._origins.record_module(frame.path, frame, tensors)
         for tensor in tensors:
             if tensor.ndim == 0 and self._ledger.counts():
-                self._outputs.note_scalar(tensor, self._graph.edge(tensor))
+                self._outputs.note_scalar(tensor, self._graph.edge(tensor), self._frames.in_metric)
         if frame.path == "":
             self._on_end()

@@ -88,10 +88,12 @@ class Potential(Generic[Kept]):
     """
 
     __slots__ = (
+        "edge",
         "enters_loss",
         "enters_nonlinearity",
         "evaluation",
         "is_differentiated",
+        "is_of_metric",
         "is_output",
         "kept",
         "label",
@@ -118,8 +120,10 @@ class Potential(Generic[Kept]):
         self.enters_loss = False  # whether a loss's own softmax or sigmoid takes it
         self.kept = None
         self.results: list[Edge] = []  # to what the nonlinearity gave
+        self.edge: Edge | None = None  # to the potential, where a loss takes it
         self.measured: Measured | None = None
         self.is_differentiated = False  # whether a gradient that passed it may be part of a loss
+        self.is_of_metric = False  # whether a network that a metric holds made it
         self.label = ""  # of a nonlinearity outside the network
         self.number_of_calls = 0  # of the network before that
         self.origin: Origin | None = None  # of the tensor

@@ -29,7 +29,9 @@ class Origins:
         self._origins: dict[int, Origin] = {}
         self._serial = 0
         self._bases: dict[int, Tensor] = {}  # what a tensor that is still there is a view of
-        self._held: deque[Tensor] = deque(maxlen=4)  # of which the last copies and multiples were taken
+        # Of which the last copies and multiples were taken: of layers, or outside the network, and of other tensors.
+        self._held: deque[Tensor] = deque(maxlen=4)
+        self._held_inside: deque[Tensor] = deque(maxlen=2)
 
         def forget(key: int, reference: weakref.ref[Tensor]) -> None:
             known = origins.get(key)
@@ -133,11 +135,16 @@ class Origins:
                 if source is not None and source.path is None:
                     origin.source.place = source.place
 
+    def end_call(self) -> None:
+        """The network has returned, and what it returned is known: tensors that were kept for that are let go of."""
+        self._held_inside.clear()
+
     def clear(self) -> None:
         """Forgets every tensor."""
         self._origins.clear()
         self._bases.clear()
         self._held.clear()
+        self._held_inside.clear()
 
     # --- the whole of which a tensor is a part ---------------------------------------------------------------------
 
@@ -175,6 +182,13 @@ class Origins:
             if before is None or before is origin:
                 return origin
             origin = before
+
+    @staticmethod
+    def beginning(origin: Origin) -> Origin:
+        """The first tensor of which this one is a view, a part, a multiple or another function, value by value."""
+        while (before := origin.whole if origin.parent is None else origin.parent) is not None:
+            origin = before
+        return origin
 
     @staticmethod
     def whole(origin: Origin) -> Tensor | None:
@@ -224,8 +238,8 @@ class Origins:
 
     def hold(self, tensor: Tensor, origin: Origin) -> None:
         """Keeps a tensor for a while that may turn out to be the output layer's, of which a copy goes on."""
-        if origin.is_made and (origin.path is not None or not self.in_call):
-            self._held.append(tensor)
+        if origin.is_made:
+            (self._held if origin.path is not None or not self.in_call else self._held_inside).append(tensor)
 
 
 def _gone() -> None:

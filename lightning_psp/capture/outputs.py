@@ -44,6 +44,7 @@ class Target(Generic[Kept]):
         potentials: its potentials, where it has some.
         path: of the module that returned it.
         may_be_term: whether no module with weights gave it, so that it may be a term of the loss.
+        made_of: to what it is made of without a further weight; None where the graph shows that.
     """
 
     edges: Sequence[Edge]
@@ -52,6 +53,7 @@ class Target(Generic[Kept]):
     potentials: list[Potential[Kept]]
     path: str
     may_be_term: bool = False
+    made_of: Sequence[Edge] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,14 +85,16 @@ class OutputFinder(Generic[Kept]):
         self.wholes: list[Origin] = []
         self.inside: dict[Edge, list[Way]] = {}  # the ways inside compiled functions, from one of their results
         self._scalars: list[tuple[weakref.ref[Tensor] | None, Edge]] = []
+        self._of_metrics: list[tuple[weakref.ref[Tensor] | None, Edge]] = []
         self._backward: list[Edge] = []
 
-    def note_scalar(self, tensor: Tensor, edge: Edge) -> None:
-        """Notes a single number outside the network, which may be a loss."""
+    def note_scalar(self, tensor: Tensor, edge: Edge, is_of_metric: bool) -> None:
+        """Notes a single number outside the network, which may be a loss; that of a metric is one where no other is."""
         if edge[0] is None:
             return
         # Without gradient, a graph holds no memory; with it, what nobody holds is no loss.
-        self._scalars.append((None if tensor.grad_fn is None else weakref.ref(tensor), edge))
+        known = self._of_metrics if is_of_metric else self._scalars
+        known.append((None if tensor.grad_fn is None else weakref.ref(tensor), edge))
 
     def note_backward(self, edge: Edge) -> None:
         """Notes a backward pass inside the watch."""
@@ -100,7 +104,7 @@ class OutputFinder(Generic[Kept]):
         """To the losses that were seen: what was gone back from, else the numbers that no other one is made of."""
         if self._backward:
             return self._backward
-        scalars = [edge for holder, edge in self._scalars if holder is None or holder() is not None]
+        scalars = _held(self._scalars) or _held(self._of_metrics)
         if len(scalars) < 2:
             return scalars
         below: set[Edge] = set()
@@ -132,7 +136,8 @@ class OutputFinder(Generic[Kept]):
             for target in call.targets
             if call.is_trained or not any_trained or any(target.origin is whole for whole in self.wholes)
         ]
-        return _walk(losses, [*entering, *returned, *self.inputs_of_losses], self.inside)
+        inputs = [target for target in self.inputs_of_losses if not _is_made_of(target, returned)]
+        return _walk(losses, [*entering, *returned, *inputs], self.inside)
 
     def is_hidden(self, potential: Potential[Kept]) -> bool:
         """Whether a call of the network that came after a nonlinearity outside of it uses its result."""
@@ -143,6 +148,10 @@ class OutputFinder(Generic[Kept]):
         """Whether a nonlinearity outside the network takes what is made of a network's results."""
         returned = {edge for call in self.calls for edge in call.edges}
         return any(not edges_below(edge).isdisjoint(returned) for edge in potential.results)
+
+
+def _held(scalars: Iterable[tuple[weakref.ref[Tensor] | None, Edge]]) -> list[Edge]:
+    return [edge for holder, edge in scalars if holder is None or holder() is not None]
 
 
 def ways_to(edges: Collection[Edge], start: Edge) -> list[Way]:
@@ -199,6 +208,31 @@ def _is_of_terms(node: Any) -> bool:
     if name in ("mul", "div", "rmul", "rdiv", "truediv"):
         return sum(following is not None for following, _ in node.next_functions) < 2
     return True
+
+
+def _is_made_of(target: Target[Any], returned: Iterable[Target[Any]]) -> bool:
+    """Whether the input of a loss is made of what is returned, without a further weight."""
+    if target.made_of is not None:
+        return any(edge in target.made_of for other in returned for edge in other.edges)
+    return bool(made_of(target, {edge: _weighings(other) for other in returned for edge in other.edges}))
+
+
+def made_of(target: Target[Any], weighings: Mapping[Edge, int]) -> list[Edge]:
+    """Those of some edges to tensors of which the input of a loss is made without a further weight.
+
+    Args:
+        target: the input of a loss.
+        weighings: by edge, how many weights have come one after another before the tensor.
+    """
+    if target.origin is None or target.origin.path is not None:
+        return []
+    below = set().union(*map(edges_below, target.edges)).difference(target.edges)
+    return [edge for edge, number in weighings.items() if edge in below and number == target.origin.weighings]
+
+
+def _weighings(target: Target[Any]) -> int:
+    origins = [target.origin, *(potential.origin for potential in target.potentials)]
+    return max((origin.weighings for origin in origins if origin is not None), default=0)
 
 
 def _name(kind: str) -> str:

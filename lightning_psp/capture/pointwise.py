@@ -13,11 +13,11 @@ from lightning_psp.capture.functions import (
     BOUNDS,
     DIFFERENCES,
     EXPONENTIALS,
-    MASKING,
     MAXIMA,
     SUMS,
     Role,
     TorchFunction,
+    is_masking,
 )
 from lightning_psp.capture.origin import (
     ACTIVATED,
@@ -96,7 +96,7 @@ class Pointwise:
         is_arithmetic = role is Role.ARITHMETIC
         is_sum = func in SUMS
         step = ACTIVATING_STEP if func in ACTIVATING else POLYNOMIAL
-        is_mask = func in MASKING and len(made) == 1 and not _is_condition(made[0])
+        is_mask = is_masking(func, args) and len(made) == 1 and not _is_condition(made[0])
         if is_arithmetic or is_mask:
             step = LINEAR
         if len(made) == 1 and not (is_sum and number_of_data):
@@ -194,6 +194,8 @@ class Pointwise:
         """As :meth:`compute`, for a function that overwrites its first argument."""
         if role in (Role.ARITHMETIC, Role.POINTWISE):
             return self.compute(func, role, args, kwargs)
+        if func is Tensor.__setitem__ and is_masking(func, args):
+            return self.compute(func, Role.POINTWISE, args[:2], kwargs)
         tensor = args[0] if args else kwargs.get("input")
         origin = self._origins.find(tensor)
         made, _, has_weights = self._sort(args if not kwargs else (*args, *kwargs.values()))

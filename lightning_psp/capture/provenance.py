@@ -117,7 +117,7 @@ class Provenance:
         """
         result = func(*args, **kwargs)
         weight: str | None = None
-        is_made, has_weights, dims, weighings = False, False, 0, 0
+        is_made, has_weights, is_weighed, dims, weighings = False, False, False, 0, 0
         first: Origin | None = None
         is_normalisation = _is_normalisation(func)
         origins = self._origins
@@ -128,7 +128,7 @@ class Provenance:
             # A parameter is looked up without a note of its own.
             is_weight, name = origins.weight(value) if origin is None else (origin.is_weight, origin.weight)
             if is_weight:
-                is_made = True
+                is_made = is_weighed = True
                 if type(value) is not nn.Parameter and self.split_weight is None and _is_split(value):
                     self.split_weight = name or "of another module"
                 if name is not None:
@@ -147,7 +147,7 @@ class Provenance:
         for tensor in (result,) if isinstance(result, Tensor) else tensors_in(result):
             if tensor.dtype.is_floating_point:
                 origin = self._origins.renew(tensor)
-                origin.is_made, origin.weighings = is_made, weighings + 1
+                origin.is_made, origin.weighings = is_made, weighings + is_weighed
                 if weight is not None:
                     origin.source = Source(_named_after(weight))
                 elif first is not None and is_normalisation:

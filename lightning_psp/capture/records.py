@@ -11,6 +11,7 @@ from lightning_psp.capture.origin import Kept
 from lightning_psp.capture.origins import Origins
 from lightning_psp.capture.outputs import OutputFinder
 from lightning_psp.capture.shadow import Graph
+from lightning_psp.capture.witness import Witness
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Records(Generic[Kept]):
         graph: the graph in which they are.
         ledger: the potentials.
         outputs: calls of the network, and losses.
+        witness: what may be an activation that nobody sees.
     """
 
     frames: Frames
@@ -30,3 +32,4 @@ class Records(Generic[Kept]):
     graph: Graph
     ledger: Ledger[Kept]
     outputs: OutputFinder[Kept]
+    witness: Witness

@@ -49,7 +49,7 @@ class Settlement(Generic[Kept]):
     def start(self) -> None:
         """Starts a new watch."""
         self._has_loss = self._has_recurrent_output = False
-        self._overwritten: list[Potential[Kept]] = []  # returned by a network and then overwritten
+        self.overwritten: list[Potential[Kept]] = []  # returned by a network and then overwritten
         self._settled: list[tuple[Potential[Kept], bool]] = []  # taken for output layers, and whether for this alone
 
     @property
@@ -59,10 +59,16 @@ class Settlement(Generic[Kept]):
         return bool(self._ledger.potentials) and self._has_loss and not has_output
 
     def save_overwritten(self, origin: Origin, tensor: Tensor, is_mask: bool) -> None:
-        """Keeps what a network returned, or logits that a loss masks, before it is overwritten."""
-        may_be = origin.is_returned or (is_mask and not self._ledger.in_call and origin.is_made)
-        if may_be and not origin.values.potentials and self._ledger.is_potential(tensor):
-            self._overwritten.append(self._ledger.add(tensor, "output", True, is_output=True))
+        """Keeps what a network returned, or logits that are masked, before it is overwritten."""
+        # Inside the network, what a module gives may be logits; scores of attention are none.
+        is_whole = not self._ledger.in_call or (origin.path is not None and not origin.is_bent)
+        may_be = origin.is_returned or (is_mask and is_whole and origin.is_made)
+        known: list[Potential[Kept]] = origin.values.potentials
+        if may_be and not known and self._ledger.is_potential(tensor):
+            self.overwritten.append(self._ledger.add(tensor, "output", True, is_output=True))
+        for potential in known:
+            if is_mask and potential.is_output and potential.kept is not None:
+                potential.kept.preserve(tensor)
 
     def target(self, tensor: Tensor, path: str) -> Target[Kept] | None:
         """What a tensor that a network returned stands for, if it may be an output layer."""
@@ -102,6 +108,7 @@ class Settlement(Generic[Kept]):
             else:
                 potential.is_output = potential.enters_loss
         self._settled = [] if self.revises else self._settled
+        self._ledger.take_up(self.overwritten)
         logits = [potential for potential in self._ledger.potentials if potential.enters_loss]
         outside = [potential for potential in self._ledger.outside if not self._outputs.is_hidden(potential)]
         behind = [potential for potential in outside if self._outputs.is_behind_network(potential)]
@@ -114,12 +121,20 @@ class Settlement(Generic[Kept]):
         for potential in [*behind, *self._inside_losses(between, found)]:
             if not potential.is_output:
                 self._ledger.drop(potential)
-        for potential in self._overwritten:
-            if potential not in marked:
-                self._ledger.drop(potential)
-        self._overwritten = [potential for potential in self._overwritten if potential in marked]
+        self._let_go_of_overwritten(marked)
         self._drop_parts_of_outputs()
+        self._drop_metrics(losses)
         arrange(self._ledger.potentials)
+
+    def _let_go_of_overwritten(self, marked: Sequence[Potential[Kept]]) -> None:
+        """Lets go of what was kept before it was overwritten and is none of the output."""
+        for potential in self.overwritten:
+            if potential not in marked and self.revises:
+                self._ledger.set_aside(potential)  # a later loss may show that it is
+            elif potential not in marked:
+                self._ledger.drop(potential)
+        if not self.revises:
+            self.overwritten = [potential for potential in self.overwritten if potential in marked]
 
     def _drop_parts_of_outputs(self) -> None:
         """A part of the output that a function turns into a parameter, such as a scale, is no layer of its own."""
@@ -132,6 +147,22 @@ class Settlement(Generic[Kept]):
                 outputs[id(origin)].results.extend(potential.results)
                 self._ledger.drop(potential)
 
+    def _drop_metrics(self, losses: Sequence[Edge]) -> None:
+        """Of a network that a metric holds, no layer counts that the loss does not reach."""
+        of_metrics = [potential for potential in self._ledger.potentials if potential.is_of_metric]
+        if of_metrics and losses:
+            below = {edge for loss in losses for edge in edges_below(loss) if edge[0] is not None}
+            reached = {potential.layer for potential in of_metrics if not below.isdisjoint(potential.results)}
+            for potential in of_metrics:
+                if potential.layer not in reached:
+                    self._ledger.drop(potential)
+
+    def inside(self, losses: Sequence[Edge]) -> list[Potential[Kept]]:
+        """The nonlinearities of losses that a running network computes itself."""
+        logits = [potential for potential in self._ledger.potentials if potential.enters_loss]
+        found, between = self._outputs.find(losses, logits)
+        return self._inside_losses(between, found)
+
     def _inside_losses(self, between: set[Any], found: Sequence[Target[Kept]]) -> list[Potential[Kept]]:
         """The nonlinearities of a loss that the network computes itself: no weights come after the output."""
         inside = [
@@ -142,8 +173,10 @@ class Settlement(Generic[Kept]):
         if not inside or not found:
             return []
         outputs = {edge for target in found for edge in target.edges}
+        outputs.update(p.edge for target in found for p in target.potentials if p.edge is not None)
         below = set().union(*map(edges_below, outputs))
-        known = [potential.origin for potential in self._ledger.potentials if potential.is_output]
+        known = [potential.origin for target in found for potential in target.potentials]
+        known += [target.origin for target in found]
         depth = max((origin.weighings for origin in known if origin is not None), default=0)
         return [
             potential
@@ -173,7 +206,7 @@ class Settlement(Generic[Kept]):
                 potential.results.extend([self._graph.edge(target.tensor), *target.edges])
                 return [potential]
         for potential in potentials:
-            if potential in self._overwritten:
+            if potential in self.overwritten:
                 potential.results.extend([*target.edges])
             if not potential.is_output:
                 potential.is_output = True

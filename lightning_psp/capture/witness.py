@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from lightning_psp.capture.functions import TorchFunction, name_of, with_overwriting
+from lightning_psp.capture.functions import PRODUCTS, TorchFunction, name_of, with_overwriting
 from lightning_psp.capture.graph import Edge, edges_below, nodes_below
 from lightning_psp.capture.origin import Origin, Potential
 from lightning_psp.torch_private.autograd import function_of, node_of
 
 # Of which activations are made.
 SUSPICIOUS = with_overwriting(
-    "arctan asinh arcsinh atan cos cosh erf erfc exp exp2 expm1 logaddexp maximum minimum sin sinc sinh tan __rpow__"
+    "arctan asinh arcsinh atan cos cosh digamma erf erfc erfcx erfinv exp exp2 expm1 fmax fmin i0 i0e i1 i1e lgamma"
+    " log_ndtr logaddexp logit max maximum min minimum ndtr ndtri sin sinc sinh tan __rpow__"
 )
 # Of which norms and distances are made, too, by sums.
-OF_NORMS = with_overwriting("abs absolute __abs__ float_power pow __pow__ square")
+OF_NORMS = with_overwriting("abs absolute __abs__ float_power hypot pow __pow__ square")
+_OF_A_MODULE = "the class of a module that calls it alone"
 # The functions of these packages are no activations.
 _KNOWN = ("torch.", "lightning.", "lightning_fabric.", "pytorch_lightning.", "lightning_psp.")
 
@@ -27,25 +30,31 @@ class Suspect(NamedTuple):
     """A call of a function of which activations are made.
 
     Args:
-        name: of the function.
         place: where it was called.
         argument: what is known of its argument.
         result: what is known of its result.
         may_be_norm: whether norms are made of it.
         edge: to its result.
+        remedy: what to name as an activation.
+        is_custom: whether it is a `torch.autograd.Function`, which is none of what is made of its argument.
     """
 
-    name: str
     place: str
     argument: Origin
     result: Origin
     may_be_norm: bool
     edge: Edge
+    remedy: str
+    is_custom: bool = False
 
 
-def is_suspicious(function: TorchFunction) -> bool:
-    """Whether activations are made of a function."""
-    return function in SUSPICIOUS or function in OF_NORMS
+def is_suspicious(function: TorchFunction, args: tuple[Any, ...]) -> bool:
+    """Whether activations are made of a function of these arguments."""
+    return function in SUSPICIOUS or function in OF_NORMS or _is_square(function, args)
+
+
+def _is_square(function: TorchFunction, args: tuple[Any, ...]) -> bool:
+    return function in PRODUCTS and len(args) == 2 and args[0] is args[1]
 
 
 class Witness:
@@ -57,12 +66,39 @@ class Witness:
     def start(self) -> None:
         """Forgets everything."""
         self._suspects: list[Suspect] = []
+        self._inside: list[tuple[str, str, Sequence[Edge]]] = []  # of compiled functions: place, remedy, to its results
         self._places: dict[Any, str] = {}  # of nodes of custom functions
         self.weights: set[str] = set()  # names of those that were used
 
     def note_suspect(self, function: TorchFunction, place: str, argument: Origin, result: Origin, edge: Edge) -> None:
         """Notes a call of a suspicious function; see :class:`Suspect`."""
-        self._suspects.append(Suspect(name_of(function), place, argument, result, function in OF_NORMS, edge))
+        may_be_norm = function not in SUSPICIOUS
+        # Naming these functions would make layers of other calls of them, too.
+        has_other_uses = function in PRODUCTS or name_of(function) in ("max", "min")
+        remedy = _OF_A_MODULE if has_other_uses else _dotted(name_of(function))
+        self._suspects.append(Suspect(place, argument, result, may_be_norm, edge, remedy))
+
+    def note_custom(self, path: str, argument: Origin, result: Origin, edge: Edge) -> None:
+        """Notes a `torch.autograd.Function` that a compiled module at a path calls."""
+        place = f"a torch.autograd.Function in {path or 'the network'}"
+        self._suspects.append(Suspect(place, argument, result, False, edge, _OF_A_MODULE, is_custom=True))
+
+    def note_weights(self, names: Iterable[str]) -> None:
+        """Notes the names of weights that were used."""
+        self.weights.update(names)
+
+    def note_unseen(self, place: str, remedy: str, edges: Sequence[Edge]) -> None:
+        """Notes a call inside a compiled function that no potential accounts for, by what depends on its result."""
+        self._inside.append((place, remedy, edges))
+
+    def unaccounted(self) -> list[Suspect]:
+        """The suspicious calls that no potential accounts for."""
+        return [
+            suspect
+            for suspect in self._suspects
+            if not (suspect.argument.values.potentials if suspect.is_custom else has_potential(suspect.argument))
+            and not (suspect.may_be_norm and (suspect.result.is_pooled or suspect.argument.is_pooled))
+        ]
 
     def note_module(self, output: Tensor, path: str) -> None:
         """Notes what the module at a path returned."""
@@ -93,14 +129,9 @@ class Witness:
             outputs: to the output layers.
         """
         starts = list(dict.fromkeys(outputs))
-        below = set().union(*map(edges_below, starts)) if self._suspects else set()
-        found = {
-            suspect.place: f"'torch.{suspect.name}'"
-            for suspect in self._suspects
-            if suspect.edge in below
-            and not _has_potential(suspect.argument)
-            and not (suspect.may_be_norm and (suspect.result.is_pooled or suspect.argument.is_pooled))
-        }
+        below = set().union(*map(edges_below, starts)) if self._suspects or self._inside else set()
+        found = {suspect.place: suspect.remedy for suspect in self.unaccounted() if suspect.edge in below}
+        found.update({place: remedy for place, remedy, edges in self._inside if not below.isdisjoint(edges)})
         below_outputs = nodes_below([node for node, _ in starts])
         nodes = {node for node in below_outputs if isinstance(node, BackwardCFunction) and _is_foreign(node)}
         if nodes:
@@ -108,13 +139,18 @@ class Witness:
         for node in nodes:
             place = self._places.get(node)
             function = function_of(node)
-            found[f"{function.__qualname__} in {place or 'the network'}"] = "the class of a module that calls it alone"
+            found[f"{function.__qualname__} in {place or 'the network'}"] = _OF_A_MODULE
         return found
 
 
-def _has_potential(origin: Origin | None) -> bool:
+def _dotted(name: str) -> str:
+    return f"'torch.{name}'" if hasattr(torch, name) else f"'torch.special.{name}'"
+
+
+def has_potential(origin: Origin | None) -> bool:
+    """Whether a tensor is a potential, was returned by a network, or is a function of such a tensor, value by value."""
     while origin is not None:
-        if origin.values.potentials or origin.is_returned:
+        if origin.values.potentials or origin.potential is not None or origin.is_returned:
             return True
         origin = origin.whole if origin.parent is None else origin.parent
     return False

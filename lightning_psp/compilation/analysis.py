@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from lightning_psp.capture.graph import Edge, reach_from
 from lightning_psp.capture.mode import Capture
 from lightning_psp.capture.module_calls import RETURNED
-from lightning_psp.capture.origin import Potential
+from lightning_psp.capture.origin import Potential, tensors_in
 from lightning_psp.compilation.description import Description, Result, Seen, function_of_node
 from lightning_psp.compilation.region import Region
 from lightning_psp.compilation.rewriting import Place, Rewriting
@@ -24,6 +24,7 @@ from lightning_psp.torch_private.compiler import without_values
 from lightning_psp.torch_private.tensors import version_of
 
 _MODULE_STACK = "nn_module_stack"
+_CUSTOM = "autograd_function_apply"  # which runs a `torch.autograd.Function`
 # A call of a module: the number of the module with that of the call, and where the module was found. Both differ
 # between two calls only if the module was found in the same place.
 _Entry: TypeAlias = tuple[str, str]
@@ -117,12 +118,11 @@ class _Analysis(fx.Interpreter):
                 self._records.origins.of(tensor).is_made = tensor.requires_grad
         outputs = self.run(*inputs)
         self._enter_modules([])
-        losses = []
-        if not self._records.ledger.in_call:
-            numbers = [tensor for tensor in outputs if isinstance(tensor, Tensor) and tensor.ndim == 0]
-            losses = [edge for tensor in numbers if (edge := self._records.graph.edge(tensor))[0] is not None]
-            if losses:
-                self._static.settle(losses)
+        numbers = [tensor for tensor in outputs if isinstance(tensor, Tensor) and tensor.ndim == 0]
+        losses = [edge for tensor in numbers if (edge := self._records.graph.edge(tensor))[0] is not None]
+        has_loss = bool(losses) and not self._records.ledger.in_call
+        if has_loss:
+            self._static.settle(losses)
         overwritten = [
             (Place(True, index), tensor)
             for index, tensor in enumerate(inputs)
@@ -130,7 +130,7 @@ class _Analysis(fx.Interpreter):
         ]
         given = [(Place(False, index), tensor) for index, tensor in enumerate(outputs) if isinstance(tensor, Tensor)]
         frames = self._records.frames
-        Description(
+        description = Description(
             region,
             rewriting,
             results=[Result(place, tensor, self._records.graph.edge(tensor)) for place, tensor in overwritten + given],
@@ -141,8 +141,10 @@ class _Analysis(fx.Interpreter):
             edge_of=self._records.graph.edge,
             activations=self._static.nonlinearities.hidden,
             outer=[frame.turns for frame in (frames.outside, *frames.resumed)],
-            has_loss=bool(losses),
-        ).describe(self._static.potentials, self._records.outputs)
+            has_loss=has_loss,
+        )
+        description.describe(self._static.potentials, self._static.possible_outputs(losses), self._records.outputs)
+        description.describe_unseen(self._records.witness)
 
     # --- running the graph -----------------------------------------------------------------------------------------
 
@@ -152,10 +154,22 @@ class _Analysis(fx.Interpreter):
         if n.op.startswith("call"):
             self._enter_modules(_modules_around(n))
         result = super().run_node(n)
+        if getattr(n.target, "__name__", "") == _CUSTOM:
+            self._note_custom(n, result)
         # Of several tensors, further nodes give each.
         if isinstance(result, Tensor) and n.op != "output":
             self._givers.setdefault(id(result), []).append(n)
         return result
+
+    def _note_custom(self, node: fx.Node, result: Any) -> None:
+        """Tells of a `torch.autograd.Function`, into which nothing looks."""
+        records = self._records
+        given = [records.origins.find(self.env[before]) for before in node.all_input_nodes if before in self.env]
+        made = next((origin for origin in given if origin is not None and origin.is_made), None)
+        for tensor in tensors_in(result):
+            if made is not None and records.ledger.in_call and tensor.grad_fn is not None:
+                path = records.frames.innermost_path()
+                records.witness.note_custom(path, made, records.origins.of(tensor), records.graph.edge(tensor))
 
     def _enter_modules(self, entries: list[_Entry]) -> None:
         """Leaves and enters modules until these are entered."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
@@ -13,8 +14,9 @@ from lightning_psp.capture.graph import Edge, edges_below
 from lightning_psp.capture.nonlinearities import Activation
 from lightning_psp.capture.origin import Origin, Potential, Source
 from lightning_psp.capture.origins import Origins
-from lightning_psp.capture.outputs import OutputFinder, Target, ways_to
-from lightning_psp.compilation.region import Mention, Neurons, Region, ResultOrigin, Returned
+from lightning_psp.capture.outputs import OutputFinder, Target, made_of, ways_to
+from lightning_psp.capture.witness import Witness
+from lightning_psp.compilation.region import Mention, Neurons, Region, ResultOrigin, Returned, UnseenCall
 from lightning_psp.compilation.rewriting import Place, Point, Rewriting
 from lightning_psp.torch_private.tensors import version_of
 
@@ -97,16 +99,23 @@ class Description:
         self._candidates: dict[int, Mention] = {}  # by the identity of the tensor
         self._evaluations: dict[int, int] = {}
 
-    def describe(self, potentials: Sequence[Potential[Seen]], outputs: OutputFinder[Seen]) -> None:
+    def describe(
+        self,
+        potentials: Sequence[Potential[Seen]],
+        left_out: Sequence[Potential[Seen]],
+        outputs: OutputFinder[Seen],
+    ) -> None:
         """Fills the region.
 
         Args:
             potentials: those that were seen.
+            left_out: those of them that are potentials only if they turn out to be the output.
             outputs: what was seen of outputs and losses.
         """
         self._numbers = {id(potential): number for number, potential in enumerate(potentials)}
         for potential in potentials:
-            self._add_point(potential)
+            is_known = self._has_loss or potential.enters_loss
+            self._add_point(potential, is_candidate=potential in left_out and not is_known)
         self._describe_outputs(outputs)
         by_edge = {result.edge: result.place for result in self._results if result.edge[0] is not None}
         for edge, place in by_edge.items():
@@ -121,7 +130,7 @@ class Description:
             if top.is_returned or id(tensor) in self._candidates:
                 point.returned = next(iter(self._mention(tensor).points), None)
 
-    def _add_point(self, potential: Potential[Seen]) -> None:
+    def _add_point(self, potential: Potential[Seen], is_candidate: bool) -> None:
         seen = potential.kept
         assert seen is not None
         assert potential.origin is not None
@@ -131,7 +140,7 @@ class Description:
             is_output=potential.is_output if self._has_loss else potential.enters_loss,
             unit_dim=potential.unit_dim,
             has_grad=seen.has_grad,
-            is_candidate=False,
+            is_candidate=is_candidate,
             results=self._results_of(potential.results),
             depends_on_parameter=seen.depends_on_parameter,
             inputs=seen.inputs,
@@ -153,8 +162,14 @@ class Description:
             ]
             self._region.calls.append((targets, self._places_of(call.edges), call.is_trained))
         if not self._has_loss:
+            by_edge = {result.edge: result for result in self._results if result.edge[0] is not None}
+            weighings = {edge: self._origins.of(result.tensor).weighings for edge, result in by_edge.items()}
             self._region.inputs_of_losses = [
-                replace(self._returned(target), edges=self._results_of(target.edges))
+                replace(
+                    self._returned(target),
+                    edges=self._results_of(target.edges),
+                    made_of=[by_edge[edge].place for edge in made_of(target, weighings)],
+                )
                 for target in outputs.inputs_of_losses
                 if self._is_there(target)
             ]
@@ -188,6 +203,15 @@ class Description:
                     origin.weighings,
                 )
             )
+
+    def describe_unseen(self, witness: Witness) -> None:
+        """Notes in the region what may be an activation that is no potential of the graph."""
+        self._region.weights = list(witness.weights)
+        for suspect in witness.unaccounted():
+            results = self._results_of([suspect.edge])
+            start = self._origins.beginning(suspect.argument).reference()
+            argument = None if start is None else self._input_of(start)
+            self._region.unseen.append(UnseenCall(suspect.place, suspect.remedy, results, argument))
 
     # --- neurons and places ----------------------------------------------------------------------------------------
 
@@ -258,7 +282,12 @@ class Description:
     def _whole_of(self, origin: Origin) -> Mention | None:
         top = self._origins.stands_for(origin)
         tensor = top.reference()
-        if top is origin or tensor is None or tensor.ndim == 0 or self._known(origin).points:
+        if top is origin or self._known(origin).points:
+            return None
+        if tensor is None:
+            overwritten = self._known(top)
+            return overwritten if overwritten.points and not overwritten.is_result else None
+        if tensor.ndim == 0:
             return None
         if id(tensor) not in self._givers:
             return None
@@ -294,7 +323,9 @@ class Description:
             return
         function = function_of_node(seen.user)
         activation = self._activations.get(function)
-        if activation is None and function in overwriting():
+        if function is operator.setitem:
+            activation = Activation("setitem", None, _assigned)
+        elif activation is None and function in overwriting():
             activation = Activation(function.__name__, None, getattr(Tensor, function.__name__[:-1], None))
         if activation is None:
             raise NotImplementedError(
@@ -302,6 +333,12 @@ class Description:
                 " inside a compiled function. Let it work out of place."
             )
         self._rewriting.work_out_of_place(seen.user, function, activation)
+
+
+def _assigned(tensor: Tensor, index: Any, value: Any) -> Tensor:
+    result = tensor.clone()
+    result[index] = value
+    return result
 
 
 def function_of_node(node: fx.Node) -> Any:

@@ -71,6 +71,23 @@ class Returned:
     mention: Mention
     path: str
     may_be_term: bool
+    made_of: list[Place] | None = None
+
+
+class UnseenCall(NamedTuple):
+    """A call of a function of which activations are made, and that no potential of the graph accounts for.
+
+    Args:
+        place: where it is.
+        remedy: what to name as an activation.
+        results: what depends on its result.
+        argument: the input of which its argument is a function value by value.
+    """
+
+    place: str
+    remedy: str
+    results: list[Place]
+    argument: Place | None
 
 
 @dataclass
@@ -85,5 +102,7 @@ class Region:
     origins: list[ResultOrigin] = field(default_factory=list)
     calls: list[tuple[list[Returned], list[Place], bool]] = field(default_factory=list)
     inputs_of_losses: list[Returned] = field(default_factory=list)
+    unseen: list[UnseenCall] = field(default_factory=list)
+    weights: list[str] = field(default_factory=list)  # names of those that are used
     # From one result to another that it is made of, and whether by sums, means and factors alone.
     ways: list[tuple[Place, Place, bool]] = field(default_factory=list)

@@ -12,6 +12,7 @@ from lightning_psp.capture.graph import Edge
 from lightning_psp.capture.origin import Measured, Origin, Potential, Source, is_within
 from lightning_psp.capture.outputs import Call, Target, Way
 from lightning_psp.capture.records import Records
+from lightning_psp.capture.witness import has_potential
 from lightning_psp.compilation.region import Mention, Region, Returned
 from lightning_psp.compilation.rewriting import Place, Point
 
@@ -51,6 +52,7 @@ class Run:
         self._graph = records.graph
         self._ledger = records.ledger
         self._seen = records.outputs
+        self._witness = records.witness
         self._prefix = self._frames.innermost_path()
         self._neurons: dict[int, Source] = {}
         # Before an input that the graph has overwritten is known as something else.
@@ -102,17 +104,27 @@ class Run:
             for found in region.origins:
                 tensor = self._tensor(found.place)
                 if tensor.ndim == 0 and self._ledger.counts():
-                    self._seen.note_scalar(tensor, self._graph.edge(tensor))
+                    self._seen.note_scalar(tensor, self._graph.edge(tensor), self._frames.in_metric)
+        self._tell_of_unseen()
+
+    def _tell_of_unseen(self) -> None:
+        """Tells of what may be an activation that is no potential."""
+        self._witness.note_weights(map(self._rebased, self._region.weights))
+        for call in self._region.unseen:
+            argument = None if call.argument is None else self._origins.find(self._tensor(call.argument))
+            if not has_potential(argument):
+                self._witness.note_unseen(self._rebased(call.place), call.remedy, self._edges(call.results))
 
     def _target(self, returned: Returned) -> Target[Any]:
         mention = returned.mention
         edges = self._edges(returned.edges)
+        made_of = None if returned.made_of is None else self._edges(returned.made_of)
         path = self._rebased(returned.path)
         if mention.points and self._potentials[mention.points[0]] is not None:
             potentials = [found for number in mention.points if (found := self._potentials[number]) is not None]
-            return Target(edges, None, None, potentials, path, returned.may_be_term)
+            return Target(edges, None, None, potentials, path, returned.may_be_term, made_of)
         tensor = self._tensor_of(mention)
-        return Target(edges, tensor, self._origins.of(tensor), [], path, returned.may_be_term)
+        return Target(edges, tensor, self._origins.of(tensor), [], path, returned.may_be_term, made_of)
 
     def _source(self, number: int) -> Source:
         found = self._neurons.get(number)

@@ -18,6 +18,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Found .* in eval mode"),
     pytest.mark.filterwarnings("ignore:Of a network of several layers, only the output was found"),
     pytest.mark.filterwarnings("ignore:No output layer was found"),
+    pytest.mark.filterwarnings("ignore:No layer was found for .*mul"),  # the product of a value and itself
 ]
 
 

@@ -102,11 +102,16 @@ def test_an_elementwise_function_is_a_nonlinearity_or_said(function):
 @pytest.mark.parametrize(
     ("name", "function"),
     [
-        ("maximum", lambda z: torch.maximum(z, torch.zeros_like(z))),
-        ("logaddexp", lambda z: torch.logaddexp(z, torch.zeros_like(z))),
+        ("'torch.maximum'", lambda z: torch.maximum(z, torch.zeros_like(z))),
+        ("'torch.logaddexp'", lambda z: torch.logaddexp(z, torch.zeros_like(z))),
+        ("'torch.fmax'", lambda z: torch.fmax(z, torch.zeros_like(z))),
+        ("'torch.special.i0e'", torch.special.i0e),
+        ("'torch.sinc'", torch.special.sinc),
+        ("class of a module", lambda z: torch.max(z, torch.zeros_like(z))),
+        ("class of a module", lambda z: 1 / (1 + z * z)),
     ],
 )
-def test_a_function_of_two_tensors_is_named(name, function):
+def test_a_function_is_named_with_the_remedy(name, function):
     layers, messages = trained(lambda: Two(function))
     assert layers == {"network.second", "network.head"}
     (message,) = [text for text in messages if "activations" in text]

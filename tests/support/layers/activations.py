@@ -265,6 +265,12 @@ def sigmoid_and_relu(_: Any, z: Tensor) -> Tensor:
     return 1 / (1 + (-z).exp()) + z * (z > 0)
 
 
+def assigned(x: Tensor) -> Tensor:
+    """Overwrites what it is given."""
+    x[x < 0] = 0.0
+    return x
+
+
 FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Formula]] = {
     "GELU": (written_out_gelu, gelu),
     "GELU by tanh": (written_out_tanh_gelu, gelu_tanh),
@@ -275,4 +281,5 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Formula]] = {
     "(x + sqrt(x² + 4)) / 2": (lambda x: (x + torch.sqrt(torch.square(x) + 4)) / 2, square_plus),
     "x * rsqrt(1 + x²)": (lambda x: x * torch.rsqrt(1 + x * x), inverse_square_root),
     "sigmoid(x) + relu_(x)": (lambda x: torch.sigmoid(x) + F.relu(x, inplace=True), sigmoid_and_relu),
+    "x[x < 0] = 0": (assigned, lambda act, x: x * (x > 0)),
 }

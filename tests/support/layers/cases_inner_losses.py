@@ -80,7 +80,68 @@ def detector(name: str, distance: str, gives: str, act: Any = same, act_written_
     )
 
 
+class Values(Trunk):
+    """What each of some choices is worth, of which a loss takes what was chosen, changed somehow."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(CLASSES)
+        self.change = change
+
+    def forward(self, x: Tensor, wanted: Tensor) -> Any:
+        values = super().forward(x)
+        return F.mse_loss(self.change(values).sum(1, keepdim=True), wanted), values
+
+
+def changed(change: Callable[[Tensor], Tensor]) -> Callable[[Any, Any], Any]:
+    def reference(network: Any, batch: Any):
+        first, _, values = trunk(network, batch[0])
+        loss = ((change(values).sum(1, keepdim=True) - batch[1]) ** 2).mean()
+        return loss, {"first": one(first), "head": one(values)}
+
+    return reference
+
+
+CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "gathered": lambda y: y.gather(1, torch.ones(len(y), 1, dtype=torch.int64)),
+    "rounded": lambda y: y + (y.round() - y).detach(),
+    "advantages": lambda y: y[:, :1] + y[:, 1:] - y[:, 1:].mean(1, keepdim=True),
+}
+
+
+class Energy(Trunk):
+    """A classifier that gives its loss alone: a cross-entropy, and a hinge on the logits."""
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        z = super().forward(x)
+        return F.cross_entropy(z, labels) + F.relu(4.0 - torch.logsumexp(z, 1)).square().mean()
+
+
+def energy(network: Any, batch: Any):
+    first, _, z = trunk(network, batch[0])
+    loss = cross_entropy(z, batch[1]) + ((4.0 - z.exp().sum(1).log()).clamp(min=0) ** 2).mean()
+    return loss, {"first": one(first), "head": one(z)}
+
+
 INNER_LOSS_CASES = [
+    *(
+        LayerCase(
+            f"losses inside, {name}",
+            partial(Values, change),
+            lambda: (torch.randn(BATCH, FEATURES), torch.randn(BATCH, 1)),
+            lambda network, batch: network(*batch)[0],
+            changed(change),
+            alone=None,
+        )
+        for name, change in CHANGES.items()
+    ),
+    LayerCase(
+        "losses inside, hinge on logits",
+        partial(Energy, CLASSES),
+        lambda: objects()[:2],
+        lambda network, batch: network(*batch),
+        energy,
+        alone=None,
+    ),
     *(detector(distance, distance, "losses") for distance in DISTANCES),
     *(detector(gives, "smooth L1", gives) for gives in ("sum", "loss and outputs")),
     detector("L1 of a ReLU", "L1", "losses", F.relu, lambda z: z * (z > 0)),

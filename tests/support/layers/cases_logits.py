@@ -267,6 +267,22 @@ def hinge_inside(network: Any, batch: Any):
     return hinge(z, batch[1]), {"first": one(first), "head": one(z)}
 
 
+class MixedHinge(nn.Module):
+    """A loss with fixed numbers that it calls its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.eye(CLASSES) + 0.125)
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        return F.relu(1 - (z * (2 * y - 1)) @ self.weight.to(z)).mean()
+
+
+def mixed_hinge(z: Tensor, y: Tensor) -> Tensor:
+    signed = z * (2 * y - 1)
+    return (1 - signed - signed.sum(1, keepdim=True) / 8).clamp(min=0).mean()
+
+
 def by_criterion(network: nn.Module, batch: Any, criterion: nn.Module) -> Tensor:
     return criterion(network(batch[0]), batch[1])
 
@@ -312,6 +328,11 @@ LOGIT_CASES = [
         cross_entropy,
         tokens,
     ),
+    logits_case(
+        "each sample, mapped",
+        lambda net, batch: torch.vmap(lambda z, y: -(z.log_softmax(0) * y).sum())(net(batch[0]), batch[1]).mean(),
+        lambda z, y: ((torch.logsumexp(z, 1, keepdim=True) - z) * y).sum(1).mean(),
+    ),
     logits_case("each image in the step", each_image, cross_entropy, tokens),
     LayerCase("each image inside", Images, tokens, each_image, images, outputs=("layers.2",)),
     LayerCase(
@@ -339,6 +360,7 @@ LOGIT_CASES = [
     ),
     logits_case("hinge in the step", lambda net, batch: Hinge()(net(batch[0]), batch[1]), hinge),
     logits_case("hinge as criterion", by_criterion, hinge, criterion=Hinge),
+    logits_case("criterion with a buffer", by_criterion, mixed_hinge, criterion=MixedHinge),
     logits_case(
         "criterion with two nonlinearities",
         by_criterion,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,15 +48,45 @@ def masked(mask: Callable[[Tensor, Tensor], Tensor]) -> Callable[[nn.Module, Any
     return lambda network, batch: F.cross_entropy(mask(network(batch[0]), batch[2]), batch[1])
 
 
+def assign(z: Tensor, mask: Tensor) -> Tensor:
+    z[mask] = -1e9
+    return z
+
+
+class Masked(nn.Sequential):
+    """A network that masks its logits itself, so that some classes are never chosen."""
+
+    def __init__(self, mask: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__(*mlp())
+        self.mask = mask
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.mask(super().forward(x), mask)
+
+
 MASKS = {
     "masked_fill": lambda z, mask: z.masked_fill(mask, -1e9),
     "masked_fill, infinite": lambda z, mask: z.masked_fill(mask, -torch.inf),
     "where": lambda z, mask: torch.where(mask, -1e9, z),
     "where, infinite": lambda z, mask: torch.where(mask, -torch.inf, z),
+    "masked_fill_": lambda z, mask: z.masked_fill_(mask, -1e9),
+    "assignment": assign,
 }
 MASK_CASES = [
     *(
         LayerCase(f"masked logits, {name}", mlp, forbidden, masked(mask), of_the_others, outputs=("2",))
+        for name, mask in MASKS.items()
+    ),
+    *(
+        LayerCase(
+            f"masked logits inside, {name}",
+            partial(Masked, mask),
+            forbidden,
+            lambda network, batch: F.cross_entropy(network(batch[0], batch[2]), batch[1]),
+            of_the_others,
+            outputs=("2",),
+            alone=None,
+        )
         for name, mask in MASKS.items()
     ),
     LayerCase("logits of some samples", mlp, chosen, rows, of_rows, outputs=("2",)),
