@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -157,10 +157,12 @@ class Origins:
     @staticmethod
     def root(origin: Origin) -> Origin:
         """What a tensor is a nonlinear function of, value by value, as far as no potential lies on the way."""
-        while origin.is_bent and origin.parent is not None and not origin.values.potentials:
-            if origin.potential is not None:
+        while origin.is_bent and not origin.values.potentials and origin.potential is None:
+            # The whole where it is a view with another shape, but for probabilities.
+            before = origin.parent or (origin.whole if origin.entering is None else None)
+            if before is None:
                 break
-            origin = origin.parent
+            origin = before
         return origin
 
     @staticmethod
@@ -184,11 +186,12 @@ class Origins:
             origin = before
 
     @staticmethod
-    def beginning(origin: Origin) -> Origin:
-        """The first tensor of which this one is a view, a part, a multiple or another function, value by value."""
-        while (before := origin.whole if origin.parent is None else origin.parent) is not None:
-            origin = before
-        return origin
+    def line(origin: Origin) -> Iterator[Origin]:
+        """A tensor, and what it is a view, a part, a multiple or another function of, value by value, one by one."""
+        before: Origin | None = origin
+        while before is not None:
+            yield before
+            before = before.whole if before.parent is None else before.parent
 
     @staticmethod
     def whole(origin: Origin) -> Tensor | None:

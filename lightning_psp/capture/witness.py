@@ -66,7 +66,7 @@ class Witness:
     def start(self) -> None:
         """Forgets everything."""
         self._suspects: list[Suspect] = []
-        self._inside: list[tuple[str, str, Sequence[Edge]]] = []  # of compiled functions: place, remedy, to its results
+        self._inside: list[tuple[str, str, Sequence[Edge], Sequence[Origin]]] = []  # of compiled functions
         self._places: dict[Any, str] = {}  # of nodes of custom functions
         self.weights: set[str] = set()  # names of those that were used
 
@@ -87,16 +87,23 @@ class Witness:
         """Notes the names of weights that were used."""
         self.weights.update(names)
 
-    def note_unseen(self, place: str, remedy: str, edges: Sequence[Edge]) -> None:
-        """Notes a call inside a compiled function that no potential accounts for, by what depends on its result."""
-        self._inside.append((place, remedy, edges))
+    def note_unseen(self, place: str, remedy: str, edges: Sequence[Edge], kin: Sequence[Origin]) -> None:
+        """Notes a call inside a compiled function that no potential in there accounts for.
+
+        Args:
+            place: where it is.
+            remedy: what to name as an activation.
+            edges: to what depends on its result.
+            kin: what its argument is a function of, value by value, and what is one of its result.
+        """
+        self._inside.append((place, remedy, edges, kin))
 
     def unaccounted(self) -> list[Suspect]:
         """The suspicious calls that no potential accounts for."""
         return [
             suspect
             for suspect in self._suspects
-            if not (suspect.argument.values.potentials if suspect.is_custom else has_potential(suspect.argument))
+            if not (suspect.argument.values.potentials if suspect.is_custom else _has_potential(suspect.argument))
             and not (suspect.may_be_norm and (suspect.result.is_pooled or suspect.argument.is_pooled))
         ]
 
@@ -131,7 +138,11 @@ class Witness:
         starts = list(dict.fromkeys(outputs))
         below = set().union(*map(edges_below, starts)) if self._suspects or self._inside else set()
         found = {suspect.place: suspect.remedy for suspect in self.unaccounted() if suspect.edge in below}
-        found.update({place: remedy for place, remedy, edges in self._inside if not below.isdisjoint(edges)})
+        found.update(
+            (place, remedy)
+            for place, remedy, edges, kin in self._inside
+            if not below.isdisjoint(edges) and not any(map(_has_potential, kin))
+        )
         below_outputs = nodes_below([node for node, _ in starts])
         nodes = {node for node in below_outputs if isinstance(node, BackwardCFunction) and _is_foreign(node)}
         if nodes:
@@ -147,8 +158,7 @@ def _dotted(name: str) -> str:
     return f"'torch.{name}'" if hasattr(torch, name) else f"'torch.special.{name}'"
 
 
-def has_potential(origin: Origin | None) -> bool:
-    """Whether a tensor is a potential, was returned by a network, or is a function of such a tensor, value by value."""
+def _has_potential(origin: Origin | None) -> bool:
     while origin is not None:
         if origin.values.potentials or origin.potential is not None or origin.is_returned:
             return True

@@ -209,9 +209,15 @@ class Description:
         self._region.weights = list(witness.weights)
         for suspect in witness.unaccounted():
             results = self._results_of([suspect.edge])
-            start = self._origins.beginning(suspect.argument).reference()
+            start = list(self._origins.line(suspect.argument))[-1].reference()
             argument = None if start is None else self._input_of(start)
-            self._region.unseen.append(UnseenCall(suspect.place, suspect.remedy, results, argument))
+            kin = [
+                place
+                for place, tensor, _ in self._results
+                if any(origin is suspect.result for origin in self._origins.line(self._origins.of(tensor)))
+            ]
+            kin += [] if argument is None else [argument]
+            self._region.unseen.append(UnseenCall(suspect.place, suspect.remedy, results, kin))
 
     # --- neurons and places ----------------------------------------------------------------------------------------
 

@@ -81,13 +81,13 @@ class UnseenCall(NamedTuple):
         place: where it is.
         remedy: what to name as an activation.
         results: what depends on its result.
-        argument: the input of which its argument is a function value by value.
+        kin: the input of which its argument is a function value by value, and the results that are one of its result.
     """
 
     place: str
     remedy: str
     results: list[Place]
-    argument: Place | None
+    kin: list[Place]
 
 
 @dataclass

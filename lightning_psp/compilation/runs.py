@@ -12,7 +12,6 @@ from lightning_psp.capture.graph import Edge
 from lightning_psp.capture.origin import Measured, Origin, Potential, Source, is_within
 from lightning_psp.capture.outputs import Call, Target, Way
 from lightning_psp.capture.records import Records
-from lightning_psp.capture.witness import has_potential
 from lightning_psp.compilation.region import Mention, Region, Returned
 from lightning_psp.compilation.rewriting import Place, Point
 
@@ -111,9 +110,8 @@ class Run:
         """Tells of what may be an activation that is no potential."""
         self._witness.note_weights(map(self._rebased, self._region.weights))
         for call in self._region.unseen:
-            argument = None if call.argument is None else self._origins.find(self._tensor(call.argument))
-            if not has_potential(argument):
-                self._witness.note_unseen(self._rebased(call.place), call.remedy, self._edges(call.results))
+            kin = [origin for place in call.kin if (origin := self._origins.find(self._tensor(place))) is not None]
+            self._witness.note_unseen(self._rebased(call.place), call.remedy, self._edges(call.results), kin)
 
     def _target(self, returned: Returned) -> Target[Any]:
         mention = returned.mention

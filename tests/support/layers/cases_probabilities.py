@@ -148,6 +148,11 @@ PROBABILITY_CASES = [
     _scaled("exp", torch.exp, lambda raw: math.e**raw),
     _scaled("exp of half", lambda raw: torch.exp(0.5 * raw), lambda raw: (math.e**raw) ** 0.5),
     _scaled("squareplus", squareplus, lambda raw: 2 / ((raw**2 + 4) ** 0.5 - raw)),
+    _scaled(
+        "squareplus of a view",
+        lambda raw: (2.0 + squareplus(raw[..., None])).squeeze(-1),
+        lambda raw: 2.0 + 2 / ((raw**2 + 4) ** 0.5 - raw),
+    ),
     _scaled("product with itself", lambda raw: raw * raw + 0.5, lambda raw: raw**2 + 0.5),
     case("policy with a scale of its own", Policy, log_prob, policy),
     case("policy with a scale of its own, expanded", ExpandedScale, likelihood(as_it_is, as_it_is), policy),
