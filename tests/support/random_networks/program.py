@@ -12,38 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class View:
-    """A way to read a part of a tensor's memory, and the tensor in which that part has other values."""
-
-    read: Callable[[Tensor], Tensor]
-    write: Callable[[Tensor, Tensor], Tensor]
-    stops_gradient: bool = False
-
-
-SAME = View(lambda x: x, lambda x, new: new)
-DETACHED = View(lambda x: x.detach(), lambda x, new: new, stops_gradient=True)
-RESHAPED = View(lambda x: x.flatten(1), lambda x, new: new.reshape(x.shape))
-
-
-def reshaped(*shape: int) -> View:
-    return View(lambda x: x.reshape(x.shape[0], *shape), lambda x, new: new.reshape(x.shape))
-
-
-def permuted(*order: int) -> View:
-    back = sorted(range(len(order)), key=order.__getitem__)
-    return View(lambda x: x.permute(order), lambda x, new: new.permute(back))
-
-
-def part(dim: int, start: int, end: int) -> View:
-    return View(
-        lambda x: x.narrow(dim, start, end - start), lambda x, new: torch.slice_scatter(x, new, dim, start, end)
-    )
-
-
-def selected(dim: int, index: int) -> View:
-    return View(lambda x: x.select(dim, index), lambda x, new: torch.select_scatter(x, new, dim, index))
+from tests.support.random_networks.views import View
 
 
 @dataclass(frozen=True)
@@ -180,26 +149,41 @@ class Program:
             names.append(first if is_free or (statement.in_place and statement.is_assignment) else f"x{target}")
         return names
 
-    def network_source(self, noted: bool = False) -> str:
-        """Python source of the network's forward, and of its block's."""
+    def network_source(self, noted: bool = False, tapped: bool = False) -> str:
+        """Python source of the network's forward, and of its block's.
+
+        Args:
+            noted: whether it notes its potentials.
+            tapped: whether it hands copies of its potentials and outputs on.
+        """
         names = self.names()
         start, end = self.block
         lines = [
             "    " + line
             for target in [*range(1, start + 1), *([-1] if end > start else []), *range(end + 1, len(self.values))]
-            for line in (self._call_of_block(names) if target == -1 else self._lines(target, names, noted))
+            for line in (self._call_of_block(names) if target == -1 else self._lines(target, names, noted, tapped))
         ]
-        outputs = ", ".join(names[output] for output in self.outputs)
+        given = [names[output] for output in self.outputs]
+        if tapped:
+            lines.insert(0, "    self.notes.start()")
+            given = [f"self.notes.leave({number}, {name})" for number, name in enumerate(given)]
+        outputs = ", ".join(given)
         source = ["def forward(self, x):", *lines, f"    return {outputs}"]
         if end > start:
             taken, given = self._block_names(names)
-            body = ["    " + line for target in range(start + 1, end + 1) for line in self._lines(target, names, noted)]
+            body = [
+                "    " + line
+                for target in range(start + 1, end + 1)
+                for line in self._lines(target, names, noted, tapped)
+            ]
             source = [f"def block(self, {', '.join(taken)}):", *body, f"    return {', '.join(given)}", *source]
         return "\n".join(source)
 
-    def _lines(self, target: int, names: list[str], noted: bool) -> list[str]:
+    def _lines(self, target: int, names: list[str], noted: bool, tapped: bool) -> list[str]:
         statement = self.statements[target - 1]
         sources = [names[source] for source in statement.sources]
+        if tapped and statement.is_activation:
+            sources[0] = f"self.notes.enter({target}, {sources[0]})"
         code = (statement.code_in_place if statement.in_place else statement.code).format(*sources)
         if statement.in_place and statement.is_assignment:
             return [code]
@@ -286,15 +270,15 @@ class Program:
                 parameter.requires_grad_(name not in self.frozen)
         return made
 
-    def make_network(self, notes: "Notes | None" = None) -> "Network":
-        """The network as a user would write it."""
+    def make_network(self, notes: "Notes | None" = None, taps: Any = None) -> "Network":
+        """The network as a user would write it, or one that notes its potentials or hands copies of them on."""
         made = self.make_layers()
         start, end = self.block
         scope: dict[str, Any] = {"torch": torch, "nn": nn, "F": F}
-        exec(self.network_source(notes is not None), scope)
-        network = Network(scope["forward"], notes)
+        exec(self.network_source(notes is not None, taps is not None), scope)
+        network = Network(scope["forward"], notes or taps)
         if end > start:
-            network.block = Network(scope["block"], notes)
+            network.block = Network(scope["block"], notes or taps)
             network.block.take({name: made[name] for name in self.used_layers(start, end)})
         outside = {**self.used_layers(0, start), **self.used_layers(end)}
         network.take({name: made[name] for name in outside})
@@ -377,7 +361,7 @@ class Notes:
 class Network(nn.Module):
     """A module whose forward is generated."""
 
-    def __init__(self, forward: Callable[..., Any], notes: Notes | None) -> None:
+    def __init__(self, forward: Callable[..., Any], notes: Any) -> None:
         super().__init__()
         self._forward = forward
         self.notes = notes

@@ -7,19 +7,8 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.support.random_networks.program import (
-    DETACHED,
-    RESHAPED,
-    SAME,
-    Program,
-    Statement,
-    Value,
-    View,
-    part,
-    permuted,
-    reshaped,
-    selected,
-)
+from tests.support.random_networks.program import Program, Statement, Value
+from tests.support.random_networks.views import DETACHED, RESHAPED, SAME, View, part, permuted, reshaped, selected
 
 # The nonlinearity out of place, its module (with {} for `inplace=True`, if it has that), and pairs of codes that call
 # it, out of place and in place.
