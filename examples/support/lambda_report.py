@@ -72,7 +72,8 @@ def is_within_spread(entry: Entry, tuned: Entry) -> bool:
 def tables(entries: Sequence[Entry]) -> str:
     """The best of each task, one value for all of them, and what the shares amount to."""
     tasks = list(dict.fromkeys(entry["task"] for entry in entries))
-    return "\n".join([_tuned_table(entries, tasks), _one_value_table(entries, tasks), _lam_table(entries, tasks)])
+    makers = (_tuned_table, _one_value_table, _difference_table, _lam_table)
+    return "\n".join(make(entries, tasks) for make in makers)
 
 
 def _tuned_table(entries: Sequence[Entry], tasks: Sequence[str]) -> str:
@@ -102,6 +103,21 @@ def _one_value_table(entries: Sequence[Entry], tasks: Sequence[str]) -> str:
     header = ["test error (%), one value for all tasks", "λ tuned for each", *values]
     note = "Bold: more than one standard deviation over seeds above the λ that was tuned for the task."
     return f"{markdown_table(header, rows)}\n{note}\n"
+
+
+def _difference_table(entries: Sequence[Entry], tasks: Sequence[str]) -> str:
+    """The same, less the test error of the tuned λ with the same seed."""
+    shared = {way: one_value(entries, way) for way in WAYS}
+    rows = []
+    for task in tasks:
+        tuned = best(entries, task, "lam")["test_error"]
+        differences = [
+            [one - other for one, other in zip(found[task]["test_error"], tuned, strict=True)]
+            for found in shared.values()
+        ]
+        rows.append([TASKS[task].title, *map(mean_and_deviation, differences)])
+    header = ["one value less the λ tuned for each, seed by seed", *WAYS.values()]
+    return markdown_table(header, rows)
 
 
 def _lam_table(entries: Sequence[Entry], tasks: Sequence[str]) -> str:

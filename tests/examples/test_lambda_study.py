@@ -126,12 +126,13 @@ def test_the_spread_is_a_standard_deviation_above_the_tuned():
 
 def test_tables():
     lines = [line.strip("| ").split(" | ") for line in tables(ENTRIES).splitlines()]
-    tuned, shared, lams = (line for line in lines if line[0] == TASKS[SECOND].title)
+    tuned, shared, differences, lams = (line for line in lines if line[0] == TASKS[SECOND].title)
     assert tuned[1:3] == ["2.00 ± 1.41", "2.00 ± 1.41 (1)"]
     assert shared[1:4] == ["2.00 ± 1.41", "**3.50 ± 0.71**", "3.40 ± 0.57"]
     assert ["tasks beyond the spread", "", "1 of 2", "0 of 2", "0 of 2", "0 of 2"] in [
         [cell.strip() for cell in line] for line in lines
     ]
+    assert differences[1:3] == ["1.50 ± 0.71", "1.40 ± 0.85"]  # 3 and 4 less 1 and 3; 3 and 3.8 less 1 and 3
     assert lams[1:] == ["0.100 ± 0.000", "0.100 ± 0.000", "0.050 ± 0.000", "10"]
 
 
