@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -185,6 +186,13 @@ def test_what_is_done_is_not_done_again(tmp_path, monkeypatch):
     assert (folder / "lambda_study.png").exists()
     run(monkeypatch, *arguments)
     assert {path: path.stat().st_mtime_ns for path in (folder / "trainings").glob("*.json")} == written
+
+
+def test_committed_tables_are_those_of_the_committed_results():
+    committed = Path(__file__).parents[2] / "docs/results/lambda_study"
+    content = json.loads((committed / "lambda_study.json").read_text())
+    assert (committed / "lambda_study.md").read_text() == tables(content["entries"])
+    assert {len(each["test_error"]) for each in content["entries"]} == {content["seeds"]}
 
 
 def test_images_need_a_folder(monkeypatch, capsys):
