@@ -65,7 +65,17 @@ class Frame:
         known: what is known of it.
     """
 
-    __slots__ = ("first", "given", "known", "module", "potential", "starts_call", "suppresses", "turns")
+    __slots__ = (
+        "first",
+        "given",
+        "known",
+        "module",
+        "potential",
+        "starts_call",
+        "suppresses",
+        "turns",
+        "unit_dim",
+    )
 
     def __init__(self, module: nn.Module, known: Known) -> None:
         self.module = module
@@ -74,6 +84,7 @@ class Frame:
         self.suppresses = False  # whether nothing inside of it is a layer
         self.potential: Potential[Any] | None = None  # what entered it, where it is a nonlinearity as a whole
         self.given: Origin | None = None  # the one tensor that a candidate was called with
+        self.unit_dim: int | None = None  # of what it returns, where nothing inside it is followed
         self.first = 0  # number of potentials before it
         self.turns: dict[str, int] = {}  # how often each name of a place was given
 
@@ -111,6 +122,7 @@ class Frames:
         self.resumed = [Frame(frame.module, frame.known) for frame in running]
         self.running = list(self.resumed)
         self.outside = Frame(self._root, Known("", True, None, False))  # of every module
+        self.is_inside_affine = False  # whether a module is running inside which nothing is followed
         self.suppressed = 0  # how many of them are activations that the user names, or make a weight
         self._has_all = False
         self._parts = None

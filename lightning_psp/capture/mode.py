@@ -136,6 +136,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             losses=self._losses,
             written=written,
             witness=self._witness,
+            checkpoints=self._checkpoints,
+            leaves_affine_alone=not nonlinearities.named,
             on_end=self._give_outputs,
         )
         self.enter_module, self.leave_module = self._network_calls.enter_module, self._network_calls.leave_module
@@ -243,6 +245,9 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if _is_traced():
             return self._traced(self._key, func, args, kwargs or {})
         kwargs = kwargs or {}
+        if self._frames.is_inside_affine:
+            self._has_news = True
+            return func(*args, **kwargs)
         if func in TELLING or self._is_suspended or in_backward():
             return func(*args, **kwargs)
         self._has_news = True
@@ -352,6 +357,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             reduction=None,
             traced=self._traced,
         )
+        # In a graph, modules are left when a node of another one runs.
+        other._network_calls.leaves_affine_alone = False
         other._place = [*self._frames.running], self._ledger.in_call
         return other
 

@@ -8,6 +8,8 @@ from typing import Any, Generic
 import torch
 from torch import Tensor, nn
 
+from lightning_psp.capture.affine_modules import unit_dim_of
+from lightning_psp.capture.checkpoints import Checkpoints
 from lightning_psp.capture.frames import Frame, Frames, Kind
 from lightning_psp.capture.ledger import Ledger
 from lightning_psp.capture.loss_calls import LossCalls
@@ -34,6 +36,8 @@ class NetworkCalls(Generic[Kept]):
         losses: is told that a call of the network has ended.
         written: takes modules for activations that are written out.
         witness: is told of what modules returned.
+        checkpoints: the checkpointed functions that are running.
+        leaves_affine_alone: whether nothing that torch's modules with weights call is a nonlinearity.
         on_end: called when a call of the whole network has ended.
     """
 
@@ -49,6 +53,8 @@ class NetworkCalls(Generic[Kept]):
         losses: LossCalls[Kept],
         written: WrittenActivations[Kept],
         witness: Witness,
+        checkpoints: Checkpoints,
+        leaves_affine_alone: bool,
         on_end: Callable[[], None],
     ) -> None:
         self.is_suspended = False  # whether nothing is seen
@@ -62,6 +68,8 @@ class NetworkCalls(Generic[Kept]):
         self._losses = losses
         self._written = written
         self._witness = witness
+        self._checkpoints = checkpoints
+        self.leaves_affine_alone = leaves_affine_alone
         self._on_end = on_end
 
     def enter_module(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -87,6 +95,11 @@ class NetworkCalls(Generic[Kept]):
             self._frames.begin_suppression()
         elif known.kind is Kind.CANDIDATE and not self._frames.suppressed:
             self._written.enter(frame, inputs)
+        elif (
+            self.leaves_affine_alone and known.kind is None and known.path is not None and not self._checkpoints.regions
+        ):
+            frame.unit_dim = unit_dim_of(module, inputs)
+            self._frames.is_inside_affine = frame.unit_dim is not None
         self._frames.running.append(frame)
 
     def _enter_named_activation(
@@ -108,6 +121,8 @@ class NetworkCalls(Generic[Kept]):
             return  # entered before the watch began
         frame = self._frames.running.pop()
         known = frame.known
+        if frame.unit_dim is not None:
+            self._leave_affine(frame, frame.unit_dim, inputs[0], output)
         kind, path = known.kind, known.path
         if frame.suppresses:
             self._frames.end_suppression()
@@ -115,7 +130,7 @@ class NetworkCalls(Generic[Kept]):
             frame.potential.results.append(self._graph.edge(output))
             assert frame.potential.origin is not None
             self._origins.record_result(output, frame.potential.origin, frame.potential)
-        if path and isinstance(output, Tensor):
+        if path and frame.unit_dim is None and isinstance(output, Tensor):
             self._witness.note_module(output, path)
         is_activation = kind is Kind.NAMED or kind is Kind.ACTIVATION
         if frame.given is not None:
@@ -127,6 +142,21 @@ class NetworkCalls(Generic[Kept]):
         elif known.has_weights and not is_activation and not self._frames.is_wrapped(frame):
             tensors = (output,) if isinstance(output, Tensor) else tensors_in(output)
             self._origins.record_module(path, frame, tensors)
+
+    def _leave_affine(self, frame: Frame, unit_dim: int, argument: Any, output: Any) -> None:
+        self._frames.is_inside_affine = False
+        if not isinstance(output, Tensor):  # after an exception
+            return
+        path = frame.path
+        assert path is not None
+        has_shadow = not self._ledger.skips_without_grad
+        if has_shadow:
+            self._graph.start_call(type(frame.module).__name__, argument)
+        self._origins.record_affine(path, unit_dim, argument, output)
+        if has_shadow:
+            self._graph.end_call(output)
+        if self._ledger.counts():
+            self._witness.weights.add(path)
 
     def _end_call(self, frame: Frame, output: Any) -> None:
         self._ledger.end_call()

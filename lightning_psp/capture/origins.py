@@ -123,6 +123,12 @@ class Origins:
         copied.unit_dim, copied.whole = origin.unit_dim, origin.whole
         copied.parent, copied.step, copied.depth = origin.parent, origin.step, origin.depth
 
+    def record_affine(self, path: str, unit_dim: int, argument: Any, result: Tensor) -> None:
+        """Notes that the module at `path` made `result` of a tensor by its weights."""
+        origin, known = self.renew(result), self.find(argument)
+        origin.is_made, origin.unit_dim, origin.source = True, unit_dim, Source(path)
+        origin.weighings = 1 + (known.weighings if known is not None and known.is_made else 0)
+
     def record_module(self, path: str, call: object, tensors: Iterable[Tensor]) -> None:
         """Notes that the module at `path`, which has weights, returned tensors in one call."""
         for tensor in tensors:
