@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from lightning_psp.torch_private.modules import is_plain
+
 # The dimension of the neurons in what they return.
 _UNIT_DIMS: dict[type[nn.Module], int] = {
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), 1),
@@ -36,12 +38,4 @@ def unit_dim_of(module: nn.Module, inputs: tuple[Any, ...]) -> int | None:
         True
     """
     unit_dim = _UNIT_DIMS.get(type(module))
-    if unit_dim is None or len(inputs) != 1 or module._forward_pre_hooks or module._modules:
-        return None
-    own, parameters = module.__dict__, module._parameters
-    if "forward" in own or "_compiled_call_impl" in own or parameters.get("weight") is None:
-        return None
-    for weight in parameters.values():
-        if weight is not None and type(weight) is not nn.Parameter:
-            return None
-    return unit_dim
+    return unit_dim if unit_dim is not None and len(inputs) == 1 and is_plain(module) else None

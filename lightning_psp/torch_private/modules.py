@@ -40,6 +40,31 @@ def set_compiled_call(module: nn.Module, call: Any) -> None:
     module._compiled_call_impl = call
 
 
+_PLAIN_WEIGHTS = {nn.Parameter, type(None)}
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a call of a module runs its class's forward and nothing else, with plain parameters, a weight among them.
+
+    So it is not where it has parts, hooks that run before it, a forward of its own or a compiled one; where its
+    parameters are of another class, such as parts of what other processes have, or no parameters at all; or where this
+    version of torch does not tell.
+
+    Example:
+        >>> is_plain(nn.Linear(2, 2)), is_plain(nn.ReLU())
+        (True, False)
+        >>> is_plain(nn.utils.parametrizations.orthogonal(nn.Linear(2, 2)))
+        False
+    """
+    own = module.__dict__
+    weights = own.get("_parameters")
+    if not weights or own.get("_modules", True) or own.get("_forward_pre_hooks", True):
+        return False
+    if "forward" in own or "_compiled_call_impl" in own or weights.get("weight") is None:
+        return False
+    return _PLAIN_WEIGHTS.issuperset(map(type, weights.values()))
+
+
 def tables_of(module: nn.Module) -> list[dict[str, Any]]:
     """The tables in which a module keeps its own parameters and its own buffers, to be written to.
 
