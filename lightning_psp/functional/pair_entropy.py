@@ -57,7 +57,9 @@ def sum_over_pairs(parts: Sequence[Tensor], units: int) -> float:
                 observations=len(packed),
             )
             in_block = [int(part.sum()) for part in torch.split(numbers, BLOCK)]
-            for (left, right), found in zip(blocks, map_blocks(block_sum, blocks), strict=True):
+            # A single block is not worth the time of handing it to another thread.
+            sums = map_blocks(block_sum, blocks) if len(blocks) > 1 else map(block_sum, blocks)
+            for (left, right), found in zip(blocks, sums, strict=True):
                 times = 1 if left == right else 2
                 twice += times * found
                 progress.update(times * in_block[left // BLOCK] * in_block[right // BLOCK])
