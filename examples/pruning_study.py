@@ -16,7 +16,6 @@ are made of them. `--small` prunes the small LeNet of the quickstart on scikit-l
 """
 
 import argparse
-import json
 import math
 import multiprocessing
 import os
@@ -117,25 +116,23 @@ class Study:
         self.tasks = tasks
 
     def ready(self, results: Mapping[Training, Mapping[str, Any]]) -> Iterator[Training]:
-        """All trainings whose beginnings are there, given those that are done."""
+        """All trainings whose beginnings are there, given those that are done; what others wait for comes first."""
         for name, task in self.tasks.items():
-            gradual = [
+            first, *further = (
                 Training(name, "gradual", seed, task.most_epochs, lam)
                 for seed in range(self.options.seeds or task.seeds)
                 for lam in (0.0, task.lam)
-            ]
-            yield from gradual
-            repeats = range(self.options.repeats or task.repeats)
-            dense = [Training(name, "dense", seed, task.epochs) for seed in repeats]
-            yield from dense
-            if gradual[0] not in results:
-                continue
-            levels = results[gradual[0]]["levels"]
-            for level in spread([each["sparsity"] for each in levels], task.levels):
-                for arm in ONE_SHOT_ARMS:
-                    for seed in repeats:
-                        if arm != "one_shot" or dense[seed] in results:
+            )
+            yield first
+            for seed in range(self.options.repeats or task.repeats):
+                dense = Training(name, "dense", seed, task.epochs)
+                yield dense
+                levels = results[first]["levels"] if first in results else []
+                for level in spread([each["sparsity"] for each in levels], task.levels):
+                    for arm in ONE_SHOT_ARMS:
+                        if arm != "one_shot" or dense in results:
                             yield Training(name, arm, seed, task.epochs, 0.0, level, levels[level]["sparsity"])
+            yield from further
 
     def run(self, training: Training) -> dict[str, Any]:
         """Train, or read what was trained before."""
@@ -152,7 +149,7 @@ class Study:
             return module, task.data(self.options.data), [*psp, recorder, pruning]
 
         return train_once(
-            self.options.results / f"{training.name}.json",
+            self.path(training),
             asdict(training),
             make,
             bar=tqdm(disable=True),
@@ -183,23 +180,31 @@ class Study:
         # The network's own initial weights are those of this seed: seed 0's are the gradual training's.
         return MaskedTraining(masks, rewind_to="random", seed=1 + training.seed)
 
-    def so_far(self) -> dict[Training, dict[str, Any]]:
-        """Read the trainings that are done, and those pruned gradually as far as their checkpoints go."""
+    def found(self, *, unended: bool) -> dict[Training, dict[str, Any]]:
+        """Read the trainings that are done, and those pruned gradually as far as their checkpoints go if `unended`."""
         found: dict[Training, dict[str, Any]] = {}
         while True:  # what is done tells of further trainings
             new: dict[Training, dict[str, Any]] = {}
             for training in self.ready(found):
-                result = self.options.results / f"{training.name}.json"
                 checkpoint = self.options.results / "checkpoints" / training.name / "last.ckpt"
                 if training in found:
                     continue
-                if result.exists():
-                    new[training] = json.loads(result.read_text())
-                elif training.arm == "gradual" and checkpoint.exists() and (levels := levels_so_far(checkpoint)):
+                if self.path(training).exists():
+                    new[training] = self.run(training)
+                elif (
+                    unended
+                    and training.arm == "gradual"
+                    and checkpoint.exists()
+                    and (levels := levels_so_far(checkpoint))
+                ):
                     new[training] = {"levels": levels, "ended": False}
             if not new:
                 return found
             found |= new
+
+    def path(self, training: Training) -> Path:
+        """File of the result of a training."""
+        return self.options.results / f"{training.name}.json"
 
     def folder(self, training: Training) -> Path:
         """Folder of the weights of a training."""
@@ -221,7 +226,7 @@ def spread(sparsities: list[float], number: int) -> list[int]:
         Indices of the levels, in ascending order; none where nothing was pruned.
     """
     left = [1 - sparsity for sparsity in sparsities]
-    if len(left) == 1:
+    if len(left) < 2:
         return []
     wanted = [left[-1] ** (part / number) for part in range(1, number + 1)]
     nearest = [min(range(1, len(left)), key=lambda level: abs(math.log(left[level] / share))) for share in wanted]
@@ -230,16 +235,17 @@ def spread(sparsities: list[float], number: int) -> list[int]:
 
 def run_all(study: Study, workers: int) -> dict[Training, dict[str, Any]]:
     """Run every training as soon as those that it begins from are done."""
-    results: dict[Training, dict[str, Any]] = {}
+    results = study.found(unended=False)
     running: dict[Future[dict[str, Any]], Training] = {}
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    with pool, tqdm(unit="training") as bar:
+    with pool, tqdm(unit="training", initial=len(results)) as bar:
         try:
             while True:
-                for training in dict.fromkeys(study.ready(results)):
-                    if training not in results and training not in running.values():
-                        running[pool.submit(study.run, training)] = training
-                bar.total = len(results) + len(running)
+                known = dict.fromkeys(study.ready(results))
+                waiting = [each for each in known if each not in results and each not in running.values()]
+                for training in waiting[: workers - len(running)]:
+                    running[pool.submit(study.run, training)] = training
+                bar.total = len(known)
                 bar.set_postfix_str("as far as known")
                 if not running:
                     return results
@@ -281,7 +287,7 @@ def main() -> None:
     options.results.mkdir(parents=True, exist_ok=True)
     tasks = SMALL if options.small else {name: TASKS[name] for name in options.tasks}
     study = Study(options, tasks)
-    results = study.so_far() if options.so_far else run_all(study, options.workers)
+    results = study.found(unended=True) if options.so_far else run_all(study, options.workers)
     rows = [
         {**asdict(training), "ended": results[training].get("ended", True), "levels": results[training]["levels"]}
         for training in sorted(results, key=str)
