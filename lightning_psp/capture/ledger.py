@@ -146,6 +146,8 @@ class Ledger(Generic[Kept]):
             in_call: whether the network was running where the tensor arose, if it is not running now.
         """
         origin = self._origins.of(z)
+        if is_output and origin.giver is not None and (origin.source is None or origin.source.name is None):
+            origin.source = Source(origin.giver)  # whatever the loss does with it
         if origin.source is None:
             origin.source = Source(None)
         if origin.source.name is None:

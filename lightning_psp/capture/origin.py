@@ -171,6 +171,7 @@ class Origin:
     is_weight = False  # whether it is a weight, or computed from one alone
     weight: str | None = None  # the parameter of which it is a view
     is_returned = False  # whether a network returned it, or a part or multiple of it
+    giver: str | None = None  # path of the module that returned it, where no module with weights inside gave it
     weighings = 0  # how many weights have come one after another
     is_pooled = False  # whether it was summed, averaged or pooled
     is_bent = False  # whether it is no linear function of what the source's weights gave

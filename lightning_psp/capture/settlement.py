@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_psp.capture.frames import Frames
 from lightning_psp.capture.graph import Edge, edges_below
 from lightning_psp.capture.ledger import Ledger
-from lightning_psp.capture.origin import Kept, Origin, Potential, Source, arrange
+from lightning_psp.capture.origin import Kept, Origin, Potential, arrange
 from lightning_psp.capture.origins import Origins
 from lightning_psp.capture.outputs import OutputFinder, Target
 from lightning_psp.capture.recurrent import RECURRENT_MODULES
@@ -92,7 +92,7 @@ class Settlement(Generic[Kept]):
     def target_of(self, edge: Edge, tensor: Tensor, path: str, may_be_term: bool) -> Target[Kept]:
         """A tensor that may be an output layer."""
         origin = self._origins.of(tensor)
-        origin.is_returned = True
+        origin.is_returned, origin.giver = True, path
         return Target([edge], tensor, origin, [], path, may_be_term)
 
     def settle(self, losses: Sequence[Edge]) -> None:
@@ -199,8 +199,6 @@ class Settlement(Generic[Kept]):
             if not potentials:
                 if origin.reference() is not target.tensor or not self._ledger.is_potential(target.tensor):
                     return []
-                if origin.path is None and (origin.source is None or origin.source.place is None):
-                    origin.source = Source(target.path)
                 potential = self._ledger.add(target.tensor, "output", False, is_output=True)
                 self._settled.append((potential, True))
                 potential.results.extend([self._graph.edge(target.tensor), *target.edges])

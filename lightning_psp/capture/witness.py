@@ -50,6 +50,8 @@ class Suspect(NamedTuple):
 
 def is_suspicious(function: TorchFunction, args: tuple[Any, ...]) -> bool:
     """Whether activations are made of a function of these arguments."""
+    if name_of(function) in ("max", "min") and any(isinstance(value, Tensor) and value.ndim == 0 for value in args):
+        return False  # a bound, as of `clamp`
     return function in SUSPICIOUS or function in OF_NORMS or _is_square(function, args)
 
 

@@ -122,7 +122,9 @@ class Run:
             potentials = [found for number in mention.points if (found := self._potentials[number]) is not None]
             return Target(edges, None, None, potentials, path, returned.may_be_term, made_of)
         tensor = self._tensor_of(mention)
-        return Target(edges, tensor, self._origins.of(tensor), [], path, returned.may_be_term, made_of)
+        origin = self._origins.of(tensor)
+        origin.giver = path
+        return Target(edges, tensor, origin, [], path, returned.may_be_term, made_of)
 
     def _source(self, number: int) -> Source:
         found = self._neurons.get(number)

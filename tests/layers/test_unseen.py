@@ -159,3 +159,10 @@ def test_recorded_layers_of_a_network_with_a_custom_function():
     with record_potentials(network, activations=(Cube,)) as potentials:
         network(x).square().mean()
     assert list(potentials) == ["first", "second", "head"]
+
+
+@pytest.mark.parametrize("bound", [torch.tensor(0.0), torch.tensor(-1e9)])
+def test_a_bound_is_no_nonlinearity(bound):
+    layers, messages = trained(lambda: Two(lambda z: torch.max(z, bound)))
+    assert layers == {"network.second", "network.head"}
+    assert not messages
