@@ -209,14 +209,13 @@ class Description:
         self._region.weights = list(witness.weights)
         for suspect in witness.unaccounted():
             results = self._results_of([suspect.edge])
-            start = list(self._origins.line(suspect.argument))[-1].reference()
-            argument = None if start is None else self._input_of(start)
-            kin = [
-                place
-                for place, tensor, _ in self._results
-                if any(origin is suspect.result for origin in self._origins.line(self._origins.of(tensor)))
-            ]
-            kin += [] if argument is None else [argument]
+            line = list(self._origins.line(suspect.argument))
+            start = line[-1].reference()
+            kin = [] if start is None or (given := self._input_of(start)) is None else [given]
+            for place, tensor, _ in self._results:
+                own = list(self._origins.line(self._origins.of(tensor)))
+                if any(origin is suspect.result for origin in own) or any(origin is own[0] for origin in line):
+                    kin.append(place)
             self._region.unseen.append(UnseenCall(suspect.place, suspect.remedy, results, kin))
 
     # --- neurons and places ----------------------------------------------------------------------------------------

@@ -81,7 +81,8 @@ class UnseenCall(NamedTuple):
         place: where it is.
         remedy: what to name as an activation.
         results: what depends on its result.
-        kin: the input of which its argument is a function value by value, and the results that are one of its result.
+        kin: the input and the results of which its argument is a function value by value, and those that are one of its
+            result.
     """
 
     place: str
