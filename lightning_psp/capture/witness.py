@@ -140,11 +140,10 @@ class Witness:
         starts = list(dict.fromkeys(outputs))
         below = set().union(*map(edges_below, starts)) if self._suspects or self._inside else set()
         found = {suspect.place: suspect.remedy for suspect in self.unaccounted() if suspect.edge in below}
-        found.update(
-            (place, remedy)
-            for place, remedy, edges, kin in self._inside
-            if not below.isdisjoint(edges) and not any(map(_has_potential, kin))
-        )
+        for call, remedy, edges, kin in self._inside:
+            is_known = any(origin.potential is not None or _has_potential(origin) for origin in kin)
+            if not is_known and not below.isdisjoint(edges):
+                found[call] = remedy
         below_outputs = nodes_below([node for node, _ in starts])
         nodes = {node for node in below_outputs if isinstance(node, BackwardCFunction) and _is_foreign(node)}
         if nodes:
@@ -162,7 +161,7 @@ def _dotted(name: str) -> str:
 
 def _has_potential(origin: Origin | None) -> bool:
     while origin is not None:
-        if origin.values.potentials or origin.potential is not None or origin.is_returned:
+        if origin.values.potentials or origin.is_returned:
             return True
         origin = origin.whole if origin.parent is None else origin.parent
     return False
