@@ -129,7 +129,7 @@ def page(folder: Path) -> str:
     trainings, _, _ = read_results(folder / "lenet5")
     on_cifar10, _, _ = read_results(folder / "cifar10")
     pruning = json.loads((folder / "pruning_study" / "pruning_study.json").read_text())["trainings"]
-    one_shot = sum(row["arm"] == "one_shot" for row in pruning)
+    one_shot = sum(row["arm"] not in ("gradual", "dense") for row in pruning)
     sources = "\n".join(
         f"- {label}: {published['sources'][name]}." for name, label in (("paper", "Papers"), ("logs", "Logs"))
     )
@@ -141,7 +141,7 @@ def page(folder: Path) -> str:
         cifar10_table(on_cifar10, published),
         SECOND_PAPER,
         pruning_table(pruning, published["pruning"]),
-        MAPS.format(one_shot=f"{one_shot} trainings" if one_shot else "no run"),
+        MAPS.format(one_shot=f"{one_shot} [trainings](../results.md#pruning)" if one_shot else "no run"),
     ]
     return "\n".join(parts)
 
