@@ -178,7 +178,7 @@ class PSPCallback(OnlyOne):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forgets the training before, of which a checkpoint may have been made up to now."""
         refuse_other_lightning(trainer, pl_module)
-        refuse_second_callback(trainer, self)
+        refuse_second_callback(trainer, self, PSPCallback)
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._first_learning_rate = None

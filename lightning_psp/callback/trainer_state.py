@@ -55,13 +55,12 @@ def has_callback(trainer: Trainer, callback: AnyCallback) -> bool:
     return any(each is callback for each in trainer.callbacks)  # type: ignore[attr-defined]
 
 
-def refuse_second_callback(trainer: Trainer, callback: AnyCallback) -> None:
-    """Raises an error where another callback would have the same key in checkpoints."""
+def refuse_second_callback(trainer: Trainer, callback: AnyCallback, kind: type[AnyCallback]) -> None:
+    """Raises an error where another callback of a kind, or derived from it, would penalise everything again."""
     callbacks: list[AnyCallback] = trainer.callbacks  # type: ignore[attr-defined]
-    name = type(callback).__qualname__
-    if any(each is not callback and type(each).__qualname__ == name for each in callbacks):
+    if any(each is not callback and isinstance(each, kind) for each in callbacks):
         raise RuntimeError(
-            f"A Trainer takes one {name}, but a second one was added to it. `layer_lam` gives layers"
+            f"A Trainer takes one {kind.__name__}, but a second one was added to it. `layer_lam` gives layers"
             " different strengths."
         )
 

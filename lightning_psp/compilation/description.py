@@ -188,6 +188,8 @@ class Description:
                 # A gradient that another result hands to it inside the graph is no gradient of this result.
                 whole = self._mention(tensor)
             source = None if place.is_input and origin.source is None else self._source(origin.source)
+            known = self._known(origin)
+            mention = known if known.points else self._candidates.get(id(tensor), known)
             self._region.origins.append(
                 ResultOrigin(
                     place,
@@ -197,7 +199,7 @@ class Description:
                     origin.is_weight,
                     origin.is_bent,
                     origin.made_of,
-                    self._known(origin),
+                    mention,
                     entering,
                     whole,
                     origin.weighings,

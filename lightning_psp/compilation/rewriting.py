@@ -126,6 +126,8 @@ class Rewriting:
         """
         original = self._in_place_of.get(givers[-1], givers[-1])
         anchor = original.next if user is None else user
+        while anchor.op == "placeholder":  # which the coefficients come behind
+            anchor = anchor.next
         rule = self._rule if has_gradient else None
         with self._module.graph.inserting_before(anchor):
             value = original

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_psp.capture.graph import Edge
-from lightning_psp.capture.origin import Measured, Origin, Potential, Source, is_within
+from lightning_psp.capture.origin import GATED, Measured, Origin, Potential, Source, is_within
 from lightning_psp.capture.outputs import Call, Target, Way
 from lightning_psp.capture.records import Records
 from lightning_psp.compilation.region import Mention, Region, Returned
@@ -160,6 +160,9 @@ class Run:
             if given.source is not None and given.source.name is not None:
                 origin.source = given.source
             origin.values = given.values
+            if given.made_of == GATED and not point.is_output:  # a state, as outside of compiled code
+                self._potentials.append(None)
+                return
             top = self._origins.top(given)
             if point.is_output and top is not given and self._is_told_whole(point, top, origin.measured.results):
                 return
@@ -221,6 +224,9 @@ class Run:
             origin.potential = potentials[0] if potentials else None
         elif potentials:
             origin.values.potentials = potentials
+        elif mention.points and (candidate := self._stand_ins[mention.points[0]]) is not None:
+            # Whoever makes one of them a potential makes it one of both.
+            origin.values = self._origins.of(candidate).values
 
     def _rebased(self, path: str) -> str:
         """The same path in the module that runs the graph, which may be another one of the same class."""

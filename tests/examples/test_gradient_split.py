@@ -18,7 +18,6 @@ from tests.support.idx import write_sets
 def split(monkeypatch, tmp_path, capsys):
     """Runs the script, and returns its output and what it has saved."""
     monkeypatch.setattr(gradient_split, "IMAGES", 50)
-    monkeypatch.setattr(gradient_split, "silence_lightning", lambda: None)
 
     def run(*arguments):
         output = tmp_path / "output"

@@ -173,7 +173,6 @@ def run(monkeypatch, *arguments):
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_what_is_done_is_not_done_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(lambda_study, "silence_lightning", lambda: None)
     arguments = ["--quick", "--tasks", "digits_mlp", "--output", str(tmp_path)]
     run(monkeypatch, *arguments)
     folder = tmp_path / "quick"

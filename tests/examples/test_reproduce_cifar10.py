@@ -26,7 +26,6 @@ pytestmark = [
 @pytest.fixture
 def reproduce(monkeypatch, tmp_path):
     """Runs the script and returns what is in its results' folder."""
-    monkeypatch.setattr(reproduce_cifar10, "silence_lightning", lambda: None)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))  # where decoded JPEGs are kept
 
     def run(*arguments):
@@ -91,7 +90,6 @@ def made(monkeypatch, tmp_path, *arguments):
         found[path.stem] = configuration, *make()
 
     monkeypatch.setattr(reproduce_cifar10, "train_once", note)
-    monkeypatch.setattr(reproduce_cifar10, "silence_lightning", lambda: None)
     command = ["--data", "nowhere", "--results", str(tmp_path), "--seeds", "1", *arguments]
     monkeypatch.setattr(sys, "argv", ["reproduce_cifar10.py", *command])
     reproduce_cifar10.main()

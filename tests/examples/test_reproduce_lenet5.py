@@ -36,7 +36,6 @@ def data(tmp_path_factory):
 @pytest.fixture
 def reproduce(monkeypatch, data):
     """Runs the script and returns what is in its results' folder."""
-    monkeypatch.setattr(reproduce_lenet5, "silence_lightning", lambda: None)
 
     def run(results, *arguments):
         command = ["reproduce_lenet5.py", "--data", str(data), "--results", str(results), "--accelerator", "cpu"]

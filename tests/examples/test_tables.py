@@ -202,7 +202,6 @@ def test_markdown():
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_the_sweep(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(lambda_sweep, "silence_lightning", lambda: None)
     command = ["lambda_sweep.py", "--lams", "0.1", "10", "0.1", "--schedules", "constant", "linear", "--epochs", "2"]
     monkeypatch.setattr(sys, "argv", [*command, "--seeds", "2", "--milestones", "1", "--output", str(tmp_path)])
     lambda_sweep.main()

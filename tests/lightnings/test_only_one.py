@@ -46,6 +46,18 @@ def test_a_second_one_is_refused_with_the_remedy(name, make):
     assert module.gradients == []
 
 
+@pytest.mark.parametrize("is_first", [False, True])
+def test_one_of_a_derived_class_beside_it_is_refused(is_first):
+    class Derived(PSPCallback):
+        pass
+
+    pytest.importorskip(NAMES[0])
+    module = classifier_of(NAMES[0])().double()
+    callbacks = [Derived(), PSPCallback()] if is_first else [PSPCallback(), Derived()]
+    with pytest.raises(RuntimeError, match="A Trainer takes one PSPCallback"):
+        quiet_trainer(NAMES[0], *callbacks).fit(module, loader(), loader(1))
+
+
 @pytest.mark.parametrize("call", ["validate", "predict"])
 def test_a_second_one_is_refused_without_a_fit(call):
     pytest.importorskip(NAMES[0])

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from lightning_psp import psp_penalty, record_potentials
+from lightning_psp.capture import module_calls
 from lightning_psp.compilation import listening
 from lightning_psp.torch_private import compiler
 
@@ -25,12 +26,13 @@ def gradients(network, parameters):
 
 
 def test_this_version_has_all_names():
-    assert all(getattr(compiler, name) is not None for name in ("_FakeTensorMode", "_LocalSource", "_skip_code"))
+    names = ("_FakeTensorMode", "_LocalSource", "_skip_code", "_VariableTracker")
+    assert all(getattr(compiler, name) is not None for name in names)
     assert compiler.comptime is not compiler._without_comptime
     assert isinstance(compiler._config.triton.cudagraphs, bool)
 
 
-@pytest.mark.parametrize("name", [None, "_LocalSource", "_config"])
+@pytest.mark.parametrize("name", [None, "_LocalSource", "_config", "_VariableTracker"])
 def test_gradients_are_the_same(name, monkeypatch):
     if name is not None:
         monkeypatch.setattr(compiler, name, None)
@@ -41,9 +43,38 @@ def test_gradients_are_the_same(name, monkeypatch):
 
 def test_without_a_way_to_take_part_in_tracing_nothing_is_compiled(monkeypatch):
     monkeypatch.setattr(listening, "comptime", compiler._without_comptime)
+    monkeypatch.setattr(module_calls, "comptime", compiler._without_comptime)
     network, compiled = networks()
     parameters = list(network.parameters())
     torch.testing.assert_close(gradients(compiled, parameters), gradients(network, parameters), rtol=1e-10, atol=1e-14)
+
+
+def test_what_modules_return_is_told():
+    found = []
+
+    def note(context):
+        found.append((compiler.running_modules(context), compiler.nodes_in(context, "output")))
+
+    class Scale(nn.Module):
+        def forward(self, x):
+            output = (2 * x, 3 * x)
+            compiler.comptime(note)
+            return output
+
+    torch.compile(nn.Sequential(Scale()), backend="aot_eager")(torch.ones(2))
+    (modules, nodes), *_ = found
+    assert "Scale" not in modules[0][1]
+    assert len(modules) == 2
+    assert [node.args for node in nodes] == [(2, nodes[0].args[1]), (3, nodes[0].args[1])]
+
+
+def test_without_a_way_to_ask_what_modules_return_nothing_is_told():
+    class Context:
+        def get_local(self, name):
+            return object()
+
+    assert compiler.running_modules(Context()) == []
+    assert compiler.nodes_in(Context(), "output") == []
 
 
 @pytest.mark.parametrize("name", ["_FakeTensorMode", "_skip_code"])

@@ -87,3 +87,50 @@ def test_tables_that_are_not_there_are_an_error():
     for tables in (modules.tables_of, modules.forward_hooks_of):
         with pytest.raises(NotImplementedError, match=r"no `Module\._\w+`, without which a network cannot be left"):
             tables(Bare(nn.Linear(2, 2)))
+
+
+class Frozen(nn.Module):
+    """A normalisation whose weights are buffers, and one without any."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("mean", torch.zeros(4))
+
+
+def shared():
+    """A network with a module and a weight in two places, an empty place, and weights in buffers."""
+    inner = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), Frozen(torch.ones(4)), Frozen(None))
+    network = nn.ModuleDict({"first": inner, "again": nn.ModuleList([inner, nn.ReLU()]), "last": nn.Linear(4, 4)})
+    network["last"].weight = inner[0].weight
+    network["last"].nothing = None
+    network["last"].register_module("empty", None)
+    return network
+
+
+@pytest.mark.parametrize("has_tables", [True, False])
+@pytest.mark.parametrize("build", [network, shared, lambda: nn.LSTM(2, 3, bidirectional=True), nn.ReLU])
+def test_parts_are_those_of_torchs_own_iterators(build, has_tables, monkeypatch):
+    if not has_tables:
+        monkeypatch.setattr(modules, "_TABLES", ("_a_name_that_no_version_has",))
+    root = build()
+    parts = modules.Parts(root)
+    assert {path: module for module, path in parts.paths.items()} == dict(root.named_modules())
+    assert list(parts.paths.values()) == [path for path, _ in root.named_modules()]
+    found = parts.parameters()
+    assert {own.name: own.table[own.key] for own in found.values()} == dict(root.named_parameters())
+    assert {own.name: key for key, own in found.items()} == {name: id(p) for name, p in root.named_parameters()}
+    expected = {
+        module
+        for module in root.modules()
+        if [*module.parameters()] or any(name.split(".")[-1] == "weight" for name, _ in module.named_buffers())
+    }
+    assert parts.weighted == expected
+
+
+@pytest.mark.parametrize("name", ["_parameters", "_modules", "_forward_pre_hooks"])
+def test_what_cannot_be_told_is_followed(name):
+    module = nn.Linear(3, 4)
+    assert modules.is_plain(module)
+    del module.__dict__[name]
+    assert not modules.is_plain(module)
