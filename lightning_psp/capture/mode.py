@@ -307,7 +307,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         Args:
             losses: to the losses; those that were seen if None.
         """
-        self._settlement.settle(self._outputs.losses() if losses is None else losses)
+        with self.suspended():  # what is kept of an output may come to numbers that look like losses
+            self._settlement.settle(self._outputs.losses() if losses is None else losses)
 
     def possible_outputs(self, losses: Sequence[Edge]) -> list[Potential[Kept]]:
         """The potentials that are none if they do not turn out to be the output.

@@ -114,16 +114,16 @@ def _with_potentials(compile_graph: Callable[..., Any]) -> Callable[..., Any]:
             sources = {index: (values[index].grad_fn, values[index].output_nr) for index in used}
             with capture.suspended():
                 outputs = compiled(*values, *coefficients)
-            if not capture.records.frames.suppressed:
-                Run(
-                    region,
-                    values,
-                    sources,
-                    outputs,
-                    coefficients,
-                    gives_values=capture.reduction is None,
-                    records=capture.records,
-                ).tell()
+                if not capture.records.frames.suppressed:
+                    Run(
+                        region,
+                        values,
+                        sources,
+                        outputs,
+                        coefficients,
+                        gives_values=capture.reduction is None,
+                        records=capture.records,
+                    ).tell()
             return outputs[: region.number_of_results]
 
         return run

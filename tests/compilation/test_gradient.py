@@ -40,6 +40,7 @@ def compiled(network: nn.Module, **options) -> nn.Module:
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=() if case.name in QUICK else pytest.mark.slow) for case in CASES], ids=str
 )
+@pytest.mark.filterwarnings("ignore:Of a network of several layers, only the output was found")
 def test_gradient_in_lightning(case: Case):
     network, (batch,) = case.build()
     step = reference_step(network, case.loss, batch, output_layer=case.output_layer)

@@ -71,7 +71,7 @@ class Evaluated(Model):
         self.network.blocks.append(nn.Flatten())
 
 
-@pytest.mark.parametrize("way", [network, pytest.param(whole_module, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("way", [network, whole_module])
 def test_validation(way):
     trained = compare(Evaluated, way, validation=batches(2, last=3), max_epochs=2)
     assert "psp_z2_val/network.blocks.1.linear1" in trained.values
