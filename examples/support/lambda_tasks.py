@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from support.classifier import Classifier
@@ -40,7 +41,7 @@ def _on_images(network: type[nn.Module], name: str, kind: type[MNIST], images: i
     return Task(
         f"{name}, {images:,} images",
         lambda folder, seed: image_sample(kind, folder, images, VALIDATION_IMAGES, seed),
-        lambda: Classifier(network()),
+        lambda: Classifier(network().to(memory_format=torch.channels_last)),  # less time for LeNet-5 on CPU
     )
 
 
