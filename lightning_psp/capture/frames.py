@@ -54,7 +54,7 @@ class Known(NamedTuple):
     has_weights: bool
     kind: Kind | None
     is_network: bool
-    is_of_metric: bool = False
+    is_of_metric: bool
 
 
 class Frame:
@@ -121,7 +121,7 @@ class Frames:
         # Copies, for who counts places in them is another one.
         self.resumed = [Frame(frame.module, frame.known) for frame in running]
         self.running = list(self.resumed)
-        self.outside = Frame(self._root, Known("", True, None, False))  # of every module
+        self.outside = Frame(self._root, Known("", True, None, False, False))  # of every module
         self.is_inside_affine = False  # whether a module is running inside which nothing is followed
         self.suppressed = 0  # how many of them are activations that the user names, or make a weight
         self._has_all = False
@@ -149,8 +149,7 @@ class Frames:
                 self._find_paths()  # a module that was added since
             known = self._known.get(module)
             if known is None:
-                has_weights = module in Parts(module).weighted
-                known = self._foreign[module] = self._describe(module, None, has_weights)
+                known = self._foreign[module] = self._describe(module, None, Parts(module), is_of_metric=False)
         return Frame(module, known)
 
     def name_of_parameter(self, parameter: Any) -> str | None:
@@ -226,13 +225,13 @@ class Frames:
         metrics = [path for module, path in parts.paths.items() if path and isinstance(module, _METRICS)]
         self._has_metrics = bool(metrics)
         self._known = {
-            module: self._describe(module, _cleaned(path), module in parts.weighted)._replace(
-                is_of_metric=any(path == metric or is_within(path, metric) for metric in metrics)
+            module: self._describe(
+                module, _cleaned(path), parts, any(path == metric or is_within(path, metric) for metric in metrics)
             )
             for module, path in parts.paths.items()
         }
 
-    def _describe(self, module: nn.Module, path: str | None, has_weights: bool) -> Known:
+    def _describe(self, module: nn.Module, path: str | None, parts: Parts, is_of_metric: bool) -> Known:
         cls = type(module)
         if cls not in self._kinds:
             self._kinds[cls] = self._kind_of(cls)
@@ -240,9 +239,9 @@ class Frames:
         if kind is Kind.CANDIDATE and (module is self._root or not _may_be_activation(module)):
             kind = None
         # Buffers called `weight` alone make a frozen normalisation, and more often a loss with weights of classes.
-        is_trained = has_weights and next(module.parameters(), None) is not None
-        is_network = path is not None and (is_trained or path == "")
-        return Known(path, has_weights, kind, is_network and not isinstance(module, _METRICS))
+        is_network = path is not None and (module in parts.parameterised or path == "")
+        is_network = is_network and not isinstance(module, _METRICS)
+        return Known(path, module in parts.weighted, kind, is_network, is_of_metric)
 
     def _kind_of(self, cls: type[nn.Module]) -> Kind | None:
         if issubclass(cls, self._named):

@@ -139,7 +139,8 @@ class Parts:
 
     Attributes:
         paths: each module, once, with the first path that leads to it, in the order of `named_modules`.
-        weighted: those with parameters, or buffers called ``weight``, of their own or inside of them.
+        parameterised: those with parameters of their own or inside of them.
+        weighted: these, and those with buffers called ``weight`` of their own or inside of them.
 
     Example:
         >>> parts = Parts(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
@@ -151,6 +152,7 @@ class Parts:
 
     def __init__(self, root: nn.Module) -> None:
         self.paths: dict[nn.Module, str] = {}
+        self.parameterised: set[nn.Module] = set()
         self.weighted: set[nn.Module] = set()
         self._has_tables = all(hasattr(root, name) for name in _TABLES)
         if self._has_tables:
@@ -158,9 +160,11 @@ class Parts:
             return
         for path, module in root.named_modules():
             self.paths[module] = path
-            buffers = [name.rpartition(".")[2] for name, _ in module.named_buffers()]
-            if next(module.parameters(), None) is not None or "weight" in buffers:
+            if next(module.parameters(), None) is not None:
+                self.parameterised.add(module)
+            if "weight" in [name.rpartition(".")[2] for name, _ in module.named_buffers()]:
                 self.weighted.add(module)
+        self.weighted |= self.parameterised
 
     def parameters(self) -> dict[int, OwnParameter]:
         """The parameters by their `id`, each with the first name that leads to it, as `named_parameters` gives them."""
@@ -180,18 +184,20 @@ class Parts:
         # Layers that are frozen for good, such as batch norms in detectors, have their weights in buffers.
         buffers = module._buffers
         is_weighted = "weight" in buffers and buffers["weight"] is not None
+        is_parameterised = False
         for parameter in module._parameters.values():
             if parameter is not None:
-                is_weighted = True
+                is_parameterised = True
                 break
-        parts = module._modules
-        if parts:
-            for name, part in parts.items():
-                if part is not None:
-                    if part not in self.paths:
-                        self._walk(part, f"{path}.{name}" if path else name)
-                    is_weighted = is_weighted or part in self.weighted
-        if is_weighted:
+        for name, part in module._modules.items():
+            if part is not None:
+                if part not in self.paths:
+                    self._walk(part, f"{path}.{name}" if path else name)
+                is_parameterised = is_parameterised or part in self.parameterised
+                is_weighted = is_weighted or part in self.weighted
+        if is_parameterised:
+            self.parameterised.add(module)
+        if is_weighted or is_parameterised:
             self.weighted.add(module)
 
 

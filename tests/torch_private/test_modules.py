@@ -126,6 +126,7 @@ def test_parts_are_those_of_torchs_own_iterators(build, has_tables, monkeypatch)
         if [*module.parameters()] or any(name.split(".")[-1] == "weight" for name, _ in module.named_buffers())
     }
     assert parts.weighted == expected
+    assert parts.parameterised == {module for module in root.modules() if [*module.parameters()]}
 
 
 @pytest.mark.parametrize("name", ["_parameters", "_modules", "_forward_pre_hooks"])
