@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from lightning_psp.callback.auto_lam import EVERY, SHARE
 from lightning_psp.callback.step import Step
 
 # Shares of the penalty in the loss below which, should it stay there, it does next to nothing, and above which it comes
@@ -16,16 +17,17 @@ NEGLIGIBLE, DOMINANT = 0.001, 1.0
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-def describe_first_step(step: Step, layers: Sequence[str], lam: float, module: nn.Module) -> str:
+def describe_first_step(step: Step, layers: Sequence[str], lam: float, module: nn.Module, is_auto: bool) -> str:
     """Says what is penalised and how much of the loss that is, and what to do where it is very little or very much.
 
     Args:
         step: the step.
         layers: the layers chosen.
-        lam: λ as the user gave it, which a schedule may have made smaller in this step.
+        lam: λ, which a schedule may have made smaller in this step.
         module: the user's module, which layers are named relative to.
+        is_auto: whether λ was found in training, and follows it.
     """
-    sentences = [_beginning(step, len(layers), lam)]
+    sentences = [_beginning(step, len(layers), lam, is_auto)]
     means = {layer: float(total) / elements for layer, (total, elements) in step.sums.items()}
     largest = max(means, key=lambda layer: means[layer])
     sentences.append(f"⟨z²⟩ is largest in {largest!r}: {means[largest]:.3g}, of the network {_mean(means):.3g}.")
@@ -33,6 +35,8 @@ def describe_first_step(step: Step, layers: Sequence[str], lam: float, module: n
     if step.lam == 0.0 or not math.isfinite(share):
         return " ".join(sentences)
     sentences.append(f"The penalty is {percentage(share)} of the loss.")
+    if is_auto:
+        return " ".join(sentences)
     at_full_strength = share * lam / step.lam
     if at_full_strength < NEGLIGIBLE:
         sentences.append(
@@ -50,12 +54,13 @@ def describe_first_step(step: Step, layers: Sequence[str], lam: float, module: n
     return " ".join(sentences)
 
 
-def _beginning(step: Step, number: int, lam: float) -> str:
+def _beginning(step: Step, number: int, lam: float, is_auto: bool) -> str:
     layers = "1 layer" if number == 1 else f"{number} layers"
     if lam == 0.0:
         return f"PSPCallback watches {layers} and penalises none, for λ = 0."
     of_full = "" if math.isclose(step.lam, lam) else f" in this step, of {lam:g}"
-    return f"PSPCallback penalises {layers} with λ = {step.lam:g}{of_full}."
+    found = f" (auto: {SHARE:g} of the norm of the loss's gradient, measured every {EVERY} steps)" if is_auto else ""
+    return f"PSPCallback penalises {layers} with λ = {step.lam:g}{of_full}{found}."
 
 
 def _mean(means: dict[str, float]) -> float:

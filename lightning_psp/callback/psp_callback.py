@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from lightning_psp.callback.auto_lam import Lam, check_lam
 from lightning_psp.callback.entropy_measure import EntropyMeasure, Orders
 from lightning_psp.callback.epochs import Epochs, Stage
 from lightning_psp.callback.histograms import write_histograms
@@ -15,20 +16,14 @@ from lightning_psp.callback.reports import Reports
 from lightning_psp.callback.settings import EntropySettings, Settings
 from lightning_psp.callback.step import Seen
 from lightning_psp.callback.step_log import finish_row, is_logging_step, log_step, step_values
+from lightning_psp.callback.strength import Strength
 from lightning_psp.callback.targets import Target
-from lightning_psp.callback.trainer_state import (
-    first_learning_rate,
-    has_callback,
-    loss_scale,
-    refuse_second_callback,
-    refuse_what_needs_one_process,
-    training_progress,
-)
+from lightning_psp.callback.trainer_state import leaving, loss_scale, refuse_second_callback, refuse_training
 from lightning_psp.callback.watch import Watch
 from lightning_psp.capture.nonlinearities import find_nonlinearities
 from lightning_psp.capture.selection import LayerFactors, LayerSelection
 from lightning_psp.compilation.eager_code import keep_out_of_graphs
-from lightning_psp.functional.arguments import check_bool, check_choice, check_number
+from lightning_psp.functional.arguments import check_bool, check_choice
 from lightning_psp.functional.reductions import REDUCTIONS, Reduction
 from lightning_psp.functional.validation import Unit
 from lightning_psp.lightnings import OnceAFit, OnlyOne, refuse_other_lightning
@@ -64,7 +59,10 @@ class PSPCallback(OnlyOne):
     All can be monitored by other callbacks.
 
     Args:
-        lam: strength λ of the penalty, 0 or more; 0 only watches.
+        lam: strength λ of the penalty, 0 or more; 0 only watches. ``"auto"`` finds it in training: the gradient of λR
+            by all trained parameters has 0.3 of the norm of the loss's, by running means of both norms that are
+            measured in the first optimiser step and in every tenth, at the cost of two more backward passes. Factors
+            multiply it as they do a number. It needs automatic optimisation and parameters that are not sharded.
         schedule: λ over training: a :class:`~lightning_psp.schedules.Schedule`, or one of ``"constant"``,
             ``"warmup"``, ``"linear"``, ``"cosine"``, ``"learning_rate"``.
         layer_lam: glob pattern on layer names to factor on λ for these layers; factors of several matching patterns
@@ -99,6 +97,7 @@ class PSPCallback(OnlyOne):
             potentials (in the first step; with manual optimisation, where a step may run a part of the model, at the
             end of the first epoch at the latest).
         TypeError: if an argument is of the wrong type.
+        NotImplementedError: if λ is to be found in a training where it cannot be (when it starts).
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -109,7 +108,7 @@ class PSPCallback(OnlyOne):
 
     def __init__(
         self,
-        lam: float = 1e-3,
+        lam: Lam = 1e-3,
         *,
         schedule: Schedule | str | None = None,
         layer_lam: Mapping[str, float] | None = None,
@@ -129,12 +128,12 @@ class PSPCallback(OnlyOne):
     ) -> None:
         self._arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        check_number("lam", lam, at_least=0)
+        check_lam(lam)
         find_nonlinearities(activations)
         check_choice("reduction", reduction, REDUCTIONS)
         check_bool("log_layers", log_layers)
         check_bool("histograms", histograms)
-        self.lam = float(lam)
+        self.lam: Lam = lam if isinstance(lam, str) else float(lam)
         self.schedule = make_schedule(schedule)
         self._layer_factor = LayerFactors({} if layer_lam is None else layer_lam)
         self.layer_lam = self._layer_factor.by_pattern
@@ -151,7 +150,7 @@ class PSPCallback(OnlyOne):
         self._reports = Reports(self._say, self._settings)
         self._entropy = EntropyMeasure(entropy, entropy_unit, num_classes, target, self._say)
         self._epochs = Epochs(self._entropy, log_layers)
-        self._first_learning_rate: float | None = None
+        self._strength = Strength()
         self._samples: dict[str, Tensor] = {}
         self._watch: Watch | None = None
         self._seen = Seen()
@@ -181,12 +180,12 @@ class PSPCallback(OnlyOne):
         refuse_second_callback(trainer, self, PSPCallback)
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._first_learning_rate = None
+            self._strength = Strength()
             self._epochs.start_training()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts watching the trainer's steps."""
-        refuse_what_needs_one_process(trainer, self.lam, self.entropy_term.weight)
+        refuse_training(trainer, pl_module, self.lam, self.entropy_term.weight)
         self._reports.start()
         self._attach(trainer, pl_module)
 
@@ -211,10 +210,7 @@ class PSPCallback(OnlyOne):
     def _attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._detach()
         check_module(pl_module)
-        was_there = has_callback(trainer, self)  # or another callback hands the trainer's hooks on to this one
-
-        def is_gone() -> bool:
-            return was_there and not has_callback(trainer, self)
+        is_gone = leaving(trainer, self)
 
         def leaves() -> bool:
             if is_gone():
@@ -227,10 +223,11 @@ class PSPCallback(OnlyOne):
             pl_module,
             find_nonlinearities(self.activations),
             self._settings,
-            next_lam=lambda: self._next_lam(trainer),
+            next_lam=lambda: self._strength.next(self.lam, self.schedule, trainer),
             measure=self._entropy,
             on_unseen_backward=lambda: None if is_gone() else self._reports.tell_of_unseen_backward(),
             leaves=leaves,
+            measures=self.lam == "auto",
         )
 
     def _attach_late(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -259,6 +256,7 @@ class PSPCallback(OnlyOne):
             self._attach_late(trainer, pl_module)
         if self._watch is not None:
             self._watch.takes_samples = self.histograms and trainer.is_last_batch
+            self._watch.is_measured = self._strength.is_due(self.lam, trainer)
 
     # A compiled training step with manual optimisation comes by here.
     @keep_out_of_graphs
@@ -273,7 +271,10 @@ class PSPCallback(OnlyOne):
             # Of several processes, one may have a step without the network.
             if (self._seen.layers or trainer.world_size == 1) and not layers.is_empty:
                 self._reports.check_layers(self._seen)
-        self._seen.add_additions(watch.arm(loss, loss_scale(trainer, pl_module)))
+        scale = loss_scale(trainer, pl_module)
+        if watch.is_measured:
+            self._strength.measure(watch, loss, scale, trainer, pl_module)
+        self._seen.add_additions(watch.arm(loss, scale))
         if not watch.saw_empty_batch:
             self._reports.tell_of_backward(self._seen, watch.lam)
 
@@ -303,7 +304,8 @@ class PSPCallback(OnlyOne):
         if values and (not isinstance(values["psp/z2"], Tensor) or is_logging_step(trainer)):
             self._reports.tell_of_step(step, values["psp/z2"])
         if not self._reports.has_told_of_first_step and not (has_seen_all and accumulates(trainer)):
-            self._reports.tell_of_first_step(step, self._seen, self.lam, pl_module)
+            lam = self._strength.at_full(self.lam)
+            self._reports.tell_of_first_step(step, self._seen, lam, pl_module, is_auto=self.lam == "auto")
         self._samples.update(step.samples)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -319,12 +321,7 @@ class PSPCallback(OnlyOne):
             return
         if self._seen.layers or not means:
             self._reports.check_layers(self._seen)
-        self._reports.tell_of_epoch(self._seen)
-
-    def _next_lam(self, trainer: Trainer) -> float:
-        if self._first_learning_rate is None:
-            self._first_learning_rate = first_learning_rate(trainer)
-        return self.lam * self.schedule.factor(training_progress(trainer, self._first_learning_rate))
+        self._reports.tell_of_epoch(self._seen, lacks_lam=self.lam == "auto" and not self._strength.has_measured)
 
     def _finish_epoch(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> dict[str, float]:
         means = self._epochs.finish(trainer, pl_module, stage)
@@ -390,10 +387,10 @@ class PSPCallback(OnlyOne):
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed training needs: the first learning rate and the sums of an epoch that has begun."""
-        return {"first_learning_rate": self._first_learning_rate, "train_sums": self._epochs.state()}
+        """What a resumed training needs: what λ depends on, and the sums of an epoch that has begun."""
+        return {**self._strength.state(), "train_sums": self._epochs.state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up a training where a checkpoint left it."""
-        self._first_learning_rate = state_dict["first_learning_rate"]
+        self._strength.load(state_dict)
         self._epochs.load(state_dict["train_sums"])

@@ -89,19 +89,20 @@ class Reports:
         if step.unseen:
             self._say("unseen", step.unseen)
 
-    def tell_of_first_step(self, step: Step, seen: Seen, lam: float, module: nn.Module) -> None:
+    def tell_of_first_step(self, step: Step, seen: Seen, lam: float, module: nn.Module, is_auto: bool) -> None:
         """Tells what the callback does, once; with a schedule that starts at 0, when λ is above it.
 
         Args:
             step: the training step.
             seen: what steps have shown up to now.
-            lam: λ as the user gave it.
+            lam: λ before the schedule's factor.
             module: the user's module.
+            is_auto: whether λ was found in training.
         """
-        is_penalised = lam == 0.0 or (step.lam > 0.0 and bool(seen.penalised))
+        is_penalised = (lam == 0.0 and not is_auto) or (step.lam > 0.0 and bool(seen.penalised))
         if step.sums and is_penalised:
             layers = [*seen.penalised] if lam > 0.0 else [*seen.chosen]
-            self._say("first step", describe_first_step(step, layers, lam, module), is_warning=False)
+            self._say("first step", describe_first_step(step, layers, lam, module, is_auto), is_warning=False)
             self._note_share(step)
 
     def tell_of_step(self, step: Step, mean: Total) -> None:
@@ -134,8 +135,13 @@ class Reports:
         if math.isfinite(share) and share >= self._largest_share:
             self._largest_share, self._lam = share, step.lam
 
-    def tell_of_epoch(self, seen: Seen) -> None:
-        """Tells of what the steps of an epoch of training have shown to be left out."""
+    def tell_of_epoch(self, seen: Seen, lacks_lam: bool) -> None:
+        """Tells of what the steps of an epoch of training have shown to be left out.
+
+        Args:
+            seen: what steps have shown.
+            lacks_lam: whether λ was to be found in training and was not.
+        """
         if seen.unsampled:
             self._say(
                 "samples",
@@ -147,6 +153,13 @@ class Reports:
                 "kinds",
                 "Complex, sparse and nested tensors are not penalised. Such tensors enter the nonlinearities of"
                 f" {', '.join(seen.left_out)}. Name them in `exclude` to leave them out without this warning.",
+            )
+        if lacks_lam:
+            self._say(
+                "lacks λ",
+                "PSPCallback(lam='auto') has added no penalty: in every step the gradient of the loss or that of the"
+                " penalty by the trained parameters was 0, NaN or infinite. Look at the loss, at `requires_grad` and at"
+                " the layers, or give a number for `lam`.",
             )
         adds_gradients = seen.lam != 0.0 or self._settings.has_entropy_term
         if adds_gradients and not (seen.penalised or seen.with_entropy):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
+from lightning_psp.callback.auto_lam import Lam
 from lightning_psp.lightnings import AnyCallback
 from lightning_psp.schedules import TrainingProgress
 
@@ -23,15 +25,40 @@ def loss_scale(trainer: Trainer, module: LightningModule) -> float:
     return scale * float(scaler.get_scale()) if scaler is not None else scale
 
 
-def refuse_what_needs_one_process(trainer: Trainer, lam: float, entropy_weight: float) -> None:
-    """Raises an error where a term of the gradient cannot be had from the parts that several processes see."""
+def refuse_training(trainer: Trainer, module: LightningModule, lam: Lam, entropy_weight: float) -> None:
+    """Raises an error where a term of the gradient, or λ, cannot be had in a training.
+
+    Raises:
+        NotImplementedError: then.
+    """
     if entropy_weight != 0.0 and trainer.world_size > 1:
         raise NotImplementedError(
             "PSPCallback(entropy_weight=…) needs the states of each class over the whole batch, of which each of"
             f" {trainer.world_size} processes sees a part. Train in one process, or use entropy_weight=0."
         )
-    if lam > 0 and _splits_layers(trainer):
+    if lam != 0 and _splits_layers(trainer):
         refuse_split_units(trainer)
+    if lam == "auto":
+        _refuse_what_cannot_be_measured(trainer, module)
+
+
+# By name, for neither Lightning is imported because of the other; classes derived from these are meant, too.
+_SHARDING = ("FSDPStrategy", "XLAFSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
+
+
+def _refuse_what_cannot_be_measured(trainer: Trainer, module: LightningModule) -> None:
+    """Raises an error where the gradients of loss and penalty cannot be taken before the backward pass."""
+    reason = ""
+    if not module.automatic_optimization:
+        reason = "one loss of which all gradients come, and manual optimisation may have several"
+    elif any(kind.__name__ in _SHARDING for kind in type(trainer.strategy).__mro__):
+        reason = f"whole parameters in each process, and {type(trainer.strategy).__name__} shares them out"
+    elif getattr(trainer.strategy.model, "static_graph", False):
+        reason = "passes through the graph before the first backward pass, which DDP with static_graph=True waits for"
+    if reason:
+        raise NotImplementedError(
+            f"PSPCallback(lam='auto') needs {reason}. Give a number for `lam`, such as `find_lam` suggests."
+        )
 
 
 def refuse_split_units(trainer: Trainer) -> NoReturn:
@@ -48,6 +75,12 @@ def _splits_layers(trainer: Trainer) -> bool:
     mesh = getattr(trainer.strategy, "device_mesh", None)  # a ModelParallelStrategy of either Lightning has one
     dimension = "tensor_parallel"
     return mesh is not None and dimension in (mesh.mesh_dim_names or ()) and mesh[dimension].size() > 1
+
+
+def leaving(trainer: Trainer, callback: AnyCallback) -> Callable[[], bool]:
+    """Tells whether a callback that is among the trainer's now is so no longer."""
+    was_there = has_callback(trainer, callback)  # or another callback hands the trainer's hooks on to this one
+    return lambda: was_there and not has_callback(trainer, callback)
 
 
 def has_callback(trainer: Trainer, callback: AnyCallback) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -25,6 +26,7 @@ from lightning_psp.gradient.compiled_tap import AnyTap, CompiledTap
 from lightning_psp.gradient.entropy_term import EntropyTerm
 from lightning_psp.gradient.injection import Injector, LayerTerm
 from lightning_psp.gradient.tap import Tap
+from lightning_psp.torch_private.compiler import keep_saved_tensors
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -50,6 +52,7 @@ class Watch:
         on_unseen_backward: called when a training step runs a backward pass that was not announced by `arm`.
         leaves: whether the trainer has this watch no longer, which is asked before every step and at the trainer's end;
             ends the watch if so.
+        measures: whether gradients are measured before backward passes, so that compiled ones have to run again.
     """
 
     def __init__(
@@ -63,14 +66,17 @@ class Watch:
         measure: EntropyMeasure,
         on_unseen_backward: Callable[[], None],
         leaves: Callable[[], bool],
+        measures: bool,
     ) -> None:
         self.takes_samples = False  # whether the next training step has values sampled for histograms
+        self.is_measured = False  # whether gradients are measured before the next training step's backward pass
+        self.lam = 0.0  # of the last training step
+        self._measures = measures
         self._trainer = trainer
         self._settings = settings
         self._next_lam = next_lam
         self._on_unseen_backward = on_unseen_backward
         self._measure = measure
-        self._lam = 0.0  # of the last training step
         self._classes: BatchClasses | None = None  # of the batch of the running training step
         self._witnessed: set[frozenset[str]] = set()  # the layers of steps whose graph was searched
         self._injector = Injector(
@@ -151,7 +157,7 @@ class Watch:
         step = Step(
             layers=self.layers(),
             sums=self._sums(),
-            lam=self._lam if self._is_training else 0.0,
+            lam=self.lam if self._is_training else 0.0,
             penalty=add_up_weighted([summand for term in self._terms for summand in term.summands()]),
             entropy_term=add_up([term.value() for term in self._entropy_terms]),
             loss=add_up(self._losses) if self._losses else None,
@@ -187,14 +193,32 @@ class Watch:
     # --- backward passes -------------------------------------------------------------------------------------------
 
     @property
-    def lam(self) -> float:
-        """λ of the last training step."""
-        return self._lam
+    def adds_gradients(self) -> bool:
+        """Whether the training step has, or may get, a penalty or an entropy term."""
+        return self._penalises or self._settings.has_entropy_term
 
     @property
-    def adds_gradients(self) -> bool:
-        """Whether the training step has a penalty or an entropy term."""
-        return self._lam != 0.0 or self._settings.has_entropy_term
+    def _penalises(self) -> bool:
+        return self.lam != 0.0 or self.is_measured
+
+    def measure(
+        self,
+        loss: Tensor,
+        lam: float,
+        scale: float,
+        parameters: Sequence[Tensor],
+        norm: Callable[[Sequence[Tensor | None]], float],
+    ) -> tuple[float, float]:
+        """The norms of the gradients of the user's loss and of λR, before :meth:`arm` prepares the backward pass.
+
+        Args:
+            loss: the tensor whose `backward` is about to be called.
+            lam: λ.
+            scale: the factor by which the user's loss was multiplied to give it.
+            parameters: those that gradients are taken by.
+            norm: gives the norm of the gradients by all parameters, None for one that has none.
+        """
+        return self._injector.measure(loss, self._taps(), lam, scale, parameters, norm)
 
     def arm(self, loss: Tensor, scale: float) -> Additions:
         """Prepares a backward pass of the training step.
@@ -206,7 +230,7 @@ class Watch:
         if self._is_running:  # with manual optimisation
             self._capture.settle([self._capture.edge_of(loss)])
         self._injector.disarm()
-        terms = self._injector.arm(loss, self._taps(), self._lam, scale)
+        terms = self._injector.arm(loss, self._taps(), self.lam, scale)
         self._losses.append(_size(loss, scale))
         self._terms.extend(terms.penalty.values())
         if terms.entropy is not None:
@@ -222,7 +246,7 @@ class Watch:
 
     def _keep(self, z: Tensor, potential: Potential[AnyTap], in_place: bool) -> AnyTap:
         factor = self._settings.layer_factor(potential.layer)
-        is_penalised = self._is_training and self._lam * factor != 0.0
+        is_penalised = self._is_training and self._penalises and factor != 0.0
         is_value = self._capture.reduction is None  # of a compiled function, too
         if is_value and not potential.is_output:
             self._measure.add(potential, z)
@@ -243,7 +267,7 @@ class Watch:
         return ClassStates(z, self._classes, entropy.temperature, unit_dim)
 
     def _run_training_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self._lam = self._next_lam()
+        self.lam = self._next_lam()
         self._classes = self._settings.entropy.classes(args[0]) if self._settings.has_entropy_term else None
         try:
             return self._run(step, args, kwargs, is_training=True)
@@ -270,7 +294,8 @@ class Watch:
             is_redirected=self._strategy.model is not self._strategy.lightning_module,
         )
         try:
-            with told_of_graphs(self._capture), self._capture:
+            compiles = keep_saved_tensors() if self._measures and is_training else nullcontext()
+            with compiles, told_of_graphs(self._capture), self._capture:
                 self._is_running = True
                 output = step(*args, **kwargs)
                 loss = _loss_in(output)

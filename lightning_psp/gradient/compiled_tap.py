@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
@@ -54,6 +55,18 @@ class CompiledTap:
                 self._coefficient.data.copy_(arrived * self._factor)
             else:
                 self._coefficient.data.fill_(arrived * self._factor)
+
+    def arm_to_measure(self, alpha: float, direction: Tensor | None) -> Callable[[], None]:
+        """Makes every backward pass add `alpha` times the potential to its gradient, until what it gives is called."""
+        coefficient = self._coefficient
+        assert coefficient is not None
+        # Behind autograd's back, as in `_fill`.
+        coefficient.data.fill_(alpha)
+
+        def end() -> None:
+            coefficient.data.zero_()
+
+        return end
 
     def preserve(self, z: Tensor) -> None:
         """Needs nothing: the compiled function keeps what it needs."""

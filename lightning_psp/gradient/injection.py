@@ -7,7 +7,8 @@ no product and no further accumulation over activations. The entropy term is tol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
@@ -54,10 +55,20 @@ class LayerTerm:
 
     def arm(self, scale: float, arriving: Arriving) -> None:
         """Has the gradient of `scale` times the term added in the next backward pass."""
+        for tap, alpha, direction in self._additions(scale):
+            tap.arm(alpha, direction, arriving)
+
+    def arm_to_measure(self, scale: float) -> Iterator[Callable[[], None]]:
+        """Has the gradient of `scale` times the term added in every backward pass, until what it yields is called."""
+        for tap, alpha, direction in self._additions(scale):
+            yield tap.arm_to_measure(alpha, direction)
+
+    def _additions(self, scale: float) -> Iterator[tuple[AnyTap, float, Tensor | None]]:
+        """What is added to the gradient of each potential: a number times a tensor, or times itself if None."""
         for passes, divisor, mean in self._parts:
             direction, samples = (None, 1.0) if mean is None else mean
             for tap in passes:
-                tap.arm(2.0 * self._weight / (divisor * samples) * scale, direction, arriving)
+                yield tap, 2.0 * self._weight / (divisor * samples) * scale, direction
 
 
 class Terms(NamedTuple):
@@ -106,11 +117,7 @@ class Injector:
             scale: the factor by which the loss was already multiplied (loss scaling, accumulation).
         """
         self.is_armed = True
-        graph = reach(loss)
-        layers: dict[str, list[AnyTap]] = {}
-        for tap in taps:
-            if tap.is_live(graph):
-                layers.setdefault(tap.layer, []).append(tap)
+        layers = _live_layers(loss, taps)
         terms = Terms(self._penalty_terms(layers, lam), self._entropy_term(layers))
         if not layers:
             return terms
@@ -128,6 +135,39 @@ class Injector:
         if terms.entropy is not None:
             terms.entropy.arm(scale, arriving)
         return terms
+
+    def measure(
+        self,
+        loss: Tensor,
+        taps: list[AnyTap],
+        lam: float,
+        scale: float,
+        parameters: Sequence[Tensor],
+        norm: Callable[[Sequence[Tensor | None]], float],
+    ) -> tuple[float, float]:
+        """The norms of the gradients of the loss and of λR, before the backward pass, which is then as ever.
+
+        Both come from passes through the graph that only return what they find. In the second one nothing arrives at
+        the loss, so that what arrives at the parameters is the gradient of λR alone, free of the rounding that a
+        difference would have.
+
+        Args:
+            loss: the tensor whose `backward` is about to be called.
+            taps: all potentials of the step so far.
+            lam: λ.
+            scale: the factor by which the loss was already multiplied.
+            parameters: those that gradients are taken by.
+            norm: gives the norm of the gradients by all parameters, None for one that has none.
+        """
+        of_loss = norm(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)) / scale
+        terms = self._penalty_terms(_live_layers(loss, taps), lam)
+        with ExitStack() as stack:
+            for term in terms.values():
+                for end in term.arm_to_measure(scale):
+                    stack.callback(end)
+            nothing = torch.zeros_like(loss)
+            found = torch.autograd.grad(loss, parameters, nothing, retain_graph=True, allow_unused=True)
+        return of_loss, norm(found) / scale
 
     def _penalty_terms(self, layers: dict[str, list[AnyTap]], lam: float) -> dict[str, LayerTerm]:
         if lam == 0.0:
@@ -168,3 +208,13 @@ class Injector:
         if self._loss_handle is not None:
             self._loss_handle.remove()
             self._loss_handle = None
+
+
+def _live_layers(loss: Tensor, taps: list[AnyTap]) -> dict[str, list[AnyTap]]:
+    """The layers whose potentials lie between trained parameters and the loss, with these potentials."""
+    graph = reach(loss)
+    layers: dict[str, list[AnyTap]] = {}
+    for tap in taps:
+        if tap.is_live(graph):
+            layers.setdefault(tap.layer, []).append(tap)
+    return layers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from lightning_psp.gradient.arriving import Arriving
 from lightning_psp.gradient.class_states import ClassStates
 from lightning_psp.gradient.kernels import add_potential, can_be_overwritten, square_sum
 from lightning_psp.torch_private.tensors import version_of
+
+Gradients: TypeAlias = tuple[Tensor | None, ...]
 
 
 class Tap:
@@ -150,10 +152,10 @@ class Tap:
     def _register(self, arriving: Arriving) -> None:
         if self._handle is not None:
             return
-        node, output_nr = self.edge
+        node = self.edge[0]
         assert node is not None
 
-        def add_terms(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        def add_terms(gradients: Gradients) -> Gradients:
             if torch.is_grad_enabled():
                 raise NotImplementedError(
                     "backward(create_graph=True) cannot differentiate the penalty on potentials a second time. Leave"
@@ -162,18 +164,44 @@ class Tap:
             if self._has_terms:  # of an earlier pass through the same graph
                 return gradients
             self._has_terms = True
-            gradient = gradients[output_nr]
-            if gradient is None:
-                raise RuntimeError(
-                    f"The gradient of the loss that arrives at the potentials of layer {self.layer!r} is None, to which"
-                    " autograd lets nothing be added: a `torch.autograd.Function` between them and the loss returns"
-                    " None. Have it return zeros, or leave the layer out with the argument `exclude`."
-                )
-            changed = list(gradients)
-            changed[output_nr] = self._add_terms(gradient, arriving.value)
-            return tuple(changed)
+            return self._change(gradients, lambda gradient: self._add_terms(gradient, arriving.value))
 
         self._handle = node.register_prehook(add_terms)
+
+    def _change(self, gradients: Gradients, add: Callable[[Tensor], Tensor]) -> Gradients:
+        """The gradients that the node of the potential is given, with an addition to that of the potential."""
+        output_nr = self.edge[1]
+        gradient = gradients[output_nr]
+        if gradient is None:
+            raise RuntimeError(
+                f"The gradient of the loss that arrives at the potentials of layer {self.layer!r} is None, to which"
+                " autograd lets nothing be added: a `torch.autograd.Function` between them and the loss returns"
+                " None. Have it return zeros, or leave the layer out with the argument `exclude`."
+            )
+        return (*gradients[:output_nr], add(gradient), *gradients[output_nr + 1 :])
+
+    def arm_to_measure(self, alpha: float, direction: Tensor | None) -> Callable[[], None]:
+        """Makes every backward pass add `alpha · direction` to the gradient of the potential, which stays as it is.
+
+        Args:
+            alpha: the coefficient.
+            direction: the tensor to add, broadcast over the batch; the potential itself if None.
+
+        Returns:
+            Ends it.
+        """
+        node = self.edge[0]
+        assert node is not None
+        if direction is None:
+            self.check_unchanged()
+
+        def add(gradient: Tensor) -> Tensor:
+            if direction is not None:
+                return self._add_direction(gradient, direction, alpha, 1.0)
+            return torch.add(gradient, self._recompute() if self._value is None else self._value, alpha=alpha)
+
+        handle: RemovableHandle = node.register_prehook(lambda gradients: self._change(gradients, add))
+        return handle.remove
 
     def _add_terms(self, gradient: Tensor, arrived: float | Tensor) -> Tensor:
         penalty = self._penalty
@@ -202,13 +230,14 @@ class Tap:
     def _take_value(self) -> Tensor:
         # Its memory is free as soon as the gradient has passed.
         value, self._value, self._witness = self._value, None, None
-        return self._recompute() if value is None else value
+        if value is None:
+            value, self._placeholder = self._recompute(), None
+        return value
 
     def _recompute(self) -> Tensor:
-        placeholder, self._placeholder = self._placeholder, None
-        assert placeholder is not None
+        assert self._placeholder is not None
         try:
-            value = restore(placeholder)
+            value = restore(self._placeholder)
         except CheckpointError as error:
             raise self._not_recomputed() from error
         if value.shape != self._shape:

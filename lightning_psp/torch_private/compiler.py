@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from types import CodeType
 from typing import Any
 
@@ -15,6 +15,7 @@ _FakeTensorMode: Any = find("torch._subclasses.fake_tensor.FakeTensorMode")
 _LocalSource: Any = find("torch._dynamo.source.LocalSource")
 _skip_code: Any = find("torch._dynamo.eval_frame.skip_code")
 _config: Any = find("torch._inductor.config")
+_functorch_config: Any = find("torch._functorch.config")
 _VariableTracker: Any = find("torch._dynamo.variables.base.VariableTracker")
 
 _NEED = "potentials inside functions made by `torch.compile` cannot be seen"
@@ -118,3 +119,14 @@ def keep_code(code: CodeType) -> None:
 def uses_cuda_graphs_by_default() -> bool:
     """Whether the default compiler records what a device does and replays it, unless its options say otherwise."""
     return bool(getattr(getattr(_config, "triton", None), "cudagraphs", False))
+
+
+def keep_saved_tensors() -> AbstractContextManager[Any]:
+    """While entered, functions are compiled so that their backward pass may run more than once.
+
+    Else it may take the memory of what was saved for it. A function that was compiled before raises torch's error then.
+    """
+    if not hasattr(_functorch_config, "donated_buffer"):  # of a version that does not do so
+        return nullcontext()
+    context: AbstractContextManager[Any] = _functorch_config.patch(donated_buffer=False)
+    return context
