@@ -9,7 +9,7 @@ from lightning_psp.functional.arguments import check_number
 
 Lam: TypeAlias = float | Literal["auto"]
 
-# The share that served on all tasks of `examples/lambda_study.py`, the optimiser steps between two measurements, and the
+# The share that served on the tasks of `examples/lambda_study.py`, the optimiser steps between measurements, and the
 # part that a running mean keeps of the measurements before, for the gradients of single batches differ.
 SHARE, EVERY, KEPT = 0.3, 10, 0.9
 # In half precision the gradient of R itself may overflow. Then a smaller part of R is measured in the next step.

@@ -59,8 +59,12 @@ def _beginning(step: Step, number: int, lam: float, is_auto: bool) -> str:
     if lam == 0.0:
         return f"PSPCallback watches {layers} and penalises none, for λ = 0."
     of_full = "" if math.isclose(step.lam, lam) else f" in this step, of {lam:g}"
-    found = f" (auto: {SHARE:g} of the norm of the loss's gradient, measured every {EVERY} steps)" if is_auto else ""
-    return f"PSPCallback penalises {layers} with λ = {step.lam:g}{of_full}{found}."
+    beginning = f"PSPCallback penalises {layers} with λ = {step.lam:g}{of_full}"
+    if is_auto:
+        beginning += (
+            f" (auto: its gradient has {SHARE:g} of the norm of the loss's, which is measured again every {EVERY} steps)"
+        )
+    return f"{beginning}."
 
 
 def _mean(means: dict[str, float]) -> float:

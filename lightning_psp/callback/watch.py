@@ -286,16 +286,17 @@ class Watch:
     def _run(self, step: Callable[..., Any], args: Any, kwargs: Any, is_training: bool) -> Any:
         self._release()
         self._is_training = is_training
+        is_run_again = is_training and self._measures
         self._capture.prepare(
             # Compiled code gives potentials themselves where their states are counted.
             None if not is_training and self._measure.is_counting else self._settings.reduction,
             attaches=is_training and self.adds_gradients,
             # A strategy that wraps the module runs a step through the module's own `forward`.
             is_redirected=self._strategy.model is not self._strategy.lightning_module,
+            is_run_again=is_run_again,
         )
         try:
-            compiles = keep_saved_tensors() if self._measures and is_training else nullcontext()
-            with compiles, told_of_graphs(self._capture), self._capture:
+            with keep_saved_tensors() if is_run_again else nullcontext(), told_of_graphs(self._capture), self._capture:
                 self._is_running = True
                 output = step(*args, **kwargs)
                 loss = _loss_in(output)

@@ -215,17 +215,25 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self._outputs.start()
         self._ledger.outside = []
 
-    def prepare(self, reduction: Reduction | None, *, attaches: bool = False, is_redirected: bool = False) -> None:
+    def prepare(
+        self,
+        reduction: Reduction | None,
+        *,
+        attaches: bool = False,
+        is_redirected: bool = False,
+        is_run_again: bool = False,
+    ) -> None:
         """Says what the next watch is for.
 
         Args:
             reduction: what compiled functions are to give; see the argument of the class.
             attaches: whether potentials are to lie on the path to a loss where they have no other use.
             is_redirected: whether the first call of the network stands for a step of training instead.
+            is_run_again: whether compiled functions are to be such that their backward pass may run more than once.
         """
         self.reduction = reduction
         # Code compiled under one capture serves another one only if this is the same.
-        self._key = f"{reduction} {self.nonlinearities.named}"
+        self._key = f"{reduction} {self.nonlinearities.named} {is_run_again}"
         self._fused.attaches = attaches
         self._network_calls.is_redirected = is_redirected
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` 
         ({"lam": -1.0}, ValueError, ("lam", "-1.0", "at least 0")),
         ({"lam": float("nan")}, ValueError, ("lam", "nan")),
         ({"lam": float("inf")}, ValueError, ("lam", "inf")),
-        ({"lam": "big"}, TypeError, ("lam", "'big'", "number")),
+        ({"lam": "big"}, ValueError, ("lam", "'big'", "number of at least 0 or 'auto'")),
         ({"lam": True}, TypeError, ("lam", "True")),
         ({"schedule": "exponential"}, ValueError, ("schedule", "exponential", "cosine")),
         ({"schedule": 3}, TypeError, ("schedule", "3")),

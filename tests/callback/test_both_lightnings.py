@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from lightning_psp import PSPCallback
-from lightning_psp.callback.trainer_state import refuse_what_needs_one_process
+from lightning_psp.callback.trainer_state import refuse_training
 from tests.support.command_line import train_by_configuration
 from tests.support.either_lightning import LAYERS, NAMES, check, classifier_of, loader, quiet_trainer
 from tests.support.processes.forked import printed_by
@@ -135,7 +135,7 @@ def test_tensor_parallelism_is_refused(name, size):
     trainer = SimpleNamespace(strategy=strategy, world_size=size)
     is_refused = pytest.raises(NotImplementedError, match="tensor_parallel_size=1")
     with is_refused if size > 1 else nullcontext():
-        refuse_what_needs_one_process(trainer, 0.1, 0.0)
+        refuse_training(trainer, classifier_of(name)(), 0.1, 0.0)
 
 
 # --- imports ---------------------------------------------------------------------------------------------------------

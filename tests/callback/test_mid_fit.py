@@ -119,7 +119,7 @@ def test_what_cannot_be_penalised_is_refused_then(monkeypatch):
         raise NotImplementedError("refused")
 
     callback = PSPCallback(lam=LAM)
-    monkeypatch.setattr("lightning_psp.callback.psp_callback.refuse_what_needs_one_process", refuse)
+    monkeypatch.setattr("lightning_psp.callback.psp_callback.refuse_training", refuse)
     with pytest.raises(NotImplementedError, match="refused"):
         fit(Both(), At("on_train_batch_end", 2, lambda callbacks: callbacks.append(callback)))
 
