@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,13 +42,13 @@ class Rule:
 
 
 class Lams(AnyCallback):
-    """Keeps what is logged as λ for each batch."""
+    """Keeps what is logged as λ for each batch, NaN where there was no layer."""
 
     def __init__(self) -> None:
         self.values: list[float] = []
 
     def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
-        self.values.append(float(trainer.callback_metrics["psp/lam"]))
+        self.values.append(float(trainer.callback_metrics.get("psp/lam", math.nan)))
 
 
 class Given(Schedule):
