@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from lightning_psp.callback.auto_lam import Lam
 from lightning_psp.lightnings import AnyCallback
+from lightning_psp.pruning.prunable import is_sharded
 from lightning_psp.schedules import TrainingProgress
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def _refuse_what_cannot_be_measured(trainer: Trainer, module: LightningModule) -
         reason = "one loss of which all gradients come, and manual optimisation may have several"
     elif any(kind.__name__ in _SHARDING for kind in type(trainer.strategy).__mro__):
         reason = f"whole parameters in each process, and {type(trainer.strategy).__name__} shares them out"
+    elif any(is_sharded(parameter) for parameter in module.parameters()):
+        reason = "whole parameters in each process, and these are sharded"
     elif getattr(trainer.strategy.model, "static_graph", False):
         reason = "passes through the graph before the first backward pass, which DDP with static_graph=True waits for"
     if reason:

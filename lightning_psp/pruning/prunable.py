@@ -146,7 +146,7 @@ def select(
 def refuse(weight: Weight) -> None:
     """Raises an error where the weights of a parameter cannot be set to 0."""
     if weight.problem:
-        error = NotImplementedError if _is_sharded(weight.parameter) else ValueError
+        error = NotImplementedError if is_sharded(weight.parameter) else ValueError
         raise error(f"Parameter {weight.names[0]!r} cannot be pruned: {weight.problem}")
 
 
@@ -220,7 +220,7 @@ def _parametrised_roles(part: nn.Module) -> dict[int, _Role]:
 def _problem(parameter: Tensor) -> str:
     if is_lazy(parameter):
         return "it is not initialised yet. Call the network once before."
-    if _is_sharded(parameter):
+    if is_sharded(parameter):
         return (
             "each process holds a part of it. Use a strategy that keeps whole parameters in each process, such as"
             " DDPStrategy(), or prune the whole model before it is sharded."
@@ -230,7 +230,8 @@ def _problem(parameter: Tensor) -> str:
     return ""
 
 
-def _is_sharded(parameter: Tensor) -> bool:
+def is_sharded(parameter: Tensor) -> bool:
+    """Whether each process holds a part of a parameter."""
     if not torch.distributed.is_available():
         return False
     from torch.distributed.tensor import DTensor

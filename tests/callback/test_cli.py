@@ -83,6 +83,12 @@ def test_the_key_of_the_labels(tmp_path):
     assert callback.target == "labels"
 
 
+def test_lam_is_auto_by_name(tmp_path):
+    trainer, callback = run(tmp_path, CALLBACK.replace("lam: 0.01", "lam: auto"))
+    assert callback.lam == "auto"
+    assert trainer.callback_metrics["psp/lam"] > 0
+
+
 def test_entropy_is_auto_by_name(tmp_path):
     trainer, _ = run(tmp_path, CALLBACK.replace("entropy: [1, 2]", "entropy: auto"))
     assert "psp/entropy_val" in trainer.callback_metrics

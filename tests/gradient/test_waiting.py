@@ -80,6 +80,11 @@ def test_no_step_but_the_first_reads_a_value(kind, reduction):
     assert not any(step.read for step in others)
 
 
+def test_steps_that_measure_read_two_numbers_and_the_others_none():
+    steps = steps_of(Convolutions(), *batch(), PSPCallback(lam="auto"), number=21)
+    assert [len(step.read) for step in steps[1:]] == [2 if number % 10 == 0 else 0 for number in range(1, 21)]
+
+
 @pytest.mark.parametrize("kind", [Convolutions, Deep])
 def test_three_kernels_are_added_for_each_layer(kind):
     without = steps_of(kind(), *batch(), number=3)[-1].called

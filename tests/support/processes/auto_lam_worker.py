@@ -1,4 +1,4 @@
-"""One of two processes that find λ together; run by `tests/callback/test_auto_lam_processes.py`."""
+"""One of two processes that find λ together; run by `tests/callback/auto_lam/test_processes.py`."""
 
 from __future__ import annotations
 

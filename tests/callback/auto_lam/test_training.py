@@ -282,7 +282,7 @@ def test_the_first_message_and_the_arguments(caplog):
     (said,) = [record.getMessage() for record in caplog.records if "PSPCallback" in record.getMessage()]
     assert said.startswith(
         f"PSPCallback penalises 3 layers with λ = {lams[0]:g} (auto: its gradient has 0.3 of the norm of the loss's,"
-        " which is measured again every 10 steps). ⟨z²⟩ is largest in"
+        " measured again every 10 steps). ⟨z²⟩ is largest in"
     )
     assert callback.lam == "auto"
     assert trainer.callback_metrics["psp/penalty"].item() > 0
@@ -317,6 +317,13 @@ def test_sharded_parameters_are_refused(strategy):
     trainer = SimpleNamespace(strategy=strategy.__new__(strategy), world_size=2)
     with pytest.raises(NotImplementedError, match=f"{strategy.__name__} shares them out.*`find_lam`"):
         refuse_training(trainer, made(), "auto", 0.0)
+
+
+def test_sharded_parameters_under_another_strategy_are_refused(monkeypatch):
+    monkeypatch.setattr("torch.distributed.tensor.DTensor", nn.Parameter)
+    with pytest.raises(NotImplementedError, match="these are sharded"):
+        fitted(made(), PSPCallback(lam="auto"))
+    fitted(made(), PSPCallback(lam=0.1))
 
 
 class Once(torch.autograd.Function):
