@@ -14,6 +14,7 @@ from lightning_psp.callback.layer_metrics import LayerSums
 from lightning_psp.callback.settings import Settings
 from lightning_psp.callback.step import Additions, Step, StepLayers
 from lightning_psp.callback.trainer_state import refuse_split_units
+from lightning_psp.capture.graph import nodes_below
 from lightning_psp.capture.mode import Capture
 from lightning_psp.capture.nonlinearities import Nonlinearities
 from lightning_psp.capture.origin import Potential
@@ -26,7 +27,8 @@ from lightning_psp.gradient.compiled_tap import AnyTap, CompiledTap
 from lightning_psp.gradient.entropy_term import EntropyTerm
 from lightning_psp.gradient.injection import Injector, LayerTerm
 from lightning_psp.gradient.tap import Tap
-from lightning_psp.torch_private.compiler import keep_saved_tensors
+from lightning_psp.torch_private.autograd import function_of
+from lightning_psp.torch_private.compiler import keep_saved_tensors, takes_saved_tensors
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -217,8 +219,17 @@ class Watch:
             scale: the factor by which the user's loss was multiplied to give it.
             parameters: those that gradients are taken by.
             norm: gives the norm of the gradients by all parameters, None for one that has none.
+
+        Raises:
+            RuntimeError: if the backward pass can run only once.
         """
-        return self._injector.measure(loss, self._taps(), lam, scale, parameters, norm)
+        if any(takes_saved_tensors(function_of(node)) for node in nodes_below([loss.grad_fn])):
+            raise RuntimeError(
+                "part of it is a function that `torch.compile` made for one backward pass. Call"
+                " `torch.compiler.reset()` before the training."
+            )
+        with keep_saved_tensors():
+            return self._injector.measure(loss, self._taps(), lam, scale, parameters, norm)
 
     def arm(self, loss: Tensor, scale: float) -> Additions:
         """Prepares a backward pass of the training step.

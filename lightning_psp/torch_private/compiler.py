@@ -122,11 +122,16 @@ def uses_cuda_graphs_by_default() -> bool:
 
 
 def keep_saved_tensors() -> AbstractContextManager[Any]:
-    """While entered, functions are compiled so that their backward pass may run more than once.
+    """While entered, functions are compiled so that their backward pass may run more than once, and may do so.
 
-    Else it may take the memory of what was saved for it. A function that was compiled before raises torch's error then.
+    Otherwise it may take the memory of what was saved for it: see :func:`takes_saved_tensors`.
     """
     if not hasattr(_functorch_config, "donated_buffer"):  # of a version that does not do so
         return nullcontext()
     context: AbstractContextManager[Any] = _functorch_config.patch(donated_buffer=False)
     return context
+
+
+def takes_saved_tensors(function: type) -> bool:
+    """Whether the backward pass of a function in the graph takes the memory of what was saved for it."""
+    return bool(getattr(getattr(function, "metadata", None), "bw_donated_idxs", None))

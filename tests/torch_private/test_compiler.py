@@ -1,13 +1,17 @@
 """Names of the compiler that a version of torch may lack: nothing changes, or an error says what is lacking."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
 
 from lightning_psp import psp_penalty, record_potentials
 from lightning_psp.capture import module_calls
+from lightning_psp.capture.graph import nodes_below
 from lightning_psp.compilation import listening
 from lightning_psp.torch_private import compiler
+from lightning_psp.torch_private.autograd import function_of
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
@@ -26,7 +30,7 @@ def gradients(network, parameters):
 
 
 def test_this_version_has_all_names():
-    names = ("_FakeTensorMode", "_LocalSource", "_skip_code", "_VariableTracker")
+    names = ("_FakeTensorMode", "_LocalSource", "_skip_code", "_VariableTracker", "_functorch_config")
     assert all(getattr(compiler, name) is not None for name in names)
     assert compiler.comptime is not compiler._without_comptime
     assert isinstance(compiler._config.triton.cudagraphs, bool)
@@ -97,3 +101,20 @@ def test_the_default_for_cuda_graphs_is_read(monkeypatch):
         assert compiler.uses_cuda_graphs_by_default()
     monkeypatch.setattr(compiler, "_config", None)
     assert not compiler.uses_cuda_graphs_by_default()
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_backward_passes_that_may_run_again(is_kept, monkeypatch):
+    network = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2))
+    x, parameters = torch.ones(5, 3), list(network.parameters())
+    compiled = torch.compile(network, backend="aot_eager")
+    if not is_kept:
+        monkeypatch.setattr(compiler, "_functorch_config", None)
+    with compiler.keep_saved_tensors():
+        compiled(x).sum().backward()  # compiled for a single backward pass, unless told otherwise
+        loss = compiled(x).sum()
+        nodes = nodes_below([loss.grad_fn])
+        assert any(compiler.takes_saved_tensors(function_of(node)) for node in nodes) == (not is_kept)
+        with nullcontext() if is_kept else pytest.raises(RuntimeError, match="donated"):
+            first = torch.autograd.grad(loss, parameters, retain_graph=True)
+            assert all(map(torch.equal, first, torch.autograd.grad(loss, parameters)))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lightning_psp import PSPCallback
+from lightning_psp.callback.auto_lam import AutoLam
 from lightning_psp.schedules import Schedule
 from tests.support import either_lightning
 from tests.support.auto_lam import Lams, Rule
@@ -171,3 +172,24 @@ class TestCompiled:
             train(module, callback, batches(2))
             trained.append(train(module, PSPCallback(lam="auto"), batches(12)))
         assert_same(*reversed(trained))
+
+    def test_shapes_that_are_compiled_in_a_step_without_a_measurement(self):
+        """The last batch of an epoch of four is smaller; the measured one behind it is that, too."""
+        data, trained = batches(3, last=2), []
+        for compiles in (False, True):
+            torch.manual_seed(0)
+            module = Model().double()
+            if compiles:
+                network(module, dynamic=False)
+            trained.append(train(module, PSPCallback(lam="auto"), data, max_epochs=7))
+        assert trained[1].graphs == 2
+        assert_same(*reversed(trained))
+
+    def test_a_function_compiled_for_one_backward_pass_is_refused(self, monkeypatch):
+        module = Model().double()
+        network(module)
+        with monkeypatch.context() as patched:
+            patched.setattr("lightning_psp.torch_private.compiler._functorch_config", None)
+            patched.setattr(AutoLam, "is_due", lambda auto, step: step == 1)
+            with pytest.raises(RuntimeError, match=r"(?s)lam='auto'.*torch.compiler.reset.*Give a number for `lam`"):
+                train(module, PSPCallback(lam="auto"))

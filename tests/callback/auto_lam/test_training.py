@@ -282,7 +282,7 @@ def test_the_first_message_and_the_arguments(caplog):
     (said,) = [record.getMessage() for record in caplog.records if "PSPCallback" in record.getMessage()]
     assert said.startswith(
         f"PSPCallback penalises 3 layers with λ = {lams[0]:g} (auto: its gradient has 0.3 of the norm of the loss's,"
-        " measured again every 10 steps). ⟨z²⟩ is largest in"
+        " measured every 10 steps). ⟨z²⟩ is largest in"
     )
     assert callback.lam == "auto"
     assert trainer.callback_metrics["psp/penalty"].item() > 0
