@@ -62,7 +62,7 @@ def _beginning(step: Step, number: int, lam: float, is_auto: bool) -> str:
     beginning = f"PSPCallback penalises {layers} with λ = {step.lam:g}{of_full}"
     if is_auto:
         beginning += (
-            f" (auto: its gradient has {SHARE:g} of the norm of the loss's, measured again every {EVERY} steps)"
+            f" (auto: its gradient has {SHARE:g} of the norm of the loss's, measured every {EVERY} steps)"
         )
     return f"{beginning}."
 
