@@ -114,6 +114,7 @@ class ActivationCalls(Generic[Kept]):
         self._origins.exchange(z, held)  # before the graph holds the potential: what it holds cannot change places
         result = activation.out_of_place(func, (held, *args[1:]), kwargs)
         swap(z, result)
+        result.data = z.detach()  # for hooks on saved tensors, which may hold this very tensor
         potential = self._ledger.add(held, activation.label, False, is_output=False)
         potential.results.append(self._graph.edge(z))
         self._origins.record_result(z, self._origins.of(held), potential)

@@ -108,6 +108,13 @@ def test_penalty(reduction):
     assert (spectrum.values - without.values).abs().max() > 1e-3
 
 
+def test_penalty_of_what_an_activation_overwrites():
+    network, data = Dense(nn.ReLU(inplace=True)).double(), batches(8, 3)
+    spectrum = hessian_eigenvalues(network, data, k=3, lam=0.3, tolerance=1e-8)
+    network.activation = nn.ReLU()
+    assert_largest(spectrum, dense_hessian(network, data, penalised("mean", 0.3)), 3)
+
+
 class Normalised(nn.Module):
     def __init__(self):
         super().__init__()

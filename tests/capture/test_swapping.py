@@ -4,7 +4,10 @@ import weakref
 
 import pytest
 import torch
+from torch import nn
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 
+from lightning_psp import psp_penalty, record_potentials
 from lightning_psp.torch_private.tensors import swap
 
 
@@ -44,3 +47,27 @@ def test_a_tensor_that_the_graph_holds_is_not_swapped():
         swap(held, torch.zeros(2))
     result.sum().backward()
     assert x.grad.tolist() == [8.0, 8.0]
+
+
+def as_they_are():
+    return saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+
+
+@pytest.mark.parametrize("hooks", [as_they_are, save_on_cpu])
+def test_results_that_hooks_on_saved_tensors_hold_keep_their_values(hooks):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 5), nn.ReLU(inplace=True), nn.Linear(5, 3)).double()
+    x = torch.randn(6, 4, dtype=torch.float64)
+    with hooks(), record_potentials(network) as potentials:
+        loss = network(x).exp().mean()
+    gradients = torch.autograd.grad(loss + psp_penalty(potentials), [*network.parameters()], create_graph=True)
+    z = network[0](x)
+    logits = network[2](z.relu())
+    whole = logits.exp().mean() + (z.square().mean() + logits.square().mean()) / 2
+    expected = torch.autograd.grad(whole, [*network.parameters()], create_graph=True)
+    assert all(torch.allclose(a, b, rtol=1e-12, atol=0) for a, b in zip(gradients, expected, strict=True))
+    second, by_hand = (
+        torch.autograd.grad(sum(each.square().sum() for each in first), [*network.parameters()])
+        for first in (gradients, expected)
+    )
+    assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-14) for a, b in zip(second, by_hand, strict=True))
