@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_psp.analysis.unchanged import each_entry_once
 from lightning_psp.functional.penalty import layer_penalties
 from lightning_psp.functional.precision import widest_float
 from lightning_psp.functional.progress import progress_bar
@@ -231,7 +232,7 @@ def _buffers_kept(module: nn.Module) -> Iterator[None]:
             buffers.update(before)
         for buffer, value in values:
             # `data`: a graph of the user's that holds a buffer is not to take it for overwritten.
-            buffer.data.copy_(value)
+            each_entry_once(buffer.data).copy_(each_entry_once(value, buffer))
 
 
 def _to_json(value: Any) -> Any:

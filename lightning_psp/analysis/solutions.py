@@ -8,9 +8,9 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from lightning_psp.analysis.directions import filter_direction, orthogonal_direction
+from lightning_psp.analysis.unchanged import each_entry_once, refuse_lazy
 from lightning_psp.pruning.bound_masks import Masks, bind_masks
 
 Direction: TypeAlias = Literal["orthogonal", "filter"]
@@ -66,15 +66,17 @@ class WeightPlane:
         """Puts the weights of a point into the network, past all graphs that hold them."""
         with torch.inference_mode():  # where tensors that were made in that mode can be written, too
             for each in self.ends:
-                value = each.tensor.data
+                value, first, second = (
+                    each_entry_once(tensor, each.tensor) for tensor in (each.tensor.data, each.first, each.second)
+                )
                 if not each.is_continuous:
-                    value.copy_(each.first if x < 0.5 else each.second)
+                    value.copy_(first if x < 0.5 else second)
                     continue
-                first, second = _real(each.first), _real(each.second)
+                value, first, second = map(_real, (value, first, second))
                 # exact at 0 and at 1
-                torch.lerp(first, second, x if each.is_weight else min(max(x, 0.0), 1.0), out=_real(value))
+                torch.lerp(first, second, x if each.is_weight else min(max(x, 0.0), 1.0), out=value)
                 if not each.is_weight:  # a mask may be infinite
-                    _real(value).copy_(torch.where(first == second, first, _real(value)))
+                    value.copy_(torch.where(first == second, first, value))
             if y != 0:
                 for weight, direction in self._direction:
                     _real(weight.tensor.data).add_(direction, alpha=y)
@@ -143,10 +145,7 @@ def _check_names(argument: str, state: Any, known: Mapping[str, Any]) -> None:
 
 def _value(argument: str, state: Mapping[str, Any], names: Sequence[str], tensor: Tensor) -> Tensor:
     """The values of a tensor in one solution."""
-    if is_lazy(tensor):
-        raise ValueError(
-            f"Expected argument `module` to know its weights but {names[0]!r} is not made yet. Call it once."
-        )
+    refuse_lazy(names[0], tensor)
     found = [state[name] for name in names if name in state]
     if not found:
         raise ValueError(f"Expected argument `{argument}` to hold {names[0]!r} but got none.")
@@ -162,6 +161,12 @@ def _value(argument: str, state: Mapping[str, Any], names: Sequence[str], tensor
             f" of {' and '.join(map(repr, names))}."
         )
     copied: Tensor = found[0].detach().to(tensor.device, tensor.dtype, copy=True)
+    once = each_entry_once(copied, tensor)
+    if once is not copied and not torch.equal(once.expand_as(copied), copied):
+        raise ValueError(
+            f"Expected argument `{argument}` to hold one value of what is the same memory in `module` but got different"
+            f" ones in {names[0]!r}."
+        )
     return copied
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torchmetrics import Metric
 
 from lightning_psp.functional.loader_generators import loader_generators
 from lightning_psp.torch_private.modules import forward_hooks_of, tables_of
@@ -28,9 +30,10 @@ NORMALISATIONS = (
 class Unchanged:
     """Gives back what a network and random number generators had when this was made.
 
-    That is: weights, buffers and which of them are there, modes, what asks for a gradient, hooks on the network itself,
-    the momentum of batch norms, whether gradient is enabled, and the state of the random number generators of Python,
-    NumPy and torch.
+    That is: weights, buffers and which of them are there, tensors that are neither (pruning and older weight norms keep
+    the weight that they computed last in one), modes, what asks for a gradient, hooks on the network itself, the
+    momentum of batch norms, whether gradient is enabled, and the state of the random number generators of Python, NumPy
+    and torch. Metrics inside the network keep what they are given.
 
     To be entered twice, for Ctrl-C may cut short one exit, but not the other.
 
@@ -38,6 +41,9 @@ class Unchanged:
         module: the network.
         data: the batches that it will be called with, if any; the generators of a `DataLoader`, of its sampler and of
             its data set get their states back, too.
+
+    Raises:
+        ValueError: if a parameter or buffer of the network is not made yet.
 
     Example:
         >>> network = nn.Linear(2, 3)
@@ -55,8 +61,12 @@ class Unchanged:
         self._tables = [(table, table.copy()) for table in tables]
         self._momenta = [(part, part.momentum) for part in parts if isinstance(part, NORMALISATIONS)]
         self._flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-        tensors = [*module.parameters(), *module.buffers()]
-        self._values = [(tensor, tensor.detach().clone()) for tensor in tensors]
+        self._plain = [(part, _plain_tensors(part)) for part in parts if not isinstance(part, Metric)]
+        tensors = [*module.named_parameters(), *module.named_buffers()]
+        tensors += [named for _, plain in self._plain for named in plain.items()]
+        for name, tensor in tensors:
+            refuse_lazy(name, tensor)
+        self._values = [(tensor, tensor.detach().clone()) for _, tensor in tensors]
         self._is_grad_enabled = torch.is_grad_enabled()
         self._python, self._numpy = random.getstate(), np.random.get_state()
         self._generators = [(generator, generator.get_state()) for generator in generators(data)]
@@ -73,6 +83,13 @@ class Unchanged:
             if list(table) != list(before):  # else there would be a moment in which it is empty
                 table.clear()
             table.update(before)
+        for part, plain in self._plain:
+            now = _plain_tensors(part)
+            for name in now.keys() - plain.keys():
+                delattr(part, name)
+            for name, tensor in plain.items():
+                if now.get(name) is not tensor:
+                    setattr(part, name, tensor)
         for part, is_training in self._modes:
             part.training = is_training
         for part, momentum in self._momenta:
@@ -83,13 +100,40 @@ class Unchanged:
         with torch.inference_mode():  # where tensors that were made in that mode can be written, too
             for tensor, value in self._values:
                 # `data`: a graph of the user's that holds a tensor is not to take it for overwritten.
-                tensor.data.copy_(value)
+                each_entry_once(tensor.data).copy_(each_entry_once(value, tensor))
         torch.clear_autocast_cache()  # which may hold the weights in another precision
         random.setstate(self._python)
         np.random.set_state(self._numpy)
         for generator, state in self._generators:
             generator.set_state(state)
         torch.set_grad_enabled(self._is_grad_enabled)
+
+
+def _plain_tensors(part: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in vars(part).items() if isinstance(value, Tensor)}
+
+
+def refuse_lazy(name: str, tensor: Tensor) -> None:
+    """Raises an error for a parameter or buffer that is not made yet."""
+    if is_lazy(tensor):
+        raise ValueError(f"Expected argument `module` to know its weights but {name!r} is not made yet. Call it once.")
+
+
+def each_entry_once(tensor: Tensor, like: Tensor | None = None) -> Tensor:
+    """A part of a tensor with one of the entries that are the same memory, for torch refuses to write to all of them.
+
+    Args:
+        tensor: the tensor.
+        like: the tensor whose memory counts, of the same shape; by default this one.
+
+    Example:
+        >>> each_entry_once(torch.ones(2, 1).expand(2, 3)).shape
+        torch.Size([2, 1])
+    """
+    memory = tensor if like is None else like
+    if memory.layout != torch.strided or 0 not in memory.stride():
+        return tensor
+    return tensor[tuple(slice(1) if stride == 0 else slice(None) for stride in memory.stride())]
 
 
 def generators(data: Any) -> list[torch.Generator]:

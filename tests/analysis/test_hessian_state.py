@@ -165,6 +165,8 @@ def test_what_has_no_weights_to_differentiate():
         hessian_trace(nn.Linear(2, 2, dtype=torch.complex64), batches(4))
     with pytest.raises(ValueError, match="`samples` to be at least 2 but got 1"):
         hessian_trace(Network(), batches(4), samples=1)
+    with pytest.raises(ValueError, match="'weight' is not made yet"):
+        hessian_trace(nn.LazyLinear(2), batches(4))
 
 
 class Once(torch.autograd.Function):

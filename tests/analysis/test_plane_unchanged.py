@@ -9,10 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune, spectral_norm
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 import lightning_psp.analysis
-from lightning_psp.analysis import constant_units, loss_plane
+from lightning_psp.analysis import constant_units, hessian_trace, loss_plane, psp_gradient_parts
 from tests.support.analysis.planes import CLASSES, Normalised, batches, solutions
 
 FOLDER = str(Path(lightning_psp.analysis.__file__).parent)
@@ -196,3 +197,91 @@ def test_a_network_made_in_inference_mode():
     ].item() == pytest.approx(expected.item())
     assert found.values["loss"].isfinite().all()
     assert torch.equal(network.weight, before)
+
+
+class WithPlainTensors(nn.Module):
+    """Weights that hooks compute before each call, of a pruned layer and of a recurrent one, and tensors of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = prune.l1_unstructured(nn.Linear(4, 5), "weight", 0.5)
+        self.second = spectral_norm(nn.Linear(5, 5))
+        self.recurrent = prune.l1_unstructured(nn.LSTM(5, 3, batch_first=True), "weight_ih_l0", 0.5)
+        self.calls = torch.zeros(())
+
+    def forward(self, x):
+        self.calls += 1
+        self.last = self.second(torch.relu(self.first(x)))
+        return self.recurrent(self.last[:, None])[0][:, -1]
+
+
+def plain_tensors(network):
+    tensors = {
+        (path, name): value
+        for path, part in network.named_modules()
+        for name, value in vars(part).items()
+        if isinstance(value, torch.Tensor)
+    }
+    return {**tensors, **dict(enumerate(network.recurrent._flat_weights))}
+
+
+@pytest.mark.parametrize("kind", ["plane", "trace"])
+def test_tensors_that_are_neither_weights_nor_buffers(kind):
+    torch.manual_seed(0)
+    network = WithPlainTensors()
+    first = {name: value.clone() for name, value in network.state_dict().items()}
+    second = {name: value if "mask" in name else value + 0.1 for name, value in first.items()}
+    data = [(torch.randn(5, 4), torch.randint(3, (5,)))]
+    before = plain_tensors(network)
+    values = {name: tensor.detach().clone() for name, tensor in before.items()}
+    if kind == "plane":
+        loss_plane(network, first, second, data, size=(3, 2))
+    else:
+        hessian_trace(network, data, samples=2)
+    now = plain_tensors(network)
+    assert now.keys() == before.keys()
+    assert all(now[name] is tensor and torch.equal(tensor, values[name]) for name, tensor in before.items())
+
+
+class Scaled(nn.Module):
+    """A network with a buffer whose entries are the same memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).double()
+        self.register_buffer("scale", torch.ones(1, 1, dtype=torch.float64).expand(1, 4))
+        self.register_buffer("number", torch.tensor(2).expand(3))
+
+    def forward(self, x):
+        return self.fc(x * self.scale * self.number[0])
+
+
+def test_buffers_whose_entries_are_the_same_memory():
+    torch.manual_seed(0)
+    network = Scaled()
+    first = {name: value.clone() for name, value in network.state_dict().items()}
+    second = {name: 3 * value for name, value in first.items()}
+    data = [(torch.randn(5, 4, dtype=torch.float64), torch.randint(3, (5,)))]
+    scale = network.scale
+    plane = loss_plane(network, first, second, data, size=(3, 1), margin=0, measures=("loss",))
+    by_hand = []
+    for state in (first, second):
+        scores = F.linear(data[0][0] * state["scale"] * state["number"][0], state["fc.0.weight"], state["fc.0.bias"])
+        scores = F.linear(scores.relu(), state["fc.2.weight"], state["fc.2.bias"])
+        by_hand.append(F.cross_entropy(scores, data[0][1]).item())
+    assert plane.values["loss"][0, [0, 2]].tolist() == pytest.approx(by_hand, rel=1e-12)
+    assert network.scale is scale
+    assert scale.tolist() == [[1.0] * 4]
+    assert network.number.tolist() == [2] * 3
+    second["scale"][0, 0] = 0.0
+    with pytest.raises(ValueError, match="same memory in `module` but got different ones in 'scale'"):
+        loss_plane(network, first, second, data, size=(3, 1))
+
+
+def test_other_analyses_of_a_network_with_such_buffers():
+    network, data = Scaled(), [(torch.randn(5, 4, dtype=torch.float64), torch.randint(3, (5,)))]
+    psp_gradient_parts(network, data[0][0])
+    hessian_trace(network, data, samples=2)
+    constant_units(network, data)
+    assert network.training
+    assert torch.is_grad_enabled()
