@@ -14,6 +14,7 @@ from lightning_psp.analysis.unchanged import Unchanged
 from lightning_psp.capture.selection import LayerSelection
 from lightning_psp.functional.mean_square import _mean_square_update
 from lightning_psp.recording.potentials import Potentials, check_module, recording
+from lightning_psp.torch_private.tensors import map_tensors
 
 _HEADER = ("layer", "enters", "shape", "kind", "⟨z²⟩", "never on", "penalised")
 _NUMBERS = (4, 5)  # columns that are aligned to the right
@@ -138,9 +139,12 @@ def layer_summary(
     check_module(module)
     selection, unchanged = LayerSelection(include, exclude, output), Unchanged(module)
     unseen: list[str] = []
-    with unchanged, unchanged, torch.enable_grad():
+    # In inference mode nothing asks for a gradient, and what was made in it, such as a whole network, is in no graph.
+    cannot_train = any(tensor.is_inference() for tensor in (*module.parameters(), *module.buffers()))
+    with unchanged, unchanged, torch.inference_mode(cannot_train), torch.enable_grad():
+        arguments = map_tensors(lambda tensor: tensor.clone() if tensor.is_inference() else tensor, inputs)
         with recording(module, selection, activations, unseen.append) as potentials:
-            module(*inputs)
+            module(*arguments)
         layers: dict[str, list[str]] = {}
         for entry, (layer, _) in potentials.layers.items():
             layers.setdefault(layer, []).append(entry)

@@ -127,6 +127,19 @@ def test_frozen_layers_are_said_not_to_be_penalised(images):
     assert [row.is_penalised for row in layer_summary(module, images)] == [False, True, True]
 
 
+def test_whether_a_layer_is_penalised_does_not_depend_on_where_it_is_asked():
+    module = network()
+    expected = layer_summary(module, torch.ones(2, 1, 8, 8, dtype=torch.float64))
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            images = torch.ones(2, 1, 8, 8, dtype=torch.float64)
+            assert layer_summary(module, images).layers == expected.layers
+            assert torch.is_inference_mode_enabled() == (context is torch.inference_mode)
+    with torch.inference_mode():
+        never_trained = network()
+    assert not any(row.is_penalised for row in layer_summary(never_trained, images.clone()))
+
+
 def test_layers_are_chosen_as_elsewhere(images):
     assert [row.name for row in layer_summary(network(), images, exclude=("fc",), output=False)] == ["norm"]
     with pytest.raises(ValueError, match="'nothing'"):
