@@ -5,21 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_psp.analysis.batches import Loss, device_of, moved, samples_in
-from lightning_psp.analysis.unchanged import NORMALISATIONS
+from lightning_psp.analysis.unchanged import BATCH_NORMS, NORMALISATIONS
+from lightning_psp.functional.precision import widest_float
 
 
 def reestimate_statistics(module: nn.Module, data: Iterable[Any], loss: Loss) -> None:
     """Replaces the running statistics of batch norms by the means of those of the batches of data.
 
-    Each batch weighs as many as its samples. Everything else of the network stays in its mode.
+    Each batch weighs as many as its samples; of a batch norm that a batch passes several times its statistics are the
+    mean over these passes. Everything else of the network stays in its mode.
 
     Args:
         module: the network; its modes and the momentum of its batch norms are left as this needs them.
         data: the batches.
         loss: calls the network with a batch.
+
+    Raises:
+        ValueError: if a batch has a single value for a channel.
 
     Example:
         >>> import torch
@@ -33,17 +38,39 @@ def reestimate_statistics(module: nn.Module, data: Iterable[Any], loss: Loss) ->
     norms = [part for part in found if part.running_mean is not None]
     if not norms:
         return
-    device, samples = device_of(module), 0
+    device = device_of(module)
     for norm in norms:
         norm.train()
-        norm.reset_running_stats()  # NaN would stay, whatever it weighs
+        # The mean over all passes since the last reset. Instance norms have no such thing, but that of the last pass.
+        norm.momentum = None if isinstance(norm, BATCH_NORMS) else 1.0
+    sums: dict[Any, tuple[int, Tensor | float, Tensor | float]] = {}
     for batch in data:
         size = samples_in(batch)
         if size == 0:
             continue
-        samples += size
         for norm in norms:
-            norm.momentum = size / samples
-        loss(module, moved(batch, device))
+            norm.reset_running_stats()  # NaN would stay, whatever it weighs
+        try:
+            loss(module, moved(batch, device))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                f'A batch of {size} is too small for the statistics that batch_norm="reestimate" takes: {error}. Leave'
+                " out the last batch (`drop_last=True`), or choose another batch size."
+            ) from error
+        for norm in norms:
+            if isinstance(norm, BATCH_NORMS) and norm.num_batches_tracked == 0:
+                continue  # this batch did not pass it
+            samples, mean, variance = sums.get(norm, (0, 0.0, 0.0))
+            dtype = widest_float(norm.running_mean.device)
+            sums[norm] = (
+                samples + size,
+                mean + size * norm.running_mean.to(dtype),
+                variance + size * norm.running_var.to(dtype),
+            )
+    for norm, (samples, mean, variance) in sums.items():
+        norm.running_mean.copy_(mean / samples)
+        norm.running_var.copy_(variance / samples)
     for norm in norms:
         norm.eval()

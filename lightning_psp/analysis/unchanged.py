@@ -16,11 +16,9 @@ from lightning_psp.functional.loader_generators import loader_generators
 from lightning_psp.torch_private.modules import forward_hooks_of, tables_of
 
 # The layers that keep statistics of what they normalise.
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 NORMALISATIONS = (
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.SyncBatchNorm,
+    *BATCH_NORMS,
     nn.InstanceNorm1d,
     nn.InstanceNorm2d,
     nn.InstanceNorm3d,

@@ -55,6 +55,62 @@ def test_kept_statistics_are_those_of_the_solutions(dtype):
     assert_ends_are_the_solutions(found, network, first, second, data)
 
 
+class Shared(nn.Module):
+    """A batch norm that each batch passes twice, and one that only long batches pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.head = nn.Linear(4, 5), nn.Linear(5, CLASSES)
+        self.bn, self.sometimes = nn.BatchNorm1d(5), nn.BatchNorm1d(5)
+
+    def forward(self, x):
+        first, second = self.fc(x), self.fc(3 * x + 1)
+        z = self.bn(first) + self.bn(second)
+        return self.head(torch.tanh(self.sometimes(z) if len(x) > 5 else z))
+
+
+def test_statistics_taken_anew_are_the_mean_over_passes_and_over_batches_that_pass():
+    torch.manual_seed(0)
+    network = Shared().double()
+    sizes = (4, 8, 6)
+    data = [(torch.randn(size, 4, dtype=torch.float64), torch.randint(CLASSES, (size,))) for size in sizes]
+    first, second = solutions(network)
+    found = loss_plane(network, first, second, data, **ENDS, measures=("loss",), batch_norm="reestimate")
+    for column, state in enumerate((first, second)):
+        by_hand = copy.deepcopy(network)
+        by_hand.load_state_dict(state)
+        passes = [[by_hand.fc(x), by_hand.fc(3 * x + 1)] for x, _ in data]
+
+        def mean(values, weights):
+            return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
+
+        twice = [size for size in sizes for _ in range(2)]
+        by_hand.bn.running_mean = mean([z.mean(0) for pair in passes for z in pair], twice).detach()
+        by_hand.bn.running_var = mean([z.var(0) for pair in passes for z in pair], twice).detach()
+
+        parameters = state["bn.weight"], state["bn.bias"]
+        sums = [sum(F.batch_norm(z, None, None, *parameters, training=True) for z in pair) for pair in passes[1:]]
+        by_hand.sometimes.running_mean = mean([z.mean(0) for z in sums], sizes[1:]).detach()
+        by_hand.sometimes.running_var = mean([z.var(0) for z in sums], sizes[1:]).detach()
+        by_hand.eval()
+        losses = [F.cross_entropy(by_hand(x), labels) for x, labels in data]
+        assert found.values["loss"][0, column].item() == pytest.approx(mean(losses, sizes).item(), rel=1e-10)
+
+
+def test_a_batch_that_is_too_small_for_statistics():
+    network, data = Normalised(), batches(dtype=torch.float32)
+    one = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    alone = [(torch.randn(size, 4), torch.randint(3, (size,))) for size in (5, 1)]
+    with pytest.raises(ValueError, match=r"A batch of 1 is too small .* Leave out the last batch"):
+        loss_plane(one, *solutions(one), alone, measures=("loss",), batch_norm="reestimate")
+
+    def loss(module, batch):
+        raise ValueError("another one")
+
+    with pytest.raises(ValueError, match=r"^another one$"):
+        loss_plane(network, *solutions(network), data, loss=loss, measures=("loss",), batch_norm="reestimate")
+
+
 def test_kept_statistics_are_interpolated_and_never_extrapolated():
     network, data = Normalised(), batches(dtype=torch.float32)
     first, second = solutions(network)
