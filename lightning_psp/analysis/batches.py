@@ -13,6 +13,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import PackedSequence
 
 # Gives the loss of a batch, a scalar: the mean over its samples.
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
@@ -128,12 +129,25 @@ def labels_of(batch: Any) -> Tensor:
 
 
 def samples_in(batch: Any) -> int:
-    """The number of samples of a batch: the length of the first tensor in it.
+    """The number of samples of a batch.
+
+    That is the length of its second item where this has one dimension, as class labels have: inputs may begin with
+    another, such as time. Otherwise it is that of the first tensor, or the number of packed sequences.
 
     Raises:
-        TypeError: if there is none.
+        TypeError: if there is no tensor.
+
+    Example:
+        >>> samples_in((torch.zeros(7, 2, 3), torch.tensor([4, 1]))), samples_in((torch.zeros(7, 2, 3),))
+        (2, 7)
     """
-    first = next(_tensors_in(batch), None)
+    first = next(_leaves(batch), None)
+    if isinstance(batch, (tuple, list)) and batch is not first and len(batch) > 1:
+        labels = batch[1]
+        if isinstance(labels, Tensor) and labels.ndim == 1:
+            return len(labels)
+    if isinstance(first, PackedSequence):
+        return int(first.batch_sizes[0])
     if first is None or first.ndim == 0:
         raise TypeError(
             "Expected a batch of argument `data` to hold tensors [batch, …] in tuples, lists and mappings but got"
@@ -177,7 +191,11 @@ def survey(data: Iterable[Any], takes_classes: bool) -> Survey:
     for batch in data:
         samples += samples_in(batch)
         if first is None:
-            first = list(_tensors_in(batch))
+            first = [
+                tensor
+                for leaf in _leaves(batch)
+                for tensor in ([leaf] if isinstance(leaf, Tensor) else [leaf.data, leaf.batch_sizes])
+            ]
         if takes_classes:
             classes.update(_class_labels(batch).tolist())
     if first is None or samples == 0:
@@ -201,9 +219,10 @@ def _class_labels(batch: Any) -> Tensor:
     return labels
 
 
-def _tensors_in(batch: Any) -> Iterator[Tensor]:
-    if isinstance(batch, Tensor):
+def _leaves(batch: Any) -> Iterator[Tensor | PackedSequence]:
+    """The tensors and packed sequences of a batch, in order."""
+    if isinstance(batch, (Tensor, PackedSequence)):
         yield batch
     elif isinstance(batch, (tuple, list, Mapping)):
         for each in batch.values() if isinstance(batch, Mapping) else batch:
-            yield from _tensors_in(each)
+            yield from _leaves(each)

@@ -91,8 +91,11 @@ def constant_units(
         torch.set_grad_enabled(False)
         module.eval()
         for batch in data:
+            inputs = input_of(moved(batch, device))
+            if isinstance(inputs, Tensor) and len(inputs) == 0:
+                continue
             with record_potentials(module, include=include, exclude=exclude, output=False) as potentials:
-                module(input_of(moved(batch, device)))
+                module(inputs)
             _add(states, potentials)
             potentials.clear()
     if not states:

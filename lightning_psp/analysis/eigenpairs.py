@@ -75,7 +75,7 @@ def largest_eigenpairs(multiply: Multiply, rows: int, k: int, tolerance: float, 
         array([99., 98.])
     """
     if rows <= max(MOST_ROWS_WRITTEN_OUT, 3 * k):
-        return _written_out(multiply, rows, k, dtype)
+        return _written_out(multiply, rows, k, tolerance, dtype)
     matrix = _Matrix(multiply, rows, dtype, seed)
     found = _converged(matrix, k, tolerance)
     while matrix.has_larger(found, found.values[-1] + max(tolerance * abs(found.values[0]), ROUNDING * matrix.scale)):
@@ -205,12 +205,7 @@ def _converged(matrix: _Matrix, k: int, tolerance: float, found: Eigenpairs | No
         if worst <= allowed:
             return pairs
         asked *= allowed / worst / 2
-    raise RuntimeError(
-        f"The largest eigenvalues of the Hessian, {_listed(pairs.values)}, have not converged: the residuals"
-        f" ‖Hv - θv‖ are {_listed(pairs.residuals)}, and `tolerance={tolerance:g}` asks for at most {allowed:.3g}."
-        " Choose a larger tolerance, or weights in float64 where these are in a lower precision. Nothing converges"
-        " where an operation of the network has a wrong second derivative, or the data are not the same in each pass."
-    )
+    raise _not_converged(pairs, tolerance, allowed)
 
 
 def _with_residuals(vectors: Array, images: Array) -> Eigenpairs:
@@ -230,12 +225,26 @@ def _largest_of(first: Eigenpairs, second: Eigenpairs, k: int) -> Eigenpairs:
     )
 
 
-def _written_out(multiply: Multiply, rows: int, k: int, dtype: Any) -> Eigenpairs:
+def _written_out(multiply: Multiply, rows: int, k: int, tolerance: float, dtype: Any) -> Eigenpairs:
     whole = np.stack([multiply(row) for row in np.eye(rows, dtype=dtype)]).astype(np.float64)
     if not np.isfinite(whole).all():
         raise ValueError("The Hessian is not finite: there is NaN or infinity in weights or data.")
     vectors = np.linalg.eigh((whole + whole.T) / 2)[1][:, -k:]
-    return _with_residuals(vectors, whole @ vectors)
+    pairs = _with_residuals(vectors, whole @ vectors)
+    rounding = 10 * float(np.finfo(dtype).eps) * float(np.linalg.norm(whole))
+    allowed = max(tolerance * abs(pairs.values[0]), rounding)
+    if pairs.residuals.max() > allowed:
+        raise _not_converged(pairs, tolerance, allowed)
+    return pairs
+
+
+def _not_converged(pairs: Eigenpairs, tolerance: float, allowed: float) -> RuntimeError:
+    return RuntimeError(
+        f"The largest eigenvalues of the Hessian, {_listed(pairs.values)}, have not converged: the residuals"
+        f" ‖Hv - θv‖ are {_listed(pairs.residuals)}, and `tolerance={tolerance:g}` asks for at most {allowed:.3g}."
+        " Choose a larger tolerance, or weights in float64 where these are in a lower precision. Nothing converges"
+        " where an operation of the network has a wrong second derivative, or the data are not the same in each pass."
+    )
 
 
 def _solver() -> tuple[Any, Any, Any]:

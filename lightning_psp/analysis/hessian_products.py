@@ -126,6 +126,8 @@ class HessianProducts:
         held = _HeldBytes([*self._module.parameters(), *self._module.buffers()])
         device = device_of(self._module)
         for batch in self._data:
+            if samples_in(batch) == 0:
+                continue
             with held if self._may_keep else contextlib.nullcontext():
                 found = samples_in(batch), self._gradient(moved(batch, device))
             if held.total > MOST_KEPT_BYTES:

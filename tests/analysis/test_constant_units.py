@@ -149,6 +149,14 @@ def test_the_network_is_left_as_it_was(fails):
         assert torch.equal(value, before[name])
 
 
+def test_a_batch_without_samples_has_no_states():
+    network = Convolution()
+    with_one = constant_units(network, [(SIGNALS,), (SIGNALS[:0],)])
+    for layer, found in constant_units(network, [(SIGNALS,)]).layers.items():
+        assert torch.equal(found.off, with_one.layers[layer].off)
+        assert torch.equal(found.on, with_one.layers[layer].on)
+
+
 def test_what_is_refused():
     network = Convolution()
     with pytest.raises(TypeError, match=r"`module` to be a `torch\.nn\.Module`"):

@@ -60,6 +60,42 @@ def test_a_smaller_last_batch_weighs_less():
     assert_largest(spectrum, dense_hessian(network, whole), 2)
 
 
+def test_a_batch_without_samples_weighs_nothing():
+    network, data = Dense(nn.Tanh()).double(), batches(8, 0, 3)
+    spectrum = hessian_eigenvalues(network, data, k=2, tolerance=1e-8)
+    assert_largest(spectrum, dense_hessian(network, [data[0], data[2]]), 2)
+
+
+class TimeFirst(nn.Module):
+    """A recurrent network that takes ``[time, batch, features]``, or packed sequences."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.RNN(3, 2)
+        self.head = nn.Linear(2, 3)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[1][-1])
+
+
+def packed(x):
+    lengths = [1 + number % len(x) for number in range(x.shape[1])]
+    return nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+
+
+@pytest.mark.parametrize("form", [lambda x: x, packed])
+def test_samples_are_told_by_labels_where_inputs_begin_with_time(form):
+    network = TimeFirst().double()
+    data = [(form(torch.randn(4, size, 3, dtype=torch.float64)), torch.randint(3, (size,))) for size in (7, 2)]
+    spectrum = hessian_eigenvalues(network, data, k=2, tolerance=1e-8)
+
+    def mean_over_all(network, batch):
+        losses = [functional.cross_entropy(network(x), labels, reduction="sum") for x, labels in data]
+        return sum(losses) / 9
+
+    assert_largest(spectrum, dense_hessian(network, data[:1], mean_over_all), 2)
+
+
 @pytest.mark.parametrize("most_bytes", [0, 3000, 2**31])
 def test_graphs_are_kept_where_they_fit(monkeypatch, most_bytes):
     monkeypatch.setattr(products_module, "MOST_KEPT_BYTES", most_bytes)
@@ -288,6 +324,19 @@ def test_half_precision():
     assert spectrum.vectors["fc1.weight"].dtype == torch.bfloat16
     matrix = dense_hessian(network.double(), [(inputs.double(), labels) for inputs, labels in data])
     torch.testing.assert_close(spectrum.values, torch.linalg.eigvalsh(matrix)[-1:], rtol=0.1, atol=0)
+
+
+def test_residuals_of_a_small_matrix_are_within_the_tolerance_or_an_error():
+    network, (batch,) = nn.Linear(6, 3).bfloat16(), batches(20)
+    data = [(batch[0].bfloat16(), batch[1])]
+    with pytest.raises(RuntimeError, match=r"have not converged: the residuals .* `tolerance=1e-06`"):
+        hessian_eigenvalues(network, data, k=2, tolerance=1e-6)
+    negative = nn.Linear(3, 1, bias=False)  # whose largest eigenvalue is 0 to rounding
+    curvature = torch.tensor([[1.0, 2.0, 3.0]])
+    spectrum = hessian_eigenvalues(
+        negative, [torch.ones(1, 1)], k=1, loss=lambda network, _: -((curvature * network.weight).sum() ** 2)
+    )
+    assert spectrum.values.abs() < 1e-5
 
 
 def test_the_seed_gives_the_same_result_again():
