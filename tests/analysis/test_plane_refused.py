@@ -154,6 +154,15 @@ def test_error_needs_scores_of_one_call(scene):
         loss_plane(one, first, second, data, loss=binary, measures=("loss", "error"))
 
 
+def test_error_needs_classes_that_have_a_score(scene):
+    network, first, second, data = scene
+    masked = [(x, labels.clone()) for x, labels in data]
+    masked[1][1][0] = -100  # which cross-entropy leaves out
+    with pytest.raises(ValueError, match=rf"classes from 0 to {CLASSES - 1}, .* but got some from -100 to"):
+        loss_plane(network, first, second, masked, measures=("loss", "error"))
+    loss_plane(network, first, second, masked, measures=("loss",), size=(2, 1))
+
+
 def test_entropy_needs_hidden_layers():
     network = nn.Linear(4, CLASSES)
     with pytest.raises(ValueError, match="to have a hidden layer for 'entropy' but got none"):
