@@ -8,7 +8,7 @@ import logging
 import math
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from lightning_psp.analysis.unchanged import Unchanged
 from lightning_psp.callback.lam_search import LamSearch, Mode
 from lightning_psp.callback.psp_callback import PSPCallback
-from lightning_psp.functional.arguments import check_choice, check_number
+from lightning_psp.functional.arguments import check_choice, check_integer
 from lightning_psp.functional.loader_generators import loader_generators
 from lightning_psp.lightnings.any_callback import refuse_other_lightning
 from lightning_psp.pruning.module_attributes import ModuleAttributes
@@ -45,7 +45,8 @@ def find_lam(
 
     Trains `module` once without penalty and once for each λ, with the trainer's own settings and random numbers, and
     notes everything that was logged by the end, ⟨z²⟩ included. The penalty's other settings are those of the trainer's
-    `PSPCallback` where it has one. Its other callbacks and its loggers take no part. Weights, gradients, attributes of
+    `PSPCallback` where it has one, or of that which the module configures. Other callbacks, those that the module
+    configures included, and the trainer's loggers take no part. Weights, gradients, attributes of
     the modules (counters, lists, metrics), random states, those of dataloaders included, and the trainer's counters are
     the same at the start of each training and afterwards, also after an exception or Ctrl-C. Objects that the module
     holds and that are neither modules, tensors nor plain containers are the exception: they go through all trainings.
@@ -93,12 +94,19 @@ def find_lam(
         >>> search.lams
         (0.0, 0.01, 0.1)
     """
+    if not hasattr(trainer, "fit_loop"):
+        raise TypeError(
+            f"Expected argument `trainer` to be a Trainer of Lightning but got {type(trainer).__qualname__}."
+        )
     refuse_other_lightning(trainer, module)
     check_choice("mode", mode, ("min", "max"))
-    check_number("epochs", epochs, at_least=1)
+    check_integer("epochs", epochs, at_least=1)
+    is_sequence = isinstance(lams, Iterable) and not isinstance(lams, str)
+    if not is_sequence or not all(isinstance(lam, (int, float)) and math.isfinite(lam) and lam > 0 for lam in lams):
+        raise ValueError(f"Expected argument `lams` to be finite numbers greater than 0 but got {lams!r}.")
     tried = sorted(set(lams))
-    if not tried or not all(math.isfinite(lam) and lam > 0 for lam in tried):
-        raise ValueError(f"Expected argument `lams` to be finite numbers greater than 0 but got {tuple(lams)!r}.")
+    if not tried:
+        raise ValueError("Expected argument `lams` to have at least one number but got none.")
     if trainer.world_size > 1:
         raise ValueError(
             f"Expected argument `trainer` to have one process but got {trainer.world_size}: search with"
@@ -124,7 +132,7 @@ def find_lam(
                 Unchanged(module),
                 _same_start(module),
                 _same_random_numbers(holders),
-                _short_training(trainer, each, epochs),
+                _short_training(trainer, module, each, epochs),
             ):
                 trainer.fit(module, train_dataloaders, val_dataloaders, datamodule)
                 if trainer.interrupted:
@@ -174,13 +182,24 @@ def _same_random_numbers(holders: Sequence[Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _short_training(trainer: Trainer, callback: PSPCallback, epochs: int) -> Iterator[None]:
+def _short_training(trainer: Trainer, module: LightningModule, callback: PSPCallback, epochs: int) -> Iterator[None]:
     """Has the trainer train from its first epoch, watched by nothing but the callback; then all is as it was."""
     loop = trainer.fit_loop
+    configure: Callable[[], Any] = module.configure_callbacks
+
+    def configure_penalty() -> list[PSPCallback]:
+        configured = configure()
+        several = configured if isinstance(configured, Sequence) else [configured]
+        own = [copy.deepcopy(each) for each in several if isinstance(each, PSPCallback)]
+        for each in own:  # it takes the place of the callback
+            each.lam = callback.lam
+        return own
+
     package = type(trainer).__module__.partition(".trainer")[0]
     says_how_it_ended = logging.getLogger(f"{package}.utilities.rank_zero")
     settings: list[tuple[Any, str, Any]] = [
         (trainer, "callbacks", [callback]),
+        (module, "configure_callbacks", configure_penalty),
         (trainer, "loggers", _silent_loggers(trainer, package)),
         (trainer, "check_val_every_n_epoch", 1 if trainer.check_val_every_n_epoch else None),
         (trainer, "num_sanity_val_steps", 0),
@@ -192,6 +211,10 @@ def _short_training(trainer: Trainer, callback: PSPCallback, epochs: int) -> Ite
     before = [getattr(owner, name) for owner, name, _ in settings]
     level = says_how_it_ended.level
     counters = copy.deepcopy(loop.state_dict())
+    # Such as whether the loop goes on from a checkpoint, which is what loading its state tells it.
+    flags = [
+        (each, {name: value for name, value in vars(each).items() if isinstance(value, bool)}) for each in _loops(loop)
+    ]
     try:
         for owner, name, value in settings:
             setattr(owner, name, value)
@@ -202,7 +225,16 @@ def _short_training(trainer: Trainer, callback: PSPCallback, epochs: int) -> Ite
             setattr(owner, name, value)
         says_how_it_ended.setLevel(level)
         loop.load_state_dict(counters)
-        loop.restarting = False
+        for each, before_training in flags:
+            vars(each).update(before_training)
+
+
+def _loops(loop: Any) -> Iterator[Any]:
+    """A loop of Lightning and those inside it."""
+    yield loop
+    for each in vars(loop).values():
+        if hasattr(each, "restarting"):
+            yield from _loops(each)
 
 
 def _silent_loggers(trainer: Trainer, package: str) -> list[Any]:

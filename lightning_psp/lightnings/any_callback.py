@@ -34,12 +34,17 @@ LIGHTNINGS = ("lightning.pytorch", "pytorch_lightning")
 
 
 def refuse_other_lightning(trainer: Trainer, module: LightningModule) -> None:
-    """Raises an error where a trainer of one Lightning runs a module of the other."""
+    """Raises an error where a trainer of one Lightning runs a module of the other, or what is no LightningModule."""
     for name in LIGHTNINGS:
         package = sys.modules.get(name)
         if package is None or not isinstance(trainer, package.Trainer) or isinstance(module, package.LightningModule):
             continue
         other = next(each for each in LIGHTNINGS if each != name)
+        if other not in sys.modules or not isinstance(module, sys.modules[other].LightningModule):
+            raise TypeError(
+                f"Expected a `{name}.LightningModule` but got {type(module).__qualname__}. For one that `torch.compile`"
+                " has wrapped, give the module itself."
+            )
         raise TypeError(
             f"{type(module).__qualname__} is a `{other}.LightningModule`, but runs in a `{name}.Trainer`. Import both"
             " from the same package."

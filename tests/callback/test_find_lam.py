@@ -176,6 +176,48 @@ def test_the_training_after_it_is_the_one_without_it():
     assert counts == counts_after == [3, 18]
 
 
+def test_a_training_that_goes_on_after_it_is_the_one_without_it():
+    ended = []
+    for searches in (False, True):
+        module, found = make(), trainer(callbacks=[PSPCallback(lam=0.1)], max_epochs=1)
+        torch.manual_seed(4)
+        found.fit(module, *loaders())
+        if searches:
+            find_lam(found, module, *loaders(), lams=LAMS, epochs=1)
+        found.fit_loop.max_epochs = 3
+        found.fit(module, *loaders())
+        ended.append((module.state_dict(), numbers_of(found.callback_metrics), found.current_epoch, found.global_step))
+    (weights, values, *counts), (weights_after, values_after, *counts_after) = ended
+    assert all(torch.equal(value, weights_after[name]) for name, value in weights.items())
+    assert values == values_after
+    assert counts == counts_after == [3, 18]
+
+
+@pytest.mark.parametrize("package", NAMES)
+def test_callbacks_that_the_module_configures(package):
+    lightning = importlib.import_module(package)
+    module, plain = make(package), make(package)
+    started = []
+
+    class Started(lightning.Callback):
+        def on_fit_start(self, trainer, pl_module):
+            started.append(pl_module)
+
+    own = [PSPCallback(lam=0.5, exclude=("network.4",)), Started()]
+    type(module).configure_callbacks = lambda self: own
+    torch.manual_seed(7)
+    search = find_lam(trainer(package), module, *loaders(), lams=LAMS, epochs=1)
+    torch.manual_seed(7)
+    with_trainers = find_lam(
+        trainer(package, callbacks=[copy.deepcopy(own[0])]), plain, *loaders(), lams=LAMS, epochs=1
+    )
+    assert search.values["psp/lam"] == (0.0, *LAMS)
+    assert search == with_trainers
+    assert not started
+    assert own[0].lam == 0.5
+    assert "configure_callbacks" not in vars(module)
+
+
 def test_the_settings_of_the_trainers_callback_are_used():
     module = make()
     own = trainer(callbacks=[PSPCallback(lam=9.0, reduction="sum", output=False, entropy=())])
@@ -220,11 +262,17 @@ def test_plot():
 
 def test_bad_arguments():
     module = make()
-    for lams in ((), (0.0, 1.0), (-1.0,), (math.inf,)):
+    for lams in ((), (0.0, 1.0), (-1.0,), (math.inf,), 0.1, "0.1", ("0.1",)):
         with pytest.raises(ValueError, match="`lams`"):
             find_lam(trainer(), module, *loaders(), lams=lams)
     with pytest.raises(ValueError, match="`epochs`"):
         find_lam(trainer(), module, *loaders(), epochs=0)
+    with pytest.raises(TypeError, match=r"`epochs` to be an integer but got 1\.5"):
+        find_lam(trainer(), module, *loaders(), epochs=1.5)
+    with pytest.raises(TypeError, match=r"Expected a `lightning\.pytorch\.LightningModule` but got Sequential"):
+        find_lam(trainer(), module.network, *loaders())
+    with pytest.raises(TypeError, match="`trainer` to be a Trainer of Lightning but got make"):
+        find_lam(module, trainer(), *loaders())
     with pytest.raises(ValueError, match="`mode`"):
         find_lam(trainer(), module, *loaders(), mode="lowest")
     with pytest.raises(ValueError, match=r"`monitor`.*'accuracy'.*val_error"):
