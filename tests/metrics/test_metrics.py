@@ -125,6 +125,8 @@ def test_merged_states(order):
     for metric in (one, empty):
         metric._update_count = 1
         assert metric.compute().item() == pytest.approx(psp_entropy(z, target, 3, order).item(), abs=1e-12)
+    with pytest.raises(ValueError, match="`num_classes=3`, but got 4"):
+        one.merge_state(PSPEntropy(4, order))
 
 
 @pytest.mark.parametrize("metric", [PSPEntropy(3), PSPEntropy(3, 2), PSPEntropy(3, 3), MeanSquarePotential()])
