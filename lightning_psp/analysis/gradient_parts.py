@@ -68,7 +68,10 @@ class GradientParts:
         Raises:
             ValueError: if the file holds something else.
         """
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError:
+            content = None
         if not isinstance(content, dict) or content.keys() != cls.__dataclass_fields__.keys():
             raise ValueError(f"Expected argument `path` to be a file of `GradientParts.save` but got {str(path)!r}.")
         shares = [[math.nan if share is None else share for share in row] for row in content["shares"]]

@@ -82,7 +82,7 @@ def read_plain(path: Path) -> Any:
     """What a file of PyTorch holds, tensors on the CPU; None if it is no such file, or holds code."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, LookupError):
+    except (UnpicklingError, RuntimeError, EOFError, LookupError, ValueError):
         return None
 
 
@@ -92,7 +92,8 @@ def _restored(value: Any, kinds: Mapping[str, Any]) -> Any:
         return type(value)(_restored(each, kinds) for each in value)
     if not isinstance(value, dict):
         return value
-    kind = kinds.get(value["result"]) if value.keys() == {"result", "fields"} else None
+    name = value.get("result")
+    kind = kinds.get(name) if value.keys() == {"result", "fields"} and isinstance(name, str) else None
     if kind is None:
         return {key: _restored(each, kinds) for key, each in value.items()}
     values = value["fields"]

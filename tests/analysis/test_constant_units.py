@@ -51,6 +51,25 @@ def test_saved_and_loaded(tmp_path):
         ConstantStates.load(tmp_path / "units.pt")
 
 
+class WithNamesOfFields(nn.Module):
+    """Layers whose names are those by which results are written."""
+
+    def __init__(self):
+        super().__init__()
+        self.result, self.fields, self.head = nn.Linear(2, 3), nn.Linear(3, 2), nn.Linear(2, 1)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.fields(torch.relu(self.result(x)))))
+
+
+def test_names_of_layers_are_no_results(tmp_path):
+    found = constant_units(WithNamesOfFields(), [(torch.ones(1, 2),)])
+    found.save(tmp_path / "units.pt")
+    loaded = ConstantUnits.load(tmp_path / "units.pt")
+    assert list(loaded.layers) == ["result", "fields"]
+    assert loaded.layers["result"].units == 3
+
+
 def test_zero_is_off():
     network = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1))
     nn.init.zeros_(network[0].weight)

@@ -370,11 +370,11 @@ def test_save_and_load(tmp_path):
     json.loads(path.read_text(), parse_constant=pytest.fail)  # NaN is no JSON
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"layers": []}', "no JSON"])
+@pytest.mark.parametrize("content", [b"[]", b"{}", b'{"layers": []}', b"no JSON", b"PK\x03\x80"])
 def test_load_refuses_other_files(tmp_path, content):
     path = tmp_path / "other.json"
-    path.write_text(content)
-    with pytest.raises(ValueError, match=r"other\.json|Expecting value"):
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a file of `GradientParts\.save` but got .*other\.json"):
         GradientParts.load(path)
 
 

@@ -103,13 +103,26 @@ def write_text(path):
     path.write_text("loss\n")
 
 
+def write_what_is_no_text(path):
+    path.write_bytes(b"X\x01\x00\x00\x00\xff.")
+
+
 def write_nothing(path):
     path.write_bytes(b"")
 
 
 @pytest.mark.parametrize(
     "write",
-    [write_other_result, write_code, write_pickle, write_other_fields, write_list, write_text, write_nothing],
+    [
+        write_other_result,
+        write_code,
+        write_pickle,
+        write_other_fields,
+        write_list,
+        write_text,
+        write_what_is_no_text,
+        write_nothing,
+    ],
 )
 def test_other_files_are_refused(tmp_path, write):
     path = tmp_path / "file.pt"
