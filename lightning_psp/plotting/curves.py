@@ -54,14 +54,14 @@ def plot_curves(
         keys: what is drawn, under the names that it is logged by.
         titles: title of each key's panel, where it is to be another than the default.
         units: label of each key's vertical axis, likewise.
-        log_scale: whether the vertical axes are logarithmic.
+        log_scale: whether the vertical axes are logarithmic; that of a key with a value of 0 or below never is.
 
     Returns:
         The figure, and the axes in the order of `keys`.
 
     Raises:
         ValueError: if `trainings` or `keys` is empty, if there are not as many axes as keys, or if a log lacks a key,
-            which names those that it has.
+            which names those that it has, or trainings of a technique have no epoch in common.
         FileNotFoundError: if a path leads to no log.
         ModuleNotFoundError: if TensorBoard, which reads its events, is not installed.
 
@@ -81,10 +81,11 @@ def plot_curves(
             _draw_band(panel, [run[key] for run in runs], label, style)
         panel.set_title({**_TITLES, **(titles or {})}.get(key, key), fontweight="bold")
         unit = {**_UNITS, **(units or {})}.get(key, key)
-        panel.set_ylabel(_with_log_scale(unit) if log_scale else unit)
+        is_logarithmic = log_scale and not any((run[key][1] <= 0).any() for runs in curves.values() for run in runs)
+        panel.set_ylabel(_with_log_scale(unit) if is_logarithmic else unit)
         panel.set_xlabel("epoch")
         panel.set_xlim(left=0)
-        if log_scale:
+        if is_logarithmic:
             panel.set_yscale("log")
             label_plainly(panel.yaxis)
         tidy(panel)
@@ -113,8 +114,11 @@ def _draw_band(axes: Axes, runs: Sequence[np.ndarray], label: str, style: dict[s
     epochs = runs[0][0]
     for run in runs[1:]:
         epochs = np.intersect1d(epochs, run[0])
+    if len(epochs) == 0:
+        raise ValueError(f"Expected the trainings of {label!r} to have an epoch in common but got none.")
     values = np.stack([run[1][np.isin(run[0], epochs)] for run in runs])
-    axes.plot(epochs, values.mean(axis=0), label=label, linewidth=1.8, **style)
+    marker = "o" if len(epochs) == 1 else None  # a line of one point is none
+    axes.plot(epochs, values.mean(axis=0), label=label, linewidth=1.8, marker=marker, **style)
     if len(runs) > 1:
         lowest, highest = values.min(axis=0), values.max(axis=0)
         axes.fill_between(epochs, lowest, highest, color=style["color"], alpha=0.15, linewidth=0)

@@ -39,7 +39,8 @@ def plot_distributions(
         The figure, and the axes in the order of the layers.
 
     Raises:
-        ValueError: if there is nothing to draw, or if there are not as many axes as layers.
+        ValueError: if there is nothing to draw, techniques have different layers, or there are not as many axes as
+            layers.
 
     Example:
         >>> histogram = {"limit": 1.0, "counts": [0, 3, 4, 1], "beyond": 0}
@@ -50,6 +51,17 @@ def plot_distributions(
     layers = list(next(iter(techniques.values()), {}))
     if not layers:
         raise ValueError("Expected argument `techniques` to have histograms of at least one layer but got none.")
+    for label, histograms in techniques.items():
+        if histograms.keys() != set(layers):
+            raise ValueError(
+                f"Expected all of argument `techniques` to have the layers {', '.join(layers)} but got"
+                f" {', '.join(histograms)} for {label!r}."
+            )
+        empty = [layer for layer, each in histograms.items() if not sum(each["counts"]) + each["beyond"]]
+        if empty:
+            raise ValueError(
+                f"Expected argument `techniques` to have values of {empty[0]!r} for {label!r} but got none."
+            )
     size = (3.1 * len(layers), 3.6)
     panels = new_axes(len(layers), size) if ax is None else given_axes(ax, len(layers), ", ".join(layers))
     for axes, layer in zip(panels, layers, strict=True):
@@ -105,11 +117,14 @@ def _left_out(histograms: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _half_width(histogram: Mapping[str, Any]) -> float:
     """Half of the narrowest interval around 0, of whole bins, that holds nearly all values."""
     counts = np.asarray(histogram["counts"])
-    # The two bins at the same distance from 0 together, the nearest first.
+    # The two bins at the same distance from 0 together, the nearest first; of an odd number the one around 0 is alone.
     by_distance = (counts + counts[::-1])[len(counts) // 2 :]
+    alone = len(counts) % 2
+    if alone:
+        by_distance[0] = counts[len(counts) // 2]
     wanted = _SHARE_SHOWN * (counts.sum() + histogram["beyond"])
-    bins = np.searchsorted(np.cumsum(by_distance), wanted) + 1
-    return float(histogram["limit"] * min(bins, len(by_distance)) / len(by_distance))
+    pairs = min(np.searchsorted(np.cumsum(by_distance), wanted) + 1, len(by_distance))
+    return float(histogram["limit"] * (2 * pairs - alone) / len(counts))
 
 
 def _density(histogram: Mapping[str, Any], shown: float) -> tuple[np.ndarray, np.ndarray]:

@@ -40,6 +40,7 @@ def plot_gradient_parts(
         The figure and the axes.
 
     Raises:
+        TypeError: if `parameters` is a string.
         ValueError: if no parameter matches the patterns.
 
     Example:
@@ -51,6 +52,11 @@ def plot_gradient_parts(
         >>> [label.get_text() for label in axes.get_yticklabels()]
         ['0.weight', '2.weight']
     """
+    if isinstance(parameters, str):
+        raise TypeError(
+            "Expected argument `parameters` to be a sequence of glob patterns, such as ('*weight*',), but got"
+            f" {parameters!r}."
+        )
     rows = [
         row for row, name in enumerate(parts.parameters) if any(fnmatchcase(name, pattern) for pattern in parameters)
     ]

@@ -28,7 +28,7 @@ def read_log(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
     if path.is_dir() and (path / "metrics.csv").exists():
         path = path / "metrics.csv"
     if path.suffix == ".csv" and path.exists():
-        found = _read_csv(path)
+        found: Mapping[str, Mapping[int, str | float]] = _read_csv(path)
     elif (path.match(_EVENTS) and path.exists()) or (path.is_dir() and any(path.glob(_EVENTS))):
         found = _read_events(path)
     else:
@@ -39,20 +39,21 @@ def read_log(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
     if missing:
         raise ValueError(f"Expected {path} to have values of {missing[0]!r} but found {', '.join(sorted(found))}.")
     by_epoch = {key: sorted(found[key].items()) for key in keys}
-    return {key: np.array([[epoch + 1.0, value] for epoch, value in values]).T for key, values in by_epoch.items()}
+    return {key: np.array([[epoch + 1.0, float(value)] for epoch, value in each]).T for key, each in by_epoch.items()}
 
 
-def _read_csv(path: Path) -> dict[str, dict[int, float]]:
+def _read_csv(path: Path) -> dict[str, dict[int, str]]:
+    """The text of each value, for what is not asked for may be no number."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     # Callbacks such as LearningRateMonitor write rows without an epoch, which is that of another row of the step.
     epochs = {row.get("step"): row["epoch"] for row in rows if row.get("epoch")}
-    values: dict[str, dict[int, float]] = {}
+    values: dict[str, dict[int, str]] = {}
     for row in rows:
         epoch = row.get("epoch") or epochs.get(row.get("step"))
         for key, text in row.items():
             if text and epoch and key not in ("epoch", "step"):
-                values.setdefault(key, {})[int(epoch)] = float(text)
+                values.setdefault(key, {})[int(float(epoch))] = text
     return values
 
 

@@ -18,7 +18,8 @@ def plot_spectrum(
     """Draws the largest eigenvalues of the Hessian of one solution or several, in descending order.
 
     Larger eigenvalues are sharper directions of the loss; Tartaglione et al. (2020) compare those of a gradually pruned
-    and a one-shot pruned network. Bars show the residuals, within which an eigenvalue of the Hessian lies.
+    and a one-shot pruned network. The Hessian is that of the loss, or of loss and penalty where they were computed with
+    λ. Bars show the residuals, within which an eigenvalue of the Hessian lies.
 
     Args:
         spectra: a result of :func:`~lightning_psp.analysis.hessian_eigenvalues`, or several by their labels in the
@@ -39,7 +40,7 @@ def plot_spectrum(
         >>> spectrum = hessian_eigenvalues(nn.Linear(3, 2).double(), [(batch[0].double(), batch[1])], k=2)
         >>> figure, axes = plot_spectrum({"linear": spectrum})
         >>> axes.get_ylabel()
-        'eigenvalue of the Hessian of the loss'
+        'eigenvalue of the Hessian'
     """
     by_label = dict(spectra) if isinstance(spectra, Mapping) else {"": spectra}
     if not by_label:
@@ -51,7 +52,7 @@ def plot_spectrum(
         axes.errorbar(places, values, residuals, label=label or None, capsize=3, linewidth=1.4, **style)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("number of the eigenvalue")
-    axes.set_ylabel("eigenvalue of the Hessian of the loss")
+    axes.set_ylabel("eigenvalue of the Hessian")
     if isinstance(spectra, Mapping):
         axes.legend(frameon=False, handlelength=3)
     tidy(axes)

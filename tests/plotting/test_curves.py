@@ -99,6 +99,34 @@ def test_rows_without_an_epoch_are_of_that_of_their_step(tmp_path):
     assert lines(axes[1]) == {"one": [[1, 2], [0.5, 0.25]]}
 
 
+def test_a_log_that_other_programs_have_written(tmp_path):
+    """Tables where a value is missing have floating point numbers for epochs, and columns may hold texts."""
+    path = tmp_path / "metrics.csv"
+    path.write_text("epoch,step,note,val_error\n0.0,5,first,0.5\n1.0,9,second,0.25")
+    _, (axes,) = plot_curves({"one": path}, keys=["val_error"])
+    assert lines(axes) == {"one": [[1, 2], [0.5, 0.25]]}
+
+
+@pytest.mark.parametrize("value", [0.0, -0.5])
+def test_values_that_have_no_logarithm_are_shown(value):
+    runs = {"a": {"val_error": [0.5, value], "psp/z2_val": [2.0, 1.0]}, "b": {"val_error": [0.5], "psp/z2_val": [3.0]}}
+    _, (error, z2) = plot_curves(runs)
+    assert (error.get_yscale(), z2.get_yscale()) == ("linear", "log")
+    assert error.get_ylim()[0] < value
+    assert error.get_ylabel() == "val_error"
+    assert z2.get_ylabel().endswith("(log scale)")
+
+
+def test_a_single_epoch_is_a_point():
+    _, (axes,) = plot_curves({"one": {"v": [2.0]}, "two": {"v": [2.0, 1.0]}}, keys=["v"])
+    assert [line.get_marker() for line in axes.lines] == ["o", "None"]
+
+
+def test_trainings_without_a_common_epoch_are_an_error():
+    with pytest.raises(ValueError, match="trainings of 'a' to have an epoch in common"):
+        plot_curves({"a": [{"v": []}, {"v": [1.0]}]}, keys=["v"])
+
+
 def test_a_training_that_was_broken_off_shortens_the_mean():
     short = {key: values[:2] for key, values in trainings(1)[0].items()}
     _, (error, _) = plot_curves({"a": [short, trainings(2)[1]]})

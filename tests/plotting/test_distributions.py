@@ -38,6 +38,18 @@ def test_values_beyond_the_bins_are_told_of():
     assert [panel.get_xlabel() for panel in axes] == ["potential", "potential\nbeyond: ℓ2 1.0 %, PSP 0.0 %"]
 
 
+@pytest.mark.parametrize("bins", [2, 3, 40, 41, 101])
+def test_the_interval_shown_is_the_narrowest_that_holds_nearly_all(bins):
+    edges = np.linspace(-1, 1, bins + 1)
+    values = np.random.default_rng(0).normal(0, 0.1, 20000)
+    counts = np.histogram(values, edges)[0].tolist()
+    _, (axes,) = plot_distributions({"none": {"fc": {"limit": 1.0, "beyond": 0, "counts": counts}}})
+    shown = axes.get_xlim()[1]
+    assert np.abs(shown - edges).min() < 1e-9
+    assert np.mean(np.abs(values) <= shown) >= 0.9995
+    assert np.mean(np.abs(values) <= shown - 2 / bins) < 0.9995
+
+
 @pytest.mark.parametrize(("tail", "least"), [(1, 1e-5), (10**6, 1e-3)])
 def test_rare_values_do_not_stretch_the_axis_of_densities(tail, least):
     wide, peaked = [1] * 40, [tail] * 40
@@ -67,3 +79,13 @@ def test_three_techniques_in_given_axes():
 def test_nothing_to_draw_is_an_error(nothing):
     with pytest.raises(ValueError, match="at least one layer"):
         plot_distributions(nothing)
+
+
+def test_techniques_have_the_same_layers_and_values_in_each():
+    one, two = {"fc": histogram(0.2)}, {"fc": histogram(0.2), "conv": histogram(0.2)}
+    for techniques, found in (({"a": one, "b": two}, "fc, conv"), ({"b": two, "a": one}, "fc")):
+        last = list(techniques)[-1]
+        with pytest.raises(ValueError, match=f"to have the layers .* but got {found} for '{last}'"):
+            plot_distributions(techniques)
+    with pytest.raises(ValueError, match="to have values of 'fc' for 'a' but got none"):
+        plot_distributions({"a": {"fc": {"limit": 1.0, "beyond": 0, "counts": [0, 0]}}})

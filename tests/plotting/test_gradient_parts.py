@@ -83,6 +83,8 @@ def test_many_layers_have_no_numbers_and_fit_on_a_page():
 def test_a_pattern_that_matches_nothing_is_an_error():
     with pytest.raises(ValueError, match=r"\('c\.\*',\).*a\.weight, a\.bias, b\.weight"):
         plot_gradient_parts(parts(), parameters=("c.*",))
+    with pytest.raises(TypeError, match=r"sequence of glob patterns, .* but got 'a\.\*'"):
+        plot_gradient_parts(parts(), parameters="a.*")  # of whose letters one matches everything
 
 
 def test_missing_matplotlib_names_the_extra(monkeypatch):
