@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_psp.analysis.unchanged import each_entry_once
+from lightning_psp.analysis.unchanged import RandomNumbers, each_entry_once
 from lightning_psp.functional.penalty import layer_penalties
 from lightning_psp.functional.precision import widest_float
 from lightning_psp.functional.progress import progress_bar
@@ -114,8 +114,8 @@ def psp_gradient_parts(
       negative where the layer works against the others, above 1 where others work against it.
 
     The network is run once, in the mode that it is in, without `torch.compile`, and then backwards once for the whole
-    and once for each layer. Its gradients (``.grad``), buffers and modes are left as they were. Besides the forward
-    pass, twice the size of the parameters is held in memory.
+    and once for each layer. Its gradients (``.grad``), buffers and modes are left as they were, and so is the
+    state of random number generators. Besides the forward pass, twice the size of the parameters is held in memory.
 
     Args:
         module: the network.
@@ -158,7 +158,7 @@ def psp_gradient_parts(
             f" {type(inputs).__name__}. For a network that takes this as it is, use `inputs=(x,)`."
         )
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-    with torch.inference_mode(False), _buffers_kept(module):  # which lifts no_grad, too
+    with torch.inference_mode(False), _kept(module):  # which lifts no_grad, too
         # A compiled backward pass overwrites what it has read, while here each layer has one through the same graph.
         with (
             torch.compiler.set_stance("force_eager"),
@@ -222,14 +222,16 @@ def _as_vector(gradient: Tensor) -> Tensor:
 
 
 @contextmanager
-def _buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Gives a network's buffers back the values that they had, such as batch norm's running statistics."""
+def _kept(module: nn.Module) -> Iterator[None]:
+    """Gives a network's buffers back the values that they had, such as running statistics, and the random numbers."""
+    random_numbers = RandomNumbers()
     tables = [table for part in module.modules() for table in tables_of(part)[1:]]
     kept = [(buffers, dict(buffers)) for buffers in tables]
     values = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     try:
         yield
     finally:
+        random_numbers.restore()
         for buffers, before in kept:
             buffers.clear()
             buffers.update(before)

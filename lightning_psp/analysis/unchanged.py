@@ -66,8 +66,7 @@ class Unchanged:
             refuse_lazy(name, tensor)
         self._values = [(tensor, tensor.detach().clone()) for _, tensor in tensors]
         self._is_grad_enabled = torch.is_grad_enabled()
-        self._python, self._numpy = random.getstate(), np.random.get_state()
-        self._generators = [(generator, generator.get_state()) for generator in generators(data)]
+        self._random_numbers = RandomNumbers(data)
 
     def __enter__(self) -> Unchanged:
         """Does nothing: what is given back was noted when this was made."""
@@ -100,11 +99,34 @@ class Unchanged:
                 # `data`: a graph of the user's that holds a tensor is not to take it for overwritten.
                 each_entry_once(tensor.data).copy_(each_entry_once(value, tensor))
         torch.clear_autocast_cache()  # which may hold the weights in another precision
+        self._random_numbers.restore()
+        torch.set_grad_enabled(self._is_grad_enabled)
+
+
+class RandomNumbers:
+    """The state that random number generators had when this was made.
+
+    Args:
+        data: as for :class:`Unchanged`.
+
+    Example:
+        >>> random_numbers = RandomNumbers()
+        >>> first = torch.rand(1)
+        >>> random_numbers.restore()
+        >>> bool(torch.rand(1) == first)
+        True
+    """
+
+    def __init__(self, data: Any = None) -> None:
+        self._python, self._numpy = random.getstate(), np.random.get_state()
+        self._generators = [(generator, generator.get_state()) for generator in generators(data)]
+
+    def restore(self) -> None:
+        """Gives it back."""
         random.setstate(self._python)
         np.random.set_state(self._numpy)
         for generator, state in self._generators:
             generator.set_state(state)
-        torch.set_grad_enabled(self._is_grad_enabled)
 
 
 def _plain_tensors(part: nn.Module) -> dict[str, Tensor]:

@@ -229,6 +229,15 @@ def test_nothing_is_left_behind(fails):
     assert torch._C._len_torch_function_stack() == 0
 
 
+def test_random_numbers_of_dropout_are_given_back():
+    network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Dropout(), nn.Linear(6, 3))
+    x = random(SAMPLES, 4).float()
+    before = torch.get_rng_state()
+    first, again = (psp_gradient_parts(network, x) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first.norms, again.norms)
+
+
 def test_buffers_that_do_not_change_are_not_written_to():
     """A graph that holds them can still be gone back through."""
     network, x = Watched().double().eval(), random(SAMPLES, 4)
