@@ -28,7 +28,7 @@ NORMALISATIONS = (
 class Unchanged:
     """Gives back what a network and random number generators had when this was made.
 
-    That is: weights, buffers and which of them are there, tensors that are neither (pruning and older weight norms keep
+    That is: weights and buffers with their types and devices, and which of them are there, tensors that are neither (pruning and older weight norms keep
     the weight that they computed last in one), modes, what asks for a gradient, hooks on the network itself, the
     momentum of batch norms, whether gradient is enabled, and the state of the random number generators of Python, NumPy
     and torch. Metrics inside the network keep what they are given.
@@ -97,6 +97,8 @@ class Unchanged:
         with torch.inference_mode():  # where tensors that were made in that mode can be written, too
             for tensor, value in self._values:
                 # `data`: a graph of the user's that holds a tensor is not to take it for overwritten.
+                if tensor.dtype != value.dtype or tensor.device != value.device:  # a trainer has moved the network
+                    tensor.data = value
                 each_entry_once(tensor.data).copy_(each_entry_once(value, tensor))
         torch.clear_autocast_cache()  # which may hold the weights in another precision
         self._random_numbers.restore()

@@ -129,8 +129,8 @@ def find_lam(
             holders = [train_dataloaders, val_dataloaders, *vars(module).values()]
             holders += [] if datamodule is None else vars(datamodule).values()
             with (
-                Unchanged(module),
                 _same_start(module),
+                Unchanged(module),  # the first to leave: gradients have the types of their weights
                 _same_random_numbers(holders),
                 _short_training(trainer, module, each, epochs),
             ):

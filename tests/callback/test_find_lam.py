@@ -84,6 +84,25 @@ def test_each_training_is_what_one_alone_would_be(package):
     assert search.values["psp/z2_val"][2] < search.values["psp/z2_val"][0]
 
 
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_a_precision_to_which_the_trainer_converts_the_module(precision):
+    module = make()
+    for parameter in module.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    values = copy.deepcopy(module.state_dict())
+    gradients = [parameter.grad.clone() for parameter in module.parameters()]
+    find_lam(trainer(precision=precision), module, *loaders(), lams=LAMS, epochs=1)
+    now = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    assert all(now[name] is tensor for name, tensor in tensors.items())
+    for name, value in values.items():
+        assert now[name].dtype == value.dtype
+        assert torch.equal(now[name], value)
+    for parameter, gradient in zip(module.parameters(), gradients, strict=True):
+        assert torch.equal(parameter.grad, gradient)
+    assert module.dtype == torch.float32
+
+
 @pytest.mark.parametrize("failure", [None, RuntimeError, KeyboardInterrupt])
 def test_everything_is_as_before(failure):
     # Six steps an epoch: the second training fails.
