@@ -28,10 +28,10 @@ NORMALISATIONS = (
 class Unchanged:
     """Gives back what a network and random number generators had when this was made.
 
-    That is: weights and buffers with their types and devices, and which of them are there, tensors that are neither (pruning and older weight norms keep
-    the weight that they computed last in one), modes, what asks for a gradient, hooks on the network itself, the
-    momentum of batch norms, whether gradient is enabled, and the state of the random number generators of Python, NumPy
-    and torch. Metrics inside the network keep what they are given.
+    That is: weights and buffers with their types and devices, and which of them are there, tensors that are neither
+    (pruning and older weight norms keep the weight that they computed last in one), modes, what asks for a gradient,
+    hooks on the network itself, the momentum of batch norms, whether gradient is enabled, and the state of the random
+    number generators of Python, NumPy and torch. Metrics inside the network keep what they are given.
 
     To be entered twice, for Ctrl-C may cut short one exit, but not the other.
 
