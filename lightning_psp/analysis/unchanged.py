@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torchmetrics import Metric
 
 from lightning_psp.functional.loader_generators import loader_generators
-from lightning_psp.torch_private.modules import forward_hooks_of, tables_of
+from lightning_psp.torch_private.modules import hooks_on, parts_of, tables_of
 
 # The layers that keep statistics of what they normalise.
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -29,9 +29,10 @@ class Unchanged:
     """Gives back what a network and random number generators had when this was made.
 
     That is: weights and buffers with their types and devices, and which of them are there, tensors that are neither
-    (pruning and older weight norms keep the weight that they computed last in one), modes, what asks for a gradient,
-    hooks on the network itself, the momentum of batch norms, whether gradient is enabled, and the state of the random
-    number generators of Python, NumPy and torch. Metrics inside the network keep what they are given.
+    (pruning and older weight norms keep the weight that they computed last in one), the modules that it is made of,
+    their modes and hooks, what asks for a gradient, the momentum of batch norms, whether gradient is enabled, and the
+    state of the random number generators of Python, NumPy and torch. Metrics inside the network keep what they are
+    given.
 
     To be entered twice, for Ctrl-C may cut short one exit, but not the other.
 
@@ -55,7 +56,7 @@ class Unchanged:
     def __init__(self, module: nn.Module, data: Any = None) -> None:
         parts = list(module.modules())
         self._modes = [(part, part.training) for part in parts]
-        tables: list[Any] = [table for part in parts for table in tables_of(part)] + forward_hooks_of(module)
+        tables: list[Any] = [table for part in parts for table in (*tables_of(part), *hooks_on(part), parts_of(part))]
         self._tables = [(table, table.copy()) for table in tables]
         self._momenta = [(part, part.momentum) for part in parts if isinstance(part, NORMALISATIONS)]
         self._flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]

@@ -79,8 +79,22 @@ def tables_of(module: nn.Module) -> list[dict[str, Any]]:
     return _named(module, "_parameters", "_buffers")
 
 
-def forward_hooks_of(module: nn.Module) -> list[dict[int, Any]]:
-    """The tables of the hooks that run after a module's forward, to be written to.
+def parts_of(module: nn.Module) -> dict[str, Any]:
+    """The table in which a module keeps the modules that it is made of, to be written to.
+
+    Raises:
+        NotImplementedError: if this version of torch keeps them elsewhere.
+
+    Example:
+        >>> list(parts_of(nn.Sequential(nn.Linear(2, 2), nn.ReLU())))
+        ['0', '1']
+    """
+    table: dict[str, Any] = _named(module, "_modules")[0]
+    return table
+
+
+def hooks_on(module: nn.Module) -> list[dict[int, Any]]:
+    """The tables of the hooks that run before and after a module's forward and backward pass, to be written to.
 
     Raises:
         NotImplementedError: if this version of torch keeps them elsewhere.
@@ -88,10 +102,21 @@ def forward_hooks_of(module: nn.Module) -> list[dict[int, Any]]:
     Example:
         >>> network = nn.Linear(2, 2)
         >>> handle = network.register_forward_hook(print)
-        >>> [handle.id in table for table in forward_hooks_of(network)]
-        [True, False, False]
+        >>> [handle.id in table for table in hooks_on(network)].count(True)
+        1
     """
-    return _named(module, "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+    return _named(module, *_HOOKS)
+
+
+_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+)
 
 
 def _named(module: nn.Module, *names: str) -> list[Any]:

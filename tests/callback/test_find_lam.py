@@ -180,6 +180,33 @@ def test_all_trainings_start_alike_whatever_a_module_gathers(by_datamodule):
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
+def test_parts_and_hooks_that_a_training_makes_are_gone_before_the_next():
+    module = make()
+    del module.network
+    made, seen = [], []
+
+    def configure_model(self):
+        if not hasattr(self, "network"):
+            self.network = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 3))
+            made.append(self.network)
+
+    def on_train_start(self):
+        self.frozen.register_forward_hook(lambda *call: seen.append(call))
+        self.frozen.add_module("late", nn.ReLU())
+        with torch.no_grad():
+            self.frozen(torch.ones(1, 2))
+
+    module.frozen = nn.Sequential(nn.Linear(2, 2))
+    first = module.frozen[0]
+    type(module).configure_model, type(module).on_train_start = configure_model, on_train_start
+    search = find_lam(trainer(), module, *loaders(), lams=(1e-9,), epochs=1)
+    assert len(made) == len(seen) == 2
+    assert search.values["val_loss"][0] == pytest.approx(search.values["val_loss"][1], rel=1e-4)
+    assert not hasattr(module, "network")
+    assert list(module.frozen.children()) == [first]
+    assert not module.frozen._forward_hooks
+
+
 def test_the_training_after_it_is_the_one_without_it():
     ended = []
     for searches in (False, True):

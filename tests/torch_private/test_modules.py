@@ -84,7 +84,7 @@ def test_parts_are_told(module, expected):
 
 
 def test_tables_that_are_not_there_are_an_error():
-    for tables in (modules.tables_of, modules.forward_hooks_of):
+    for tables in (modules.tables_of, modules.hooks_on, modules.parts_of):
         with pytest.raises(NotImplementedError, match=r"no `Module\._\w+`, without which a network cannot be left"):
             tables(Bare(nn.Linear(2, 2)))
 
