@@ -61,9 +61,7 @@ def _beginning(step: Step, number: int, lam: float, is_auto: bool) -> str:
     of_full = "" if math.isclose(step.lam, lam) else f" in this step, of {lam:g}"
     beginning = f"PSPCallback penalises {layers} with λ = {step.lam:g}{of_full}"
     if is_auto:
-        beginning += (
-            f" (auto: its gradient has {SHARE:g} of the norm of the loss's, measured every {EVERY} steps)"
-        )
+        beginning += f" (auto: its gradient has {SHARE:g} of the norm of the loss's, measured every {EVERY} steps)"
     return f"{beginning}."
 
 

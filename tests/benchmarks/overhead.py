@@ -14,6 +14,9 @@ compare the fastest steps of both kinds, for a busy machine makes steps slower a
     python tests/benchmarks/overhead.py --python
     python tests/benchmarks/overhead.py --record --models resnet18 lenet5
     python tests/benchmarks/overhead.py --models resnet18 --profile
+    python tests/benchmarks/overhead.py --models lenet5 resnet18 --auto
+
+`--auto` asks what `PSPCallback(lam="auto")` adds: processor time of a step that measures λ over the nine that follow.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ from tqdm import tqdm
 
 import lightning_psp
 from lightning_psp import PSPCallback, record_potentials
+from lightning_psp.callback.auto_lam import EVERY
 
 BLOCK = 6
 NOT_COUNTED = 2
@@ -212,6 +216,36 @@ def print_record(options: argparse.Namespace) -> None:
         print_added(name, *least)
 
 
+class StepTimes(Callback):
+    """Takes the processor time of each step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._start = 0.0
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self._start = time.process_time()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.seconds.append(time.process_time() - self._start)
+
+
+def print_auto(options: argparse.Namespace) -> None:
+    """Prints the ratio of a step that measures λ to the others, and what that makes of the mean step."""
+    print(f"{'model':<14}{'step (ms)':>10}{'measuring step':>16}{'quartiles':>16}{'mean step':>11}")
+    for name in options.models:
+        times = StepTimes()
+        fit(options, name, [PSPCallback(lam="auto"), times], EVERY * (options.pairs + 1))
+        rounds = [
+            times.seconds[at : at + EVERY] for at in range(EVERY, len(times.seconds), EVERY)
+        ]  # the first warms up
+        ratios = [measuring / statistics.median(others) for measuring, *others in rounds]
+        first, median, third = quartiles(ratios)
+        step = 1e3 * statistics.median(second for _, *others in rounds for second in others)
+        spread, mean = f"{first:.2f}-{third:.2f}", 1 + (median - 1) / EVERY
+        print(f"{name:<14}{step:>10.1f}{median:>16.2f}{spread:>16}{mean:>11.3f}", flush=True)
+
+
 def print_title(added: str) -> None:
     """Prints the head of the table of what is added."""
     print(f"{'model':<14}{'step (ms)':>10}{added:>20}{'over all steps':>16}{'quartiles':>18}")
@@ -288,6 +322,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="torch.compile the network; without the naive arm")
     parser.add_argument("--python", action="store_true", help="the callback's own time in a step on tiny data")
     parser.add_argument("--record", action="store_true", help="the time of record_potentials on tiny data")
+    parser.add_argument("--auto", action="store_true", help="processor time of the steps that measure λ")
     parser.add_argument("--profile", action="store_true", help="where the callback's time goes, in a few steps")
     parser.add_argument("--memory-of", choices=["none", "callback", "naive"], help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -298,7 +333,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     options = parse()
-    if options.python or options.record:
+    if options.python or options.record or options.auto:
         torch.set_num_threads(1)
     if options.memory_of:
         print(measure_memory(options, options.models[0]))
@@ -308,6 +343,8 @@ def main() -> None:
         print_python(options)
     elif options.record:
         print_record(options)
+    elif options.auto:
+        print_auto(options)
     elif options.profile:
         print_profile(options)
     else:
