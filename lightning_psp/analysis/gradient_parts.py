@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_psp.analysis.unchanged import RandomNumbers, each_entry_once
+from lightning_psp.analysis.unchanged import buffers_and_random_numbers_kept
 from lightning_psp.functional.penalty import layer_penalties
 from lightning_psp.functional.precision import widest_float
 from lightning_psp.functional.progress import progress_bar
 from lightning_psp.functional.reductions import Reduction
 from lightning_psp.recording.potentials import check_module, record_potentials
-from lightning_psp.torch_private.modules import tables_of
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value
@@ -158,7 +156,7 @@ def psp_gradient_parts(
             f" {type(inputs).__name__}. For a network that takes this as it is, use `inputs=(x,)`."
         )
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-    with torch.inference_mode(False), _kept(module):  # which lifts no_grad, too
+    with torch.inference_mode(False), buffers_and_random_numbers_kept(module):  # which lifts no_grad, too
         # A compiled backward pass overwrites what it has read, while here each layer has one through the same graph.
         with (
             torch.compiler.set_stance("force_eager"),
@@ -219,25 +217,6 @@ def _as_vector(gradient: Tensor) -> Tensor:
     dense = gradient if gradient.layout == torch.strided else gradient.to_dense()
     real = torch.view_as_real(dense) if dense.is_complex() else dense
     return real.flatten().to(widest_float(real.device))
-
-
-@contextmanager
-def _kept(module: nn.Module) -> Iterator[None]:
-    """Gives a network's buffers back the values that they had, such as running statistics, and the random numbers."""
-    random_numbers = RandomNumbers()
-    tables = [table for part in module.modules() for table in tables_of(part)[1:]]
-    kept = [(buffers, dict(buffers)) for buffers in tables]
-    values = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
-    try:
-        yield
-    finally:
-        random_numbers.restore()
-        for buffers, before in kept:
-            buffers.clear()
-            buffers.update(before)
-        for buffer, value in values:
-            # `data`: a graph of the user's that holds a buffer is not to take it for overwritten.
-            each_entry_once(buffer.data).copy_(each_entry_once(value, buffer))
 
 
 def _to_json(value: Any) -> Any:

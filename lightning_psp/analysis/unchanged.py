@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -173,3 +175,22 @@ def seed_everything(data: Any, seed: int) -> None:
     np.random.seed(seed % 2**32)
     for generator in generators(data):
         generator.manual_seed(seed)
+
+
+@contextmanager
+def buffers_and_random_numbers_kept(module: nn.Module) -> Iterator[None]:
+    """Gives a network's buffers back the values that they had, such as running statistics, and the random numbers."""
+    random_numbers = RandomNumbers()
+    tables = [table for part in module.modules() for table in tables_of(part)[1:]]
+    kept = [(buffers, dict(buffers)) for buffers in tables]
+    values = [(buffer, buffer.detach().clone()) for buffer in module.buffers() if not is_lazy(buffer)]
+    try:
+        yield
+    finally:
+        random_numbers.restore()
+        for buffers, before in kept:
+            buffers.clear()
+            buffers.update(before)
+        for buffer, value in values:
+            # `data`: a graph of the user's that holds a buffer is not to take it for overwritten.
+            each_entry_once(buffer.data).copy_(each_entry_once(value, buffer))

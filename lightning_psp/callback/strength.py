@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from lightning_psp.analysis.unchanged import buffers_and_random_numbers_kept
 from lightning_psp.callback.auto_lam import AutoLam, Lam
 from lightning_psp.callback.trainer_state import first_learning_rate, training_progress
 from lightning_psp.callback.watch import Watch
@@ -70,13 +68,16 @@ class Strength:
         probe = self._auto.probe
         if loss.requires_grad:  # else the backward pass itself is an error
             try:
-                with _unchanged(module, trainer.strategy.root_device):
+                # Activation checkpoints run a part of the network again.
+                with buffers_and_random_numbers_kept(module):
                     of_loss, of_penalty = watch.measure(loss, probe, scale, parameters, norm)
+            except NotImplementedError:
+                raise
             except RuntimeError as error:
                 raise RuntimeError(
                     "PSPCallback(lam='auto') takes the gradients of loss and penalty before the backward pass of every"
-                    f" tenth step, which this network does not allow: {error}\nGive a number for `lam`, such as"
-                    " `find_lam` suggests."
+                    f" tenth step, which failed: {error}\nIf it does not fail with a number for `lam`, give one: `find_lam`"
+                    " suggests some."
                 ) from error
             self._auto.add(trainer.global_step, of_loss, of_penalty / probe)
         watch.lam = self._auto.lam * self._factor
@@ -89,17 +90,3 @@ class Strength:
         """Takes up a training where a checkpoint left it."""
         self._first_learning_rate = state["first_learning_rate"]
         self._auto.load(state["auto_lam"])
-
-
-@contextmanager
-def _unchanged(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Gives buffers and random numbers back, which activation checkpoints change when they run a part again."""
-    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers() if not is_lazy(buffer)]
-    devices, kind = ((device,), device.type) if device.type in ("cuda", "xpu") else ((), "cuda")
-    with torch.random.fork_rng(devices, device_type=kind):
-        try:
-            yield
-        finally:
-            for buffer, value in buffers:
-                # `data`: the graph that holds a buffer is not to take it for overwritten.
-                buffer.data.copy_(value)

@@ -191,5 +191,5 @@ class TestCompiled:
         with monkeypatch.context() as patched:
             patched.setattr("lightning_psp.torch_private.compiler._functorch_config", None)
             patched.setattr(AutoLam, "is_due", lambda auto, step: step == 1)
-            with pytest.raises(RuntimeError, match=r"(?s)lam='auto'.*torch.compiler.reset.*Give a number for `lam`"):
+            with pytest.raises(RuntimeError, match=r"(?s)lam='auto'.*torch.compiler.reset.*with a number for `lam`"):
                 train(module, PSPCallback(lam="auto"))

@@ -50,6 +50,7 @@ class Drawing(Classifier):
         self.again = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(inplace=True), nn.Dropout(0.3))
         self.embedding = nn.Embedding(CLASSES, 8, sparse=True)
         self.frozen, self.unused = nn.Linear(8, 8).requires_grad_(False), nn.Linear(2, 2)
+        self.register_buffer("same", torch.ones(1).expand(4))  # whose entries are one
         self.drawn, self.logged, self.grads = [], [], []
 
     def training_step(self, batch, batch_index):
@@ -350,7 +351,7 @@ def test_a_backward_pass_that_runs_once_is_an_error_and_leaves_nothing():
     module = made(Used)
     trainer = quiet_trainer(PSPCallback(lam="auto"))
     before = traces(trainer, module)
-    with pytest.raises(RuntimeError, match=r"(?s)lam='auto'.*nothing is kept.*number for `lam`.*`find_lam`"):
+    with pytest.raises(RuntimeError, match=r"(?s)lam='auto'.*nothing is kept.*with a number for `lam`.*`find_lam`"):
         trainer.fit(module, loader(2))
     assert traces(trainer, module) == before
     quiet_trainer(PSPCallback(lam=0.1)).fit(module, loader(2))
