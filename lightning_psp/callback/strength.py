@@ -76,8 +76,8 @@ class Strength:
             except RuntimeError as error:
                 raise RuntimeError(
                     "PSPCallback(lam='auto') takes the gradients of loss and penalty before the backward pass of every"
-                    f" tenth step, which failed: {error}\nIf it does not fail with a number for `lam`, give one: `find_lam`"
-                    " suggests some."
+                    f" tenth step, which failed: {error}\nIf it does not fail with a number for `lam`, give one, such"
+                    " as `find_lam` suggests."
                 ) from error
             self._auto.add(trainer.global_step, of_loss, of_penalty / probe)
         watch.lam = self._auto.lam * self._factor
