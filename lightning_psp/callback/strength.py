@@ -89,4 +89,5 @@ class Strength:
     def load(self, state: dict[str, Any]) -> None:
         """Takes up a training where a checkpoint left it."""
         self._first_learning_rate = state["first_learning_rate"]
-        self._auto.load(state["auto_lam"])
+        if "auto_lam" in state:  # not in a checkpoint of an earlier version
+            self._auto.load(state["auto_lam"])

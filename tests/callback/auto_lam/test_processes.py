@@ -73,6 +73,7 @@ def test_as_one_process(results, name):
                 gradient += (a + lam * b) / window
         else:
             assert_same(mine["gradients"][step][: len(parameters)], expected)
+    assert mine["means"] == pytest.approx((rule.mean(rule.loss), rule.mean(rule.penalty)), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))

@@ -140,6 +140,14 @@ def test_the_state_loads_without_code(tmp_path):
     assert 0.3 * saved["means"][0] / saved["means"][1] == saved["probe"] > 0
 
 
+def test_a_checkpoint_of_before_is_measured_anew():
+    callback = PSPCallback(lam="auto")
+    state = callback.state_dict()
+    del state["auto_lam"]
+    callback.load_state_dict(state)
+    assert fitted(made(), callback)[1] == fitted(made(), PSPCallback(lam="auto"))[1]
+
+
 def test_each_fit_measures_anew():
     callback = PSPCallback(lam="auto")
     fitted(made(), callback)

@@ -51,9 +51,9 @@ REFUSED = {"static graph"}
 def run(name: str, rank: int) -> dict[str, Any]:
     kind, strategy, settings, arguments = RUNS[name]
     torch.manual_seed(0)
-    module, lams = kind().double(), Lams()
+    module, lams, callback = kind().double(), Lams(), PSPCallback(lam="auto", entropy=(), **arguments)
     trainer = quiet_trainer(
-        PSPCallback(lam="auto", entropy=(), **arguments),
+        callback,
         lams,
         devices=PROCESSES,
         strategy=DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=20), **strategy),
@@ -65,6 +65,7 @@ def run(name: str, rank: int) -> dict[str, Any]:
         "gradients": module.gradients,
         "weights": module.weights,
         "lams": lams.values,
+        "means": callback.state_dict()["auto_lam"]["means"],
         "final": {name: value.detach().clone() for name, value in module.state_dict().items()},
     }
 
