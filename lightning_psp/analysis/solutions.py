@@ -117,17 +117,24 @@ def _real(tensor: Tensor) -> Tensor:
 def _ends(module: nn.Module, first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Ends]:
     """The parameters and persistent buffers of a network, each once, with their values in the solutions."""
     known = module.state_dict(keep_vars=True)
-    named: dict[int, tuple[Tensor, list[str]]] = {}
-    for tensors in (module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)):
-        for name, tensor in tensors:
-            if name in known:
-                named.setdefault(id(tensor), (tensor, []))[1].append(name)
+    own = [*module.parameters(), *module.buffers()]
+    # By the tensors, for a module may have other names for them in its state dict.
+    names: dict[int, list[str]] = {id(tensor): [] for tensor in own}
+    for name, tensor in known.items():
+        if id(tensor) in names:
+            names[id(tensor)].append(name)
+        elif isinstance(tensor, Tensor) and not name.endswith("_extra_state"):
+            raise ValueError(
+                f"Expected argument `module` to have a parameter or buffer for {name!r} of its state dict, but a hook"
+                " or a method of its own makes it: the plane could not move it. Use the module without them."
+            )
     states = {"first": first, "second": second}
     for argument, state in states.items():
         _check_names(argument, state, known)
     return [
-        Ends(tuple(names), tensor, *(_value(argument, state, names, tensor) for argument, state in states.items()))
-        for tensor, names in named.values()
+        Ends(tuple(found), tensor, *(_value(argument, state, found, tensor) for argument, state in states.items()))
+        for tensor in own
+        if (found := names[id(tensor)])
     ]
 
 

@@ -83,6 +83,27 @@ def test_state_dicts(scene):
         loss_plane(network, first, dict(first), data)
 
 
+def test_state_dicts_with_names_and_tensors_of_their_own():
+    torch.manual_seed(0)
+    network, data = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, CLASSES)), batches(dtype=torch.float32)
+    plain = loss_plane(network, *solutions(network), data, size=(3, 2))
+
+    def rename(module, state, prefix, metadata):
+        for name in list(state):
+            state[name.replace("0.", "first.")] = state.pop(name)
+
+    first, second = (
+        {name.replace("0.", "first."): value for name, value in state.items()} for state in solutions(network)
+    )
+    handle = network.register_state_dict_post_hook(rename)
+    renamed = loss_plane(network, first, second, data, size=(3, 2))
+    assert all(torch.equal(values, renamed.values[measure]) for measure, values in plain.values.items())
+    handle.remove()
+    network.register_state_dict_post_hook(lambda module, state, *_: state.update(sum=state["0.weight"] + 1))
+    with pytest.raises(ValueError, match="parameter or buffer for 'sum' of its state dict"):
+        loss_plane(network, *solutions(nn.Linear(4, 1)), data)
+
+
 def test_directions(scene):
     network, first, second, data = scene
     nothing = {name: torch.zeros(value.shape, dtype=torch.bool) for name, value in first.items()}
