@@ -21,7 +21,13 @@ Loss: TypeAlias = Callable[[Any, Any], Tensor]
 
 def cross_entropy(module: nn.Module, batch: Any) -> Tensor:
     """The loss where none is given: that of ``module(batch[0])`` and the classes ``batch[1]``."""
-    loss: Tensor = functional.cross_entropy(module(input_of(batch)), labels_of(batch))
+    scores, labels = module(input_of(batch)), labels_of(batch)
+    if not isinstance(scores, Tensor):
+        raise TypeError(
+            "Expected argument `module` to return a tensor of scores [batch, classes, …] but got"
+            f" {type(scores).__name__}. Take them out of it in a function of your own, the argument `loss`."
+        )
+    loss: Tensor = functional.cross_entropy(scores, labels)
     return loss
 
 

@@ -153,6 +153,13 @@ def test_losses(scene):
             loss_plane(network, first, second, data, loss=loss, measures=("loss",))
 
 
+def test_cross_entropy_needs_a_tensor_of_scores(scene):
+    network, first, second, data = scene
+    network.register_forward_hook(lambda module, inputs, scores: {"logits": scores})
+    with pytest.raises(TypeError, match=r"a tensor of scores .* but got dict.* the argument `loss`"):
+        loss_plane(network, first, second, data, measures=("loss",))
+
+
 def test_error_needs_scores_of_one_call(scene):
     network, first, second, data = scene
 
