@@ -243,7 +243,8 @@ def _not_converged(pairs: Eigenpairs, tolerance: float, allowed: float) -> Runti
         f"The largest eigenvalues of the Hessian, {_listed(pairs.values)}, have not converged: the residuals"
         f" ‖Hv - θv‖ are {_listed(pairs.residuals)}, and `tolerance={tolerance:g}` asks for at most {allowed:.3g}."
         " Choose a larger tolerance, or weights in float64 where these are in a lower precision. Nothing converges"
-        " where an operation of the network has a wrong second derivative, or the data are not the same in each pass."
+        " where an operation of the network has a wrong second derivative, autocast rounds what it computes, or the"
+        " data are not the same in each pass."
     )
 
 

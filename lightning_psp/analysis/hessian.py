@@ -221,7 +221,7 @@ def _check_symmetry(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor],
     if difference.abs() > 10 * precision**0.5 * (first[1].norm() + second[1].norm()):
         raise RuntimeError(
             "The products are not those of a symmetric matrix: an operation of the network or loss has a wrong second"
-            " derivative, or the data are not the same in each pass."
+            " derivative, autocast rounds what it computes, or the data are not the same in each pass."
         )
 
 
