@@ -72,7 +72,7 @@ class Drawing(Classifier):
         self.logged.append({**self.trainer.callback_metrics, **dict(self.named_buffers())})
 
 
-@pytest.mark.parametrize("settings", [{}, {"accumulate_grad_batches": 3, "max_epochs": 3}, {"gradient_clip_val": 1e-2}])
+@pytest.mark.parametrize("settings", [{}, {"accumulate_grad_batches": 3, "max_epochs": 3}])
 def test_all_else_is_that_of_a_training_with_these_numbers(settings):
     module = made(Drawing)
     _, lams = fitted(module, PSPCallback(lam="auto"), **settings)
@@ -114,7 +114,7 @@ def test_of_a_closure_that_runs_again_the_first_run_is_measured(monkeypatch):
 @pytest.mark.parametrize("settings", [{}, {"accumulate_grad_batches": 4}])
 def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path, settings):
     def saving():
-        return ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=6)
+        return ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
 
     def train(epochs, path=None):
         module, lams, callback = made(), Lams(), PSPCallback(lam="auto", schedule="cosine")
@@ -125,7 +125,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path, settings):
 
     module, lams, state = train(3)
     assert len({round(lam, 12) for lam in lams}) > 3
-    resumed, rest, resumed_state = train(3, tmp_path / "step=12.ckpt")
+    resumed, rest, resumed_state = train(3, tmp_path / "epoch=0.ckpt")
     assert rest == lams[-len(rest) :]
     assert 0 < len(rest) < len(lams)
     assert resumed_state == state
