@@ -76,7 +76,7 @@ def _digits(folder: Path) -> LightningDataModule:
 
 TASKS = {
     "lenet300_mnist": Task("LeNet-300 on MNIST", LeNet300, _mnist, 20, 30, 10, 3, 1e-3, 4, 600),
-    "lenet5_mnist": Task("LeNet-5 on MNIST", LeNet5, _mnist, 10, 15, 3, 1, 1e-3, 4, 400),
+    "lenet5_mnist": Task("LeNet-5 on MNIST", LeNet5, _mnist, 10, 15, 3, 1, 1e-3, 4, 500),
     "lenet300_fashion": Task("LeNet-300 on Fashion-MNIST", LeNet300, _fashion, 20, 30, 3, 3, 1e-3, 4, 600),
     "lenet5_fashion": Task("LeNet-5 on Fashion-MNIST", LeNet5, _fashion, 10, 15, 3, 1, 1e-3, 4, 400),
 }
