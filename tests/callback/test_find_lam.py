@@ -207,6 +207,13 @@ def test_parts_and_hooks_that_a_training_makes_are_gone_before_the_next():
     assert not module.frozen._forward_hooks
 
 
+def assert_ended_alike(without, after_a_search):
+    (weights, values, *counts), (weights_after, values_after, *counts_after) = without, after_a_search
+    assert all(torch.equal(value, weights_after[name]) for name, value in weights.items())
+    assert values == values_after
+    assert counts == counts_after == [3, 18]
+
+
 def test_the_training_after_it_is_the_one_without_it():
     ended = []
     for searches in (False, True):
@@ -216,10 +223,7 @@ def test_the_training_after_it_is_the_one_without_it():
             find_lam(found, module, *loaders(), lams=LAMS, epochs=1)
         found.fit(module, *loaders())
         ended.append((module.state_dict(), numbers_of(found.callback_metrics), found.current_epoch, found.global_step))
-    (weights, values, *counts), (weights_after, values_after, *counts_after) = ended
-    assert all(torch.equal(value, weights_after[name]) for name, value in weights.items())
-    assert values == values_after
-    assert counts == counts_after == [3, 18]
+    assert_ended_alike(*ended)
 
 
 def test_a_training_that_goes_on_after_it_is_the_one_without_it():
@@ -233,10 +237,7 @@ def test_a_training_that_goes_on_after_it_is_the_one_without_it():
         found.fit_loop.max_epochs = 3
         found.fit(module, *loaders())
         ended.append((module.state_dict(), numbers_of(found.callback_metrics), found.current_epoch, found.global_step))
-    (weights, values, *counts), (weights_after, values_after, *counts_after) = ended
-    assert all(torch.equal(value, weights_after[name]) for name, value in weights.items())
-    assert values == values_after
-    assert counts == counts_after == [3, 18]
+    assert_ended_alike(*ended)
 
 
 @pytest.mark.parametrize("package", NAMES)
