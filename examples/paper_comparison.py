@@ -9,12 +9,13 @@ of `pruning_study.py`. A cell without a training says so.
 
 import argparse
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from paper_tables import LABELS, SETS, read_results
+from paper_tables import LABELS, SETS, Place, Result, name_set, read_results
 from support.tables import markdown_table, mean_and_deviation, mean_of_last
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -84,18 +85,27 @@ def cells(results: Sequence[Any]) -> list[str]:
     return [errors, str(len(results)), epochs, f"{hours:.1f}"]
 
 
-def cifar10_table(
-    trainings: Mapping[tuple[str, str], Mapping[str, Sequence[Any]]], published: Mapping[str, Any]
-) -> str:
-    """Errors of the networks on CIFAR-10, by technique; the paper compares ℓ2 and PSP."""
+def cifar10_table(trainings: Mapping[Place, Mapping[str, Sequence[Result]]], published: Mapping[str, Any]) -> str:
+    """Errors of the networks on the whole of CIFAR-10, by technique; the paper compares ℓ2 and PSP."""
     rows = []
     for network in CIFAR10_NETWORKS:
-        techniques = trainings.get(("CIFAR10", network), {})
+        techniques = trainings.get(("CIFAR10", network, 0), {})
         printed = published["CIFAR10"].get(network, {})
         for technique in dict.fromkeys(("l2", "psp_paper", *techniques)):
             found = cells(techniques.get(technique, ()))
             rows.append([f"{network}, {LABELS[technique]}", printed.get(technique, "–"), *found])
     return markdown_table(["CIFAR-10", "paper", *COLUMNS], rows)
+
+
+def other_cifar10_tables(trainings: Mapping[Place, Mapping[str, Sequence[Result]]]) -> list[str]:
+    """Errors beside which the paper has none: of JPEGs or a part of the training images, a table for each."""
+    rows: dict[tuple[str, int], list[list[str]]] = defaultdict(list)
+    for (name, network, images), techniques in trainings.items():
+        if (name, images) == ("CIFAR10", 0) and network in CIFAR10_NETWORKS:
+            continue
+        found = [[f"{network}, {LABELS[technique]}", *cells(results)] for technique, results in techniques.items()]
+        rows[name, images] += found
+    return [markdown_table([name_set(*each), *COLUMNS], found) for each, found in sorted(rows.items())]
 
 
 def pruning_table(rows: Sequence[Mapping[str, Any]], published: Mapping[str, str]) -> str:
@@ -135,10 +145,11 @@ def page(folder: Path) -> str:
     )
     parts = [
         FIRST_PAPER.format(sources=sources),
-        *(lenet5_table(name, trainings.get((name, "LeNet-5"), {}), published) for name in published["errors"]),
+        *(lenet5_table(name, trainings.get((name, "LeNet-5", 0), {}), published) for name in published["errors"]),
         FIGURES,
         CIFAR10,
         cifar10_table(on_cifar10, published),
+        *other_cifar10_tables(on_cifar10),
         SECOND_PAPER,
         pruning_table(pruning, published["pruning"]),
         MAPS.format(one_shot=f"{one_shot} [trainings](../results.md#pruning)" if one_shot else "no run"),

@@ -6,8 +6,9 @@ For each set and network: `<name>.md` with the test error over the last five epo
 loss, mean ± standard deviation over the seeds, and the choice of ℓ2's strength; `<name>_curves.png` with error and ⟨z²⟩
 over the epochs (Fig. 2), or one such picture for each kind of PSP, without ℓ1 and label smoothing; `<name>_weights.png`
 with the distribution of weights by layer for ℓ2 and PSP (Fig. 3), and `<name>_potentials.png` the same for potentials.
-The name is the set's, for LeNet-5, else `<set>_<network>`. Only trainings that are done count; what lacks its trainings
-is left out, and so are, by name, JSON files of something else.
+The name is the set's, for LeNet-5, else `<set>_<network>`; trainings on a part of the training images are of a set of
+their own, whose name and titles tell the number. Only trainings that are done count; what lacks its trainings is left
+out, and so are, by name, JSON files of something else.
 """
 
 import argparse
@@ -49,18 +50,18 @@ COMPARED = {
     "psp_code": ("none_code", "l2", "dropout"),
 }
 
-SETS = {"FashionMNIST": "Fashion-MNIST", "CIFAR10": "CIFAR-10"}
+SETS = {"FashionMNIST": "Fashion-MNIST", "CIFAR10": "CIFAR-10", "CIFAR10-jpeg": "CIFAR-10 as JPEGs"}
 
 Result = Mapping[str, Any]
-Place = tuple[str, str]  # set and network
+Place = tuple[str, str, int]  # set, network and number of training images where they are not all, else 0
 
 
 def read_results(folder: Path) -> tuple[dict[Place, dict[str, list[Result]]], dict[Place, list[Result]], list[str]]:
     """Read all trainings in ``folder``.
 
     Returns:
-        For each set and network, by technique, the trainings on the whole training set; for each set and network those
-        that chose ℓ2's strength; and the names of JSON files that are no trainings of the two scripts.
+        For each place, by technique, the trainings without held-out images; for each place those that chose ℓ2's
+        strength; and the names of JSON files that are no trainings of the two scripts.
     """
     trainings: dict[Place, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
     sweeps: dict[Place, list[Result]] = defaultdict(list)
@@ -71,7 +72,11 @@ def read_results(folder: Path) -> tuple[dict[Place, dict[str, list[Result]]], di
             foreign.append(path.name)
             continue
         configuration = result["configuration"]
-        place = configuration["set"], configuration.get("network", "LeNet-5")
+        place = (
+            configuration["set"],
+            configuration.get("network", "LeNet-5"),
+            configuration.get("train_images", 0),
+        )
         if configuration["held_out"]:
             sweeps[place].append(result)
         else:
@@ -93,6 +98,11 @@ def read_training(path: Path) -> Result | None:
         return None
     is_known = {"set", "technique", "epochs", "held_out"} <= configuration.keys()
     return result if is_known and configuration["technique"] in LABELS else None
+
+
+def name_set(name: str, images: int) -> str:
+    """Name a set, with the number of training images where they are not all."""
+    return SETS.get(name, name) + (f", {images:,} training images" if images else "")
 
 
 def label(technique: str, results: Sequence[Result]) -> str:
@@ -232,11 +242,12 @@ def main() -> None:
             f" {options.results}"
         )
     options.output.mkdir(parents=True, exist_ok=True)
-    for (name, network), techniques in trainings.items():
-        title = f"{network} on {SETS.get(name, name)}"
-        stem = name if network == "LeNet-5" else f"{name}_{network}"
+    for (name, network, images), techniques in trainings.items():
+        title = f"{network} on {name_set(name, images)}"
+        part = f"{name}-{images}images" if images else name
+        stem = part if network == "LeNet-5" else f"{part}_{network}"
         table = options.output / f"{stem}.md"
-        write_tables(title, techniques, sweeps.get((name, network), []), table)
+        write_tables(title, techniques, sweeps.get((name, network, images), []), table)
         draw_pictures(title, techniques, stem, options.output)
         print(table.read_text())
 

@@ -7,6 +7,10 @@ learning rate at the same shares. Techniques ending in `_code` have the batches 
 of the paper. The set must lie in the data folder as torchvision stores it or, with --jpeg, as archives of JPEGs, or be
 downloaded with --download.
 
+With --images all techniques train on one draw of so many training images, the same number of each class, and the names
+of their files and the tables tell the number. Processes that are given different networks, techniques or, with
+--first-seed, seeds may run side by side on one folder of results.
+
 Every training leaves a JSON file with the test error, losses and ⟨z²⟩ of each epoch; what is done is skipped, and a
 training that was broken off goes on at its last whole epoch. `paper_tables.py` makes tables and pictures of the files.
 The errors to report are those after the last epoch; they are the test set's, as in the paper.
@@ -14,7 +18,7 @@ The errors to report are those after the last epoch; they are the test set's, as
 
 import argparse
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,6 +72,7 @@ def read_recipe(network: str, technique: str, options: argparse.Namespace, *argu
             f"--data.root={options.data}",
             f"--data.download={options.download}",
             f"--data.jpeg={options.jpeg}",
+            f"--data.train_images={options.images}",
             # `train_once` has a Trainer of its own.
             "--trainer.accelerator=cpu",
             "--trainer.logger=false",
@@ -82,13 +87,12 @@ def read_recipe(network: str, technique: str, options: argparse.Namespace, *argu
 def describe(network: str, technique: str, options: argparse.Namespace, cli: TrainCLI) -> dict[str, Any]:
     """What tells a training from others, but for its seed, as `paper_tables.py` reads it."""
     model, data, psp = cli.config.model, cli.config.data.init_args, cli.config.psp
-    shortening = options.epochs / cli.config.trainer.max_epochs
     return {
         "set": "CIFAR10-jpeg" if options.jpeg else "CIFAR10",
         "network": NETWORKS[network],
         "technique": technique,
         "epochs": options.epochs,
-        "milestones": [round(shortening * milestone) for milestone in model.milestones],
+        "milestones": shorten(model.milestones, cli.config.trainer.max_epochs, options.epochs),
         **{name: model[name] for name in ("learning_rate", "momentum", "nesterov")},
         "batch_size": data.batch_size,
         **{name: psp[name] for name in ("lam", "reduction", "output")},
@@ -96,7 +100,16 @@ def describe(network: str, technique: str, options: argparse.Namespace, cli: Tra
         **{name: model[name] for name in ("weight_decay", "l1", "label_smoothing")},
         "dropout": model.network.init_args.dropout,
         "held_out": data.held_out,
+        "train_images": data.train_images,
     }
+
+
+def shorten(milestones: Sequence[int], recipe_epochs: int, epochs: int) -> list[int]:
+    """Move milestones to the same shares of fewer epochs, halves upwards.
+
+    None is before the end of the first epoch: at 0 the learning rate would start at what it drops to.
+    """
+    return [max(1, (2 * epochs * each + recipe_epochs) // (2 * recipe_epochs)) for each in milestones]
 
 
 def make(read: Callable[..., TrainCLI], seed: int, milestones: list[int]) -> Callable[[], Any]:
@@ -120,7 +133,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--download", action="store_true", help="download the set where it is not there")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="networks, in order")
     parser.add_argument("--techniques", nargs="+", choices=TECHNIQUES, default=list(TECHNIQUES), help="in order")
+    parser.add_argument("--images", type=int, default=0, help="training images, a multiple of 10; 0: all")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each technique")
+    parser.add_argument("--first-seed", type=int, default=0, help="seed of the first of them; the next have the next")
     parser.add_argument("--epochs", type=int, default=500, help="epochs of each training")
     parser.add_argument("--accelerator", default="auto", help="accelerator of the Trainer")
     parser.add_argument(
@@ -142,8 +157,9 @@ def main() -> None:
             for technique in options.techniques:
                 read = partial(read_recipe, network, technique, options)
                 configuration = describe(network, technique, options, read())
-                for seed in range(options.seeds):
-                    name = f"{configuration['set']}_{network}_{technique}_seed{seed}"
+                subset = f"-{options.images}images" if options.images else ""
+                for seed in range(options.first_seed, options.first_seed + options.seeds):
+                    name = f"{configuration['set']}{subset}_{network}_{technique}_seed{seed}"
                     bar.set_description(name)
                     train_once(
                         options.results / f"{name}.json",

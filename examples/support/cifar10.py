@@ -4,6 +4,7 @@ import io
 import zipfile
 import zlib
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ class CIFAR10(ImageSets):
         jpeg: Whether to read ``CIFAR10-jpeg/train.zip`` and ``test.zip`` in ``root`` instead, which hold one folder of
             JPEGs a class. JPEG loses a little: compare errors with each other on it, not with published ones.
         cache: Folder in which the decoded JPEGs are kept.
+        train_images: Number of training images to take, a multiple of 10, the same of each class, drawn once for all
+            trainings; 0 takes all. Those held out are of them; the test set stays whole.
     """
 
     def __init__(
@@ -39,8 +42,9 @@ class CIFAR10(ImageSets):
         held_out: int = 0,
         jpeg: bool = False,
         cache: Path = Path("~/.cache/lightning_psp"),
+        train_images: int = 0,
     ) -> None:
-        super().__init__((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), batch_size, held_out)
+        super().__init__((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), batch_size, held_out, train_images)
         self.root = root
         self.download = download
         self.jpeg = jpeg
@@ -101,7 +105,8 @@ def decode_once(archive: Path, cache: Path) -> tuple[Tensor, Tensor]:
             labels = [classes.index(Path(each.filename).parent) for each in members]
             stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
             cache.mkdir(parents=True, exist_ok=True)
-            unfinished = decoded.with_suffix(".part")
+            # Several processes may decode at once, and the last to end stands.
+            unfinished = decoded.with_suffix(f".{uuid4().hex}.part")
             torch.save((stacked, torch.tensor(labels)), unfinished)
             unfinished.replace(decoded)
     images, labels = torch.load(decoded)

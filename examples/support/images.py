@@ -28,14 +28,24 @@ class ImageSets(LightningDataModule):
         held_out: Number of training images, drawn once for all trainings, that are kept out to validate on. With 0
             the validation set is the test set, as in the first paper, which reports the test error of each epoch: a
             training may then not be chosen, or stopped, by its validation error.
+        train_images: Number of training images to take, the same of each class, drawn once for all trainings; 0 takes
+            all. A smaller number takes some of those that a larger one takes. Those held out are of them.
     """
 
-    def __init__(self, mean: tuple[float, ...], deviation: tuple[float, ...], batch_size: int, held_out: int) -> None:
+    def __init__(
+        self,
+        mean: tuple[float, ...],
+        deviation: tuple[float, ...],
+        batch_size: int,
+        held_out: int,
+        train_images: int = 0,
+    ) -> None:
         super().__init__()
         self.mean = 255 * torch.tensor(mean).view(-1, 1, 1)
         self.deviation = 255 * torch.tensor(deviation).view(-1, 1, 1)
         self.batch_size = batch_size
         self.held_out = held_out
+        self.train_images = train_images
 
     def load(self, train: bool) -> tuple[Tensor, Tensor]:
         """Return all images as bytes ``[images, channels, height, width]`` and their labels ``[images]``."""
@@ -45,12 +55,14 @@ class ImageSets(LightningDataModule):
         """Read the images, onto the device that trains."""
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
         images, labels = (each.to(device) for each in self.load(train=True))
-        if not 0 <= self.held_out < len(labels):
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).to(device)
+        if self.train_images:
+            order = first_of_each_class(order, labels, self.train_images)
+        if not 0 <= self.held_out < len(order):
             raise ValueError(
-                f"Expected argument `held_out` to be at least 0 and less than {len(labels)}, the number of training"
+                f"Expected argument `held_out` to be at least 0 and less than {len(order)}, the number of training"
                 f" images, but got {self.held_out}."
             )
-        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).to(device)
         kept = order[self.held_out :].sort().values
         self.train_set = TensorDataset(images[kept], labels[kept])
         self.test_set = TensorDataset(*(each.to(device) for each in self.load(train=False)))
@@ -112,6 +124,33 @@ class FashionMNIST(MNIST):
 
     files = datasets.FashionMNIST
     normalisation = (0.5,), (0.5,)
+
+
+def first_of_each_class(order: Tensor, labels: Tensor, number: int) -> Tensor:
+    """Take the first images of each class in an order, the same number of each.
+
+    Args:
+        order: Indices of images ``[images]``.
+        labels: Classes of all images ``[images]``.
+        number: How many images to take in all.
+
+    Returns:
+        Their indices ``[number]``, in the same order.
+
+    Raises:
+        ValueError: If ``number`` is no multiple of the number of classes, or a class has too few images.
+    """
+    classes, sizes = labels.unique(return_counts=True)
+    of_each, smallest = number // len(classes), int(sizes.min())
+    if number % len(classes) or not 1 <= of_each <= smallest:
+        raise ValueError(
+            f"Expected argument `train_images` to be 0 or a multiple of {len(classes)}, the number of classes, up to"
+            f" {len(classes) * smallest}, but got {number}."
+        )
+    is_taken = torch.zeros_like(order, dtype=torch.bool)
+    for each in classes:
+        is_taken[(labels[order] == each).nonzero().flatten()[:of_each]] = True
+    return order[is_taken]
 
 
 def open_files(kind: type[Files], root: Path, train: bool, remedy: str = "") -> Files:

@@ -112,6 +112,62 @@ def test_jpegs_are_decoded_once(archives, tmp_path, monkeypatch):
     assert len(decode_once(archive, cache)[0]) == 9  # another archive of that name
 
 
+def test_processes_that_decode_at_once_do_not_share_an_unfinished_file(archives, tmp_path, monkeypatch):
+    archive, cache = archives[0] / "CIFAR10-jpeg" / "train.zip", tmp_path / "cache"
+    save, written = torch.save, []
+
+    def save_beside_another(content, path):
+        written.append(path)
+        if len(written) == 1:  # the other begins later and ends earlier
+            decode_once(archive, cache)
+        save(content, path)
+
+    monkeypatch.setattr(torch, "save", save_beside_another)
+    images, labels = decode_once(archive, cache)
+    assert len(set(written)) == 2
+    assert (len(images), labels.bincount().tolist()) == (36, [12, 12, 12])
+    assert [path.suffix for path in cache.iterdir()] == [".pt"]
+
+
+def test_a_part_of_the_training_images_is_one_draw_of_as_many_of_each_class(archives, tmp_path):
+    def parts(**more):
+        data = CIFAR10(archives[0], jpeg=True, cache=tmp_path / "cache", **more)
+        data.setup("fit")
+        sets = (data.train_set, data.validation_set)
+        return len(data.test_set), *({tuple(row) for row in as_rows(*each.tensors)} for each in sets)
+
+    torch.manual_seed(0)
+    _, whole, _ = parts()
+    number, six, _ = parts(train_images=6)
+    torch.manual_seed(1)
+    _, again, _ = parts(train_images=6)
+    _, fifteen, _ = parts(train_images=15)
+    _, rest, held_out = parts(train_images=15, held_out=4)
+    assert number == 9
+    assert (len(whole), len(six), len(fifteen)) == (36, 6, 15)
+    for found in (six, fifteen):
+        assert np.bincount([int(row[-1]) for row in found]).tolist() == [len(found) // 3] * 3
+    assert again == six < fifteen < whole
+    assert (len(rest), len(held_out)) == (11, 4)
+    assert rest | held_out == fifteen
+    assert parts(train_images=36) == parts()
+
+
+@pytest.mark.parametrize("number", [-3, 1, 7, 39])
+def test_numbers_of_training_images_that_are_refused(number, archives, tmp_path):
+    data = CIFAR10(archives[0], jpeg=True, cache=tmp_path / "cache", train_images=number)
+    with pytest.raises(
+        ValueError, match=rf"`train_images` to be 0 or a multiple of 3, .* up to 36, but got {number}\."
+    ):
+        data.setup("fit")
+
+
+def test_images_held_out_of_a_part_are_fewer_than_it(archives, tmp_path):
+    data = CIFAR10(archives[0], jpeg=True, cache=tmp_path / "cache", train_images=6, held_out=6)
+    with pytest.raises(ValueError, match=r"`held_out` to be at least 0 and less than 6.*got 6"):
+        data.setup("fit")
+
+
 def test_cifar10_is_augmented_in_training_alone(archives, tmp_path):
     root, colours = archives
     data = CIFAR10(root, jpeg=True, cache=tmp_path / "cache", batch_size=8)

@@ -10,7 +10,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("torchvision")
 
 import paper_comparison
-from paper_comparison import NO_RUN, cells, cifar10_table, lenet5_table, pruning_table
+from paper_comparison import NO_RUN, cells, cifar10_table, lenet5_table, other_cifar10_tables, pruning_table
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
@@ -42,11 +42,33 @@ def test_lenet5():
 
 
 def test_cifar10():
-    trainings = {("CIFAR10", "MobileNetV2"): {"dropout": [training([7.0])]}}
+    trainings = {("CIFAR10", "MobileNetV2", 0): {"dropout": [training([7.0])]}}
     table = rows(cifar10_table(trainings, {"CIFAR10": {"MobileNetV2": {"l2": "6"}}}))
     assert ["MobileNetV2, ℓ2", "6", NO_RUN, "0", "–", "–"] in table
     assert ["MobileNetV2, dropout", "–", "7.00", "1", "1", "0.5"] in table
     assert ["ResNet-18, PSP", "–", NO_RUN, "0", "–", "–"] in table
+
+
+def test_parts_of_cifar10_have_tables_of_their_own():
+    found = {"none": [training([7.0])]}
+    trainings = {
+        ("CIFAR10", "ResNet-18", 0): found,
+        ("CIFAR10-jpeg", "ResNet-18", 10_000): found,
+        ("CIFAR10-jpeg", "ResNet-32", 10_000): {**found, "psp_eq7": [training([6.0])]},
+        ("CIFAR10", "ResNet-18", 5_000): {"none": [training([9.0])]},
+    }
+    small, jpeg = (rows(table) for table in other_cifar10_tables(trainings))
+    assert small[0] == ["CIFAR-10, 5,000 training images", "here", "seeds", "epochs", "hours"]
+    assert small[2:] == [["ResNet-18, no regularisation", "9.00", "1", "1", "0.5"]]
+    assert jpeg[0][0] == "CIFAR-10 as JPEGs, 10,000 training images"
+    assert [row[:2] for row in jpeg[2:]] == [
+        ["ResNet-18, no regularisation", "7.00"],
+        ["ResNet-32, no regularisation", "7.00"],
+        ["ResNet-32, PSP, Eq. 7", "6.00"],
+    ]
+    whole = cifar10_table(trainings, {"CIFAR10": {}})
+    assert "| ResNet-18, no regularisation | – | 7.00 |" in whole
+    assert "9.00" not in whole
 
 
 def test_pruning():

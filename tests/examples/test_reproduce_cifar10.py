@@ -13,6 +13,7 @@ pytest.importorskip("torchvision")
 import paper_tables
 import reproduce_cifar10
 from support import resumable
+from support.classifier import Classifier
 from tests.support.small_cifar10 import write_archives, write_files
 
 pytestmark = [
@@ -82,6 +83,52 @@ def test_torchvision_s_files_are_trained_on(monkeypatch, tmp_path, reproduce):
     assert list(result) == ["CIFAR10_all_cnn_c_l2_seed0"]
 
 
+def test_a_part_of_the_images_has_files_and_tables_of_its_own(monkeypatch, tmp_path, reproduce, capsys):
+    write_archives(tmp_path / "data")
+    arguments = ["--jpeg", "--networks", "resnet32", "--techniques", "none", "psp_eq7", "--epochs", "1"]
+    whole = reproduce(*arguments, "--seeds", "1")
+    results = reproduce(*arguments, "--images", "6", "--seeds", "1", "--first-seed", "2")
+    assert [name for name in results if name not in whole] == [
+        f"CIFAR10-jpeg-6images_resnet32_{technique}_seed2" for technique in ("none", "psp_eq7")
+    ]
+    images = {name: result["configuration"]["train_images"] for name, result in results.items()}
+    assert set(images.values()) == {0, 6}
+    assert all(("6images" in name) == (number == 6) for name, number in images.items())
+
+    folders = ["--results", str(tmp_path / "results"), "--output", str(tmp_path / "tables")]
+    monkeypatch.setattr(sys, "argv", ["paper_tables.py", *folders])
+    paper_tables.main()
+    printed = capsys.readouterr().out
+    assert "# ResNet-32 on CIFAR-10 as JPEGs\n" in printed
+    assert "# ResNet-32 on CIFAR-10 as JPEGs, 6 training images\n" in printed
+    assert printed.count("| no regularisation | 1 |") == 2
+    assert {path.stem for path in (tmp_path / "tables").glob("*.md")} == {
+        "CIFAR10-jpeg_ResNet-32",
+        "CIFAR10-jpeg-6images_ResNet-32",
+    }
+
+
+def test_a_result_of_a_part_is_not_taken_for_another(tmp_path, reproduce):
+    write_archives(tmp_path / "data")
+    arguments = ["--jpeg", "--networks", "resnet32", "--techniques", "none", "--epochs", "1", "--seeds", "1"]
+    reproduce(*arguments, "--images", "6")
+    folder = tmp_path / "results"
+    (folder / "CIFAR10-jpeg-6images_resnet32_none_seed0.json").rename(folder / "CIFAR10-jpeg_resnet32_none_seed0.json")
+    with pytest.raises(ValueError, match=r"'train_images': 0.* but got one with .*'train_images': 6"):
+        reproduce(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "milestones"),
+    [(500, [150, 250, 350]), (50, [15, 25, 35]), (5, [2, 3, 4]), (4, [1, 2, 3]), (3, [1, 2, 2]), (1, [1, 1, 1])],
+)
+def test_few_epochs_keep_the_shares_and_the_first_learning_rate(epochs, milestones):
+    assert reproduce_cifar10.shorten([150, 250, 350], 500, epochs) == milestones
+    network = torch.nn.Linear(1, 1)
+    optimizer = Classifier(network, learning_rate=0.1, milestones=milestones).configure_optimizers()["optimizer"]
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
 def made(monkeypatch, tmp_path, *arguments):
     """Configurations of all trainings, and the modules, data and callbacks made for them, without training."""
     found = {}
@@ -118,6 +165,7 @@ def test_recipes_are_those_of_the_configurations(monkeypatch, tmp_path):
         lam, reduction = psp_strengths.get(technique, (0.0, "mean"))
         assert (psp.lam, psp.reduction) == (configuration["lam"], configuration["reduction"]) == (lam, reduction)
         assert (configuration["epochs"], configuration["seed"], configuration["held_out"]) == (50, 0, 0)
+        assert data.train_images == configuration["train_images"] == 0
         assert type(module.network).__name__ == {"ResNet-18": "ResNet18", "All-CNN-C": "AllCNNC"}[network]
     include, dropout = ({name: each[0][key] for name, each in trainings.items()} for key in ("include", "dropout"))
     assert include["CIFAR10_resnet18_psp_code_seed0"] == ["network.fc"]
