@@ -12,13 +12,14 @@ from lightning_psp.callback.entropy_measure import EntropyMeasure, Orders
 from lightning_psp.callback.epochs import Epochs, Stage
 from lightning_psp.callback.histograms import write_histograms
 from lightning_psp.callback.layer_metrics import LayerMetrics
+from lightning_psp.callback.loss_scales import LossScales
 from lightning_psp.callback.reports import Reports
 from lightning_psp.callback.settings import EntropySettings, Settings
 from lightning_psp.callback.step import Seen
 from lightning_psp.callback.step_log import finish_row, is_logging_step, log_step, step_values
 from lightning_psp.callback.strength import Strength
 from lightning_psp.callback.targets import Target
-from lightning_psp.callback.trainer_state import leaving, loss_scale, refuse_second_callback, refuse_training
+from lightning_psp.callback.trainer_state import leaving, refuse_second_callback, refuse_training
 from lightning_psp.callback.watch import Watch
 from lightning_psp.capture.nonlinearities import find_nonlinearities
 from lightning_psp.capture.selection import LayerFactors, LayerSelection
@@ -151,6 +152,7 @@ class PSPCallback(OnlyOne):
         self._entropy = EntropyMeasure(entropy, entropy_unit, num_classes, target, self._say)
         self._epochs = Epochs(self._entropy, log_layers)
         self._strength = Strength()
+        self._loss_scales = LossScales()
         self._samples: dict[str, Tensor] = {}
         self._watch: Watch | None = None
         self._seen = Seen()
@@ -271,9 +273,9 @@ class PSPCallback(OnlyOne):
             # Of several processes, one may have a step without the network.
             if (self._seen.layers or trainer.world_size == 1) and not layers.is_empty:
                 self._reports.check_layers(self._seen)
-        scale = loss_scale(trainer, pl_module)
+        scale = self._loss_scales.of_pass(trainer, pl_module, loss, reads=watch.is_measured)
         if watch.is_measured:
-            self._strength.measure(watch, loss, scale, trainer, pl_module)
+            self._strength.measure(watch, loss, scale.number, trainer, pl_module)
         self._seen.add_additions(watch.arm(loss, scale))
         if not watch.saw_empty_batch:
             self._reports.tell_of_backward(self._seen, watch.lam)

@@ -1,4 +1,4 @@
-"""What the callback asks of a trainer: its progress, how it scales the loss, what it cannot be penalised with."""
+"""What the callback asks of a trainer: its progress, and what it cannot be penalised with."""
 
 from __future__ import annotations
 
@@ -13,17 +13,6 @@ from lightning_psp.schedules import TrainingProgress
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
-
-
-def loss_scale(trainer: Trainer, module: LightningModule) -> float:
-    """The factor by which the trainer multiplied the user's loss before the backward pass.
-
-    Loss scaling for half precision multiplies it; automatic optimisation divides it by the number of accumulated
-    batches, manual optimisation does not.
-    """
-    scale = 1.0 / trainer.accumulate_grad_batches if module.automatic_optimization else 1.0
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    return scale * float(scaler.get_scale()) if scaler is not None else scale
 
 
 def refuse_training(trainer: Trainer, module: LightningModule, lam: Lam, entropy_weight: float) -> None:

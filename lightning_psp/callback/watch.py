@@ -26,6 +26,7 @@ from lightning_psp.gradient.class_states import BatchClasses, ClassStates
 from lightning_psp.gradient.compiled_tap import AnyTap, CompiledTap
 from lightning_psp.gradient.entropy_term import EntropyTerm
 from lightning_psp.gradient.injection import Injector, LayerTerm
+from lightning_psp.gradient.loss_scale import LossScale
 from lightning_psp.gradient.tap import Tap
 from lightning_psp.torch_private.autograd import function_of
 from lightning_psp.torch_private.compiler import keep_saved_tensors, takes_saved_tensors
@@ -231,7 +232,7 @@ class Watch:
         with keep_saved_tensors():
             return self._injector.measure(loss, self._taps(), lam, scale, parameters, norm)
 
-    def arm(self, loss: Tensor, scale: float) -> Additions:
+    def arm(self, loss: Tensor, scale: LossScale) -> Additions:
         """Prepares a backward pass of the training step.
 
         Args:
@@ -363,7 +364,7 @@ def _loss_in(output: Any) -> Tensor | None:
     return loss if isinstance(loss, Tensor) else None
 
 
-def _size(loss: Tensor, scale: float) -> Total:
+def _size(loss: Tensor, scale: LossScale) -> Total:
     """The size of the user's loss, which was multiplied by a scale; several losses are added up."""
     total = loss.detach() if loss.ndim == 0 else loss.detach().sum()
-    return read_on_processor(total.abs()) / scale
+    return read_on_processor(total.abs()) / (scale.number * scale.correction)

@@ -6,12 +6,19 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from lightning_psp.functional.totals import read_on_processor
+
 
 class Arriving:
-    """The gradient that arrives at the loss of a backward pass."""
+    """The gradient that arrives at the loss of a backward pass, corrected.
 
-    def __init__(self) -> None:
-        self.value: float | Tensor = 1.0
+    Args:
+        correction: what it is multiplied by.
+    """
+
+    def __init__(self, correction: float | Tensor = 1.0) -> None:
+        self.value: float | Tensor = correction
+        self._correction = correction
         self._waiting: list[Callable[[float | Tensor], None]] = []
         self._has_arrived = False
 
@@ -22,8 +29,10 @@ class Arriving:
     def note(self, gradient: Tensor) -> None:
         """Takes it from the hook on the loss."""
         total = gradient.detach().sum()
+        if isinstance(self._correction, Tensor):
+            total = total * self._correction.to(total.device)
         # A tensor on an accelerator is not read, for the step would have to wait for it.
-        self.value = total.item() if total.is_cpu else total
+        self.value = read_on_processor(total)
         for callback in self._waiting:
             callback(0.0 if self._has_arrived else self.value)
         self._has_arrived = True

@@ -22,6 +22,7 @@ from lightning_psp.gradient.arriving import Arriving
 from lightning_psp.gradient.batch_means import BatchMean, BatchMeans, Part
 from lightning_psp.gradient.compiled_tap import AnyTap
 from lightning_psp.gradient.entropy_term import EntropyTerm
+from lightning_psp.gradient.loss_scale import LossScale
 from lightning_psp.torch_private.autograd import hooks_of
 
 
@@ -107,7 +108,7 @@ class Injector:
         self._loss_handle: RemovableHandle | None = None
         self.is_armed = False
 
-    def arm(self, loss: Tensor, taps: list[AnyTap], lam: float, scale: float) -> Terms:
+    def arm(self, loss: Tensor, taps: list[AnyTap], lam: float, scale: LossScale) -> Terms:
         """Prepares the backward pass that is about to start from `loss`.
 
         Args:
@@ -121,7 +122,7 @@ class Injector:
         terms = Terms(self._penalty_terms(layers, lam), self._entropy_term(layers))
         if not layers:
             return terms
-        arriving = Arriving()
+        arriving = Arriving(scale.correction)
         self._loss_handle = loss.register_hook(arriving.note)
         # Hooks of the user change the gradient of the loss, not that of the penalty: they run after this one.
         hooks = hooks_of(loss)
@@ -131,9 +132,9 @@ class Injector:
                 hooks[number] = hooks.pop(number)
         self._armed = [tap for passes in layers.values() for tap in passes]
         for term in terms.penalty.values():
-            term.arm(scale, arriving)
+            term.arm(scale.number, arriving)
         if terms.entropy is not None:
-            terms.entropy.arm(scale, arriving)
+            terms.entropy.arm(scale.number, arriving)
         return terms
 
     def measure(

@@ -6,8 +6,8 @@ First order of the three hidden layers of a trained LeNet-5 on the MNIST test se
 beside a loop over layers and classes with clamped probabilities; second order of all pairs of units of its first layer;
 third order of a sample of sets; and how time grows with units, samples and classes. `--data` holds MNIST as torchvision
 stores it, and `models/lenet5_mnist.pt`; without it, images are random and the network is untrained. Every measurement
-runs in a process of its own, whose memory is counted above that of the loaded model and images; on a GPU all run in one,
-and memory is the peak of PyTorch's allocator above what was there.
+runs in a process of its own, whose memory is counted above that of the loaded model and images; on a GPU all run in
+one, and memory is the peak of PyTorch's allocator above what was there.
 """
 
 from __future__ import annotations

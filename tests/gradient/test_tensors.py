@@ -125,7 +125,11 @@ class Overflowing(Followed):
         Followed.on_after_backward(self)
 
 
-def test_the_step_after_one_that_loss_scaling_skipped():
+@pytest.mark.parametrize("as_on_an_accelerator", [False, True])
+def test_the_step_after_one_that_loss_scaling_skipped(as_on_an_accelerator, monkeypatch):
+    """On an accelerator the scale is not read in the later steps."""
+    if as_on_an_accelerator:
+        monkeypatch.setattr(torch.Tensor, "is_cpu", False, raising=False)
     module = seeded(Overflowing)
     trainer = quiet_trainer(PSPCallback(lam=LAM), plugins=[LossScaling()], precision=None)
     trainer.fit(module, loader(3))

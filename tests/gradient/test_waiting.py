@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_psp import PSPCallback
-from tests.support.waiting import READING, steps_of
+from tests.support.waiting import READING, LossScaling, steps_of
 
 NORMS = {"aten::linalg_vector_norm", "aten::pow", "aten::addcmul"}
 # Those that no kernel runs for.
@@ -78,6 +78,15 @@ def test_no_step_but_the_first_reads_a_value(kind, reduction):
     first, *others = steps_of(kind(), *batch(), PSPCallback(reduction=reduction), number=4)
     assert first.read  # what is said once after it
     assert not any(step.read for step in others)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "squared_mean"])
+def test_the_scale_of_half_precision_is_read_every_hundredth_time(reduction):
+    callback = PSPCallback(reduction=reduction)
+    steps = steps_of(Convolutions(), *batch(), callback, number=102, precision=LossScaling())
+    logging = {49, 99}  # every 50 steps there are values for loggers
+    assert {index for index, step in enumerate(steps) if step.read} == {0, 100} | logging
+    assert len(steps[100].read) == 1
 
 
 def test_steps_that_measure_read_two_numbers_and_the_others_none():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.nn import functional
@@ -95,7 +96,36 @@ class _Steps(Callback):
         self.steps.append(self._listening.step)
 
 
-def steps_of(network: nn.Module, inputs: Tensor, labels: Tensor, *callbacks: Callback, number: int) -> list[Step]:
+class LossScaling(Precision):
+    """Multiplies the loss by a scale that lies on the device, as that of fp16 does."""
+
+    class Scaler:
+        """What a callback may ask of it."""
+
+        def __init__(self) -> None:
+            self._scale = torch.full((), 2.0**16, device=DEVICE)
+
+        def scale(self, loss: Tensor) -> Tensor:
+            return loss * self._scale
+
+        def get_scale(self) -> float:
+            return self._scale.item()
+
+    def __init__(self) -> None:
+        self.scaler = self.Scaler()
+
+    def pre_backward(self, tensor: Tensor, module: LightningModule) -> Tensor:
+        return super().pre_backward(self.scaler.scale(tensor), module)
+
+
+def steps_of(
+    network: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    *callbacks: Callback,
+    number: int,
+    precision: Precision | None = None,
+) -> list[Step]:
     """What each of some steps of a training on the device does.
 
     Args:
@@ -104,6 +134,7 @@ def steps_of(network: nn.Module, inputs: Tensor, labels: Tensor, *callbacks: Cal
         labels: of it.
         callbacks: those of the training.
         number: number of steps.
+        precision: how the trainer computes, in full precision if None.
     """
     listening = _Listening()
     steps = _Steps(number, listening)
@@ -111,6 +142,7 @@ def steps_of(network: nn.Module, inputs: Tensor, labels: Tensor, *callbacks: Cal
         callbacks=[steps, *callbacks],
         max_epochs=1,
         strategy=SingleDeviceStrategy(device=DEVICE, accelerator=_WithoutMemory()),
+        plugins=[] if precision is None else [precision],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
