@@ -154,7 +154,7 @@ def test_recipes_are_those_of_the_configurations(monkeypatch, tmp_path):
         "l2": {"weight_decay": 5e-4},
         "label_smoothing": {"label_smoothing": 0.1},
     }
-    psp_strengths = {"psp_paper": (1e-3, "mean"), "psp_eq7": (5e-7, "sum"), "psp_code": (1e-2, "squared_mean")}
+    psp_strengths = {"psp_paper": (1e-3, "mean"), "psp_eq7": (1.6e-6, "sum"), "psp_code": (1e-2, "squared_mean")}
     for name, (configuration, module, data, (psp,)) in trainings.items():
         network, technique = configuration["network"], configuration["technique"]
         expected = {"l1": 0.0, "weight_decay": 0.0, "label_smoothing": 0.0, **strengths.get(technique, {})}

@@ -40,6 +40,11 @@ PSP_STRENGTHS = {
 EQ_7 = {
     "lenet/psp_eq7": 1e-3 / ((20 + 50 + 500 + 10) / 2),
     "cifar10/psp_eq7": 1e-3 / ((64 + 4 * (64 + 128 + 256 + 512) + 10) / 2),
+    "cifar10/psp_eq7_resnet32": 1e-3 / ((16 + 10 * (16 + 32 + 64) + 10) / 2),
+    "cifar10/psp_eq7_all_cnn_c": 1e-3 / ((3 * 96 + 5 * 192 + 10 + 10) / 2),
+    # Expanded channels twice a block, in the first block once; narrow ones enter no nonlinearity.
+    "cifar10/psp_eq7_mobilenetv2": 1e-3
+    / ((32 + 32 + 12 * (16 + 2 * 24 + 3 * 32 + 4 * 64 + 3 * 96 + 3 * 160) + 1280 + 10) / 2),
 }
 README = (CONFIGS / "README.md").read_text()
 
