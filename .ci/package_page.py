@@ -1,8 +1,8 @@
 """What the package index shows beside the code: README with links that work there, and the project's addresses.
 
 A link of README, such as `docs/limits.md`, leads nowhere on the index. Where the package is built on GitHub, whose
-variables say which repository and commit that is, links become those of the commit's files. Elsewhere README stays as
-it is, and no address is given.
+variables say which repository and commit that is, links become those of the commit's files, and a picture tells whether
+its tests pass. Elsewhere README stays as it is, and no address is given.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class PackagePage(MetadataHookInterface):
         """Write both into the project's metadata."""
         text = (Path(self.root) / "README.md").read_text(encoding="utf-8")
         repository, ref = origin(os.environ)
-        metadata["readme"] = {"content-type": "text/markdown", "text": absolute(text, repository, ref)}
+        text = with_state_of_tests(absolute(text, repository, ref), repository)
+        metadata["readme"] = {"content-type": "text/markdown", "text": text}
         metadata["urls"] = addresses(repository, ref)
 
 
@@ -48,6 +49,12 @@ def absolute(text: str, repository: str, ref: str) -> str:
         return f"{link['image']}[{link['text']}]({repository}/{kind}/{ref}/{link['target']})"
 
     return LINK.sub(replace, text)
+
+
+def with_state_of_tests(text: str, repository: str) -> str:
+    """Put a picture of whether the tests pass before the first one."""
+    badge = f"![tests]({repository}/actions/workflows/tests.yml/badge.svg?branch=main)\n"
+    return text.replace("![", f"{badge}![", 1) if repository else text
 
 
 def addresses(repository: str, ref: str) -> dict[str, str]:

@@ -40,11 +40,13 @@ def metadata(**environment):
 
 def test_the_index_has_links_to_files_of_the_tag():
     found = metadata(**GITHUB)
-    before, after = (TARGET.findall(text) for text in (README, found["readme"]["text"]))
+    address = "https://github.com/someone/something"
+    before, (state, *after) = (TARGET.findall(text) for text in (README, found["readme"]["text"]))
+    assert state == f"{address}/actions/workflows/tests.yml/badge.svg?branch=main"
+    assert (ROOT / ".github" / "workflows" / "tests.yml").exists()
     files = [target for target in before if not target.startswith(("http", "#"))]
     assert len(files) > 20
     assert all((ROOT / target.partition("#")[0]).exists() for target in files)
-    address = "https://github.com/someone/something"
     for target, link in zip(before, after, strict=True):
         kind = "raw" if target.endswith(".png") else "blob"
         assert link == (f"{address}/{kind}/v1.2.0/{target}" if target in files else target)
@@ -57,6 +59,23 @@ def test_elsewhere_readme_stays_as_it_is():
     found = metadata()
     assert found["readme"] == {"content-type": "text/markdown", "text": README}
     assert "urls" not in found
+
+
+def test_the_badges_say_what_the_package_asks_for():
+    found = metadata()
+    badges = re.findall(r"^!\[([^\]]*)\]\(https://img\.shields\.io/badge/(.*)-\w+\)$", README, flags=re.MULTILINE)
+    classified = [each.removeprefix("Programming Language :: Python :: ") for each in found["classifiers"]]
+    pythons = [version for version in classified if re.fullmatch(r"3\.\d+", version)]
+    oldest = dict(each.split(">=") for each in found["dependencies"])
+    expected = [
+        ["Python", f"{pythons[0]} to {pythons[-1]}"],
+        ["PyTorch", f"{oldest['torch']} or newer"],
+        ["Lightning", f"{oldest['lightning']} or newer"],
+        ["licence", found["license"]],
+    ]
+    assert [shown.replace("_", " ").split("-") for _, shown in badges] == expected
+    assert [said.replace(": ", " ") for said, _ in badges] == [" ".join(pair) for pair in expected]
+    assert found["requires-python"] == f">={pythons[0]}"
 
 
 def test_without_a_tag_the_commit_is_named():
