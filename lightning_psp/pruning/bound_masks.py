@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from lightning_psp.pruning.prunable import Weight, norm_like, refuse, weights_by_name
+from lightning_psp.torch_private.tensors import version_of
 
 Masks = Mapping[str, Tensor]
 
@@ -16,7 +17,7 @@ Masks = Mapping[str, Tensor]
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class BoundMask:
     """A mask together with the parameter that it belongs to.
 
@@ -30,6 +31,7 @@ class BoundMask:
     weight: Weight
     bits: Tensor
     is_open: bool
+    _version: int | None = field(default=None, init=False)  # of the parameter, when the weights were set to 0
 
     @property
     def goes(self) -> Tensor:
@@ -40,6 +42,12 @@ class BoundMask:
         """Sets the weights to 0."""
         if not self.is_open:
             _set_to_zero(self.weight.parameter, self.weight.scale, self.bits)
+            self._version = version_of(self.weight.parameter)
+
+    def apply_again(self) -> None:
+        """Sets the weights to 0, unless torch has counted no change since that was done, which takes no time then."""
+        if not self.is_open and self._version != version_of(self.weight.parameter):
+            self.apply()
 
     def apply_to_gradient(self) -> None:
         """Sets the gradient of these weights to 0, where there is one."""

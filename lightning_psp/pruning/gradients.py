@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_psp.pruning.optimizer_steps import gradient_scale
+from lightning_psp.pruning.optimizer_steps import gradient_scale, is_of_torch
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -35,6 +35,7 @@ class UnclippedGradients:
     ) -> None:
         """Takes the gradients of these parameters, unscaled."""
         scale = gradient_scale(trainer, optimizer)
+        self._kept.difference_update(map(id, parameters))  # those of a step that was skipped
         if scale != 1.0 or trainer.gradient_clip_val or _overrides(pl_module) or changes_gradients(optimizer):
             self._copy(parameters, scale)
 
@@ -83,8 +84,7 @@ def changes_gradients(optimizer: Optimizer) -> bool:
         >>> changes_gradients(torch.optim.SGD([weight], lr=0.1, momentum=0.9, nesterov=True))
         True
     """
-    is_of_torch = type(optimizer).__module__.startswith("torch.optim.")
-    return not is_of_torch or any(group.get("nesterov", False) for group in optimizer.param_groups)
+    return not is_of_torch(optimizer) or any(group.get("nesterov", False) for group in optimizer.param_groups)
 
 
 def _overrides(pl_module: LightningModule) -> bool:

@@ -12,8 +12,9 @@ from torch.optim import LBFGS, Optimizer
 
 from lightning_psp.lightnings import AnyCallback, OnlyOne, refuse_other_lightning
 from lightning_psp.pruning.bound_masks import BoundMask, bind_masks
-from lightning_psp.pruning.optimizer_steps import OptimizerSteps
+from lightning_psp.pruning.optimizer_steps import OptimizerSteps, is_of_torch
 from lightning_psp.pruning.shares import Sparsity, sparsity
+from lightning_psp.torch_private.optimizers import tells_of_steps
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -54,6 +55,7 @@ class HoldsMasks(OnlyOne):
         self._sparsity: Sparsity | None = None
         self._has_held = False
         self._is_resumed = False
+        self._trusts_versions = True
 
     def before_step(self, optimizer: Optimizer) -> None:
         """What is done before a step of `optimizer` whose gradients are there already; see :class:`OptimizerSteps`."""
@@ -114,6 +116,13 @@ class HoldsMasks(OnlyOne):
                     f"{type(self).__name__} is not told of the steps of {type(optimizer).__name__}, which is no"
                     " `torch.optim.Optimizer`. Derive its class from that one."
                 )
+            if not tells_of_steps(optimizer):
+                raise NotImplementedError(
+                    f"{type(self).__name__} is not told of the steps of {type(optimizer).__name__}, whose constructor"
+                    " does not call that of `torch.optim.Optimizer`. Have it do so (`super().__init__(params, {})`), or"
+                    " use another optimiser."
+                )
+        self._trusts_versions = all(map(is_of_torch, trainer.optimizers))
         self._reorder(trainer, is_first=False)
         self._detach()
         self._steps = OptimizerSteps((), self._end_step, self.before_step)
@@ -162,9 +171,19 @@ class HoldsMasks(OnlyOne):
         self._rebind_and_apply(pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Forgets a step that failed and was caught."""
-        if self._steps is not None:
-            self._steps.forget_unfinished()
+        """Forgets a step that failed and was caught; applies the masks to weights that moved without a step.
+
+        An optimiser may hold two sets of weights, and put the other one into the module when a validation has ended.
+        Those of other libraries may do so by ``parameter.data``, where torch counts no change.
+        """
+        if self._steps is None:
+            return
+        self._steps.forget_unfinished()
+        for each in self._bound:
+            if self._trusts_versions:
+                each.apply_again()
+            else:
+                each.apply()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Keeps pruned weights at 0 within a step of LBFGS, which evaluates the loss at several points of its way."""
@@ -175,7 +194,11 @@ class HoldsMasks(OnlyOne):
     def _end_step(self, optimizer: Optimizer, is_part: bool) -> None:
         if not is_part:
             self.after_step(optimizer)
-        self._apply()
+        # Those of others may be needed as they are, for a backward pass of their own that is still to come.
+        moved = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        for each in self._bound:
+            if id(each.weight.parameter) in moved:
+                each.apply()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the shares of weights that are 0."""

@@ -95,6 +95,11 @@ class OptimizerSteps:
         return {id(p) for group in optimizer.param_groups for p in group["params"]} & self._watched.keys()
 
 
+def is_of_torch(optimizer: Optimizer) -> bool:
+    """Whether an optimiser is one of torch's own, of which is known what it does."""
+    return type(optimizer).__module__.startswith("torch.optim.")
+
+
 def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> float:
     """The factor that gradients still have in `on_before_optimizer_step`, where this optimiser unscales them itself.
 
