@@ -15,6 +15,25 @@ _PIECE = 1 << 15
 _PIECES_TOGETHER = 1 << 18
 
 
+def check_precision(name: str, dtype: torch.dtype, lam: float) -> None:
+    """Raises an error where a parameter's numbers are too coarse to be made smaller by the share λ.
+
+    Example:
+        >>> check_precision("weight", torch.bfloat16, lam=1e-2)
+        >>> check_precision("weight", torch.bfloat16, lam=1e-4)
+        Traceback (most recent call last):
+        ...
+        ValueError: Expected argument `lam` to be 0 or at least 0.00390625 for parameter 'weight' in torch.bfloat16 ...
+    """
+    spacing = torch.finfo(dtype).eps / 2
+    if 0 < lam < spacing:
+        raise ValueError(
+            f"Expected argument `lam` to be 0 or at least {spacing} for parameter {name!r} in {dtype} but got {lam}: a"
+            " smaller share of a weight is lost in rounding. Train with weights in float32, such as by"
+            " precision='bf16-mixed'."
+        )
+
+
 @torch.no_grad()
 def sensitivity_decay(weights: Sequence[Tensor], gradients: Sequence[Tensor], lam: float) -> None:
     r"""Shrinks each weight by the share λ, the less the more the loss depends on it, in place.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,11 +18,12 @@ from lightning_psp.functional.arguments import check_integer, check_number
 from lightning_psp.functional.progress import progress_bar
 from lightning_psp.pruning.best_weights import copied, put_back
 from lightning_psp.pruning.bound_masks import bind_masks
-from lightning_psp.pruning.decay import sensitivity_decay
+from lightning_psp.pruning.decay import check_precision, sensitivity_decay
 from lightning_psp.pruning.gradients import UnclippedGradients
 from lightning_psp.pruning.holding import HoldsMasks
 from lightning_psp.pruning.masks import magnitude_masks
 from lightning_psp.pruning.module_attributes import ModuleAttributes
+from lightning_psp.pruning.monitored import check_still_pruned, monitored, refuse_constant, warn_of_fall
 from lightning_psp.pruning.plateau import Plateau
 from lightning_psp.pruning.prunable import prunable_weights
 from lightning_psp.pruning.threshold import FoundThreshold, find_threshold
@@ -69,7 +71,8 @@ class LobsterPruning(HoldsMasks):
     - When `monitor` has not improved by more than `min_improvement` for `patience` validations, a plateau, the best
       weights are restored, and the largest threshold T is sought by bisection such that without all :math:`|w| < T` the
       `monitor` of the validation data grows by at most the factor ``1 + tolerance``. Those weights are set to 0 and
-      stay 0. Each threshold that is applied was evaluated and keeps the bound; a search takes at most 15 evaluations.
+      stay 0. Each threshold that is applied was evaluated and keeps the bound; a search takes at most 15 evaluations
+      (the first one another, where none of them has changed the loss).
 
     Training stops when a plateau finds nothing more to prune, or at `max_sparsity`. The module then has the best pruned
     weights: those of the last plateau, restored. Where the trainer stops earlier (`max_epochs`, another callback), it
@@ -176,9 +179,11 @@ class LobsterPruning(HoldsMasks):
                 "LobsterPruning prunes by what is validated, but the trainer validates nothing. Give `fit` validation"
                 " data, the LightningModule a `validation_step`, and the Trainer `limit_val_batches` above 0."
             )
+        if trainer.barebones:
+            raise ValueError("LobsterPruning prunes by what is logged, and Trainer(barebones=True) logs nothing.")
         weights = prunable_weights(pl_module, self.include, self.exclude)
         for name, weight in weights.items():
-            self._check_precision(name, weight.parameter)
+            check_precision(name, weight.parameter.dtype, self.lam)
         if not self.masks:
             self.masks = {
                 name: torch.ones_like(weight.parameter, dtype=torch.bool, device="cpu")
@@ -190,15 +195,6 @@ class LobsterPruning(HoldsMasks):
                 f" {', '.join(weights)}. Use the patterns of before."
             )
         super().on_fit_start(trainer, pl_module)
-
-    def _check_precision(self, name: str, parameter: nn.Parameter) -> None:
-        spacing = torch.finfo(parameter.dtype).eps / 2
-        if 0 < self.lam < spacing:
-            raise ValueError(
-                f"Expected argument `lam` to be 0 or at least {spacing} for parameter {name!r} in {parameter.dtype} but"
-                f" got {self.lam}: a smaller share of a weight is lost in rounding. Train with weights in float32, such"
-                " as by precision='bf16-mixed'."
-            )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leaves nothing behind."""
@@ -269,27 +265,13 @@ class LobsterPruning(HoldsMasks):
             return
         self._last_step, self._has_stepped = trainer.global_step, False
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        if self._plateau.is_best(self._monitored(trainer, metrics)):
+        if self._plateau.is_best(monitored(self.monitor, trainer, metrics)):
             self._best = copied(pl_module)
         if self._plateau.is_reached:
             if not self._best:
                 raise ValueError(f"LobsterPruning cannot prune: {self.monitor!r} was finite in no validation.")
             self._prune(trainer, pl_module)
         self._before = None
-
-    def _monitored(self, trainer: Trainer, metrics: Mapping[str, float]) -> float:
-        """The monitored value, its mean over processes."""
-        if self.monitor not in metrics:
-            raise ValueError(
-                f"LobsterPruning(monitor={self.monitor!r}) needs a value of this name that the LightningModule logs in"
-                f" its validation, but the names are: {', '.join(metrics) or 'none'}. Log it with"
-                f" `self.log({self.monitor!r}, …)` in `validation_step`."
-            )
-        value = metrics[self.monitor]
-        if trainer.world_size == 1:
-            return value
-        of_all = torch.tensor(value, dtype=torch.float64, device=trainer.strategy.root_device)
-        return float(trainer.strategy.reduce(of_all, reduce_op="mean"))
 
     @torch.inference_mode(False)  # what is made here outlives the validation that it is made in
     @torch.no_grad()
@@ -301,6 +283,7 @@ class LobsterPruning(HoldsMasks):
         if found is not None:
             self.hold(pl_module, self._masks_at(pl_module, found.threshold))
             self._best = copied(pl_module)
+            warn_of_fall(self.monitor, loss_before, found.loss)
         loss_after = loss_before if found is None else found.loss
         assert self._sparsity is not None
         step = PruningStep(
@@ -332,25 +315,32 @@ class LobsterPruning(HoldsMasks):
             def evaluate(threshold: float | None) -> float:
                 nonlocal evaluations
                 put_back(pl_module, self._best)
-                if threshold is not None:
-                    for each in bind_masks(pl_module, self._masks_at(pl_module, threshold)):
-                        each.apply()
-                loss = self._monitored(trainer, validate())
+                masks = {} if threshold is None else self._masks_at(pl_module, threshold)
+                bound = bind_masks(pl_module, masks) if masks else []
+                for each in bound:
+                    each.apply()
+                found = monitored(self.monitor, trainer, validate(partial(check_still_pruned, bound)))
                 evaluations += 1
                 progress.update()
-                return loss
+                losses.add(found)
+                return found
 
+            losses: set[float] = set()
             loss = evaluate(None)
             left = self._magnitudes_left(pl_module)
+            together = torch.cat([each.to(left[0].device) for each in left])
             means = [float(each[each > 0].mean()) for each in left if each.any()]
             found = find_threshold(
                 evaluate,
-                torch.cat([each.to(left[0].device) for each in left]),
+                together,
                 loss + self.tolerance * abs(loss),
                 start=sum(means) / len(means) if means else 0.0,  # as in the authors' code
                 most=self._still_prunable(),
                 evaluations=EVALUATIONS - 1,
             )
+            none_matters = found is not None and losses == {loss} and not self.history
+            if none_matters and evaluate(2.0 * float(together.max())) == loss:
+                refuse_constant(self.monitor, loss)
         return found, loss, evaluations
 
     def _magnitudes_left(self, pl_module: LightningModule) -> list[Tensor]:

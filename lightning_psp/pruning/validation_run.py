@@ -17,6 +17,7 @@ from lightning_psp.pruning.module_attributes import ModuleAttributes
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.strategies import Strategy
 
 
 def check_lightning(trainer: Trainer) -> None:
@@ -33,8 +34,10 @@ def check_lightning(trainer: Trainer) -> None:
 @contextmanager
 def validations_without_trace(
     trainer: Trainer, pl_module: LightningModule, before: ModuleAttributes
-) -> Iterator[Callable[[], dict[str, float]]]:
+) -> Iterator[Callable[[Callable[[], None]], dict[str, float]]]:
     """Gives a function that runs the trainer's validation once more and returns what it logged.
+
+    It is given what is to be called right before the first `validation_step`, when all hooks that come before have run.
 
     Every run is one of Lightning's own validation loop over the trainer's validation data: the LightningModule's hooks
     are called, limits and several dataloaders are respected, values are synchronised as the user asked for. All runs
@@ -51,15 +54,38 @@ def validations_without_trace(
     try:
         with further_validations(trainer) as validate, _muted(trainer):
 
-            def run() -> dict[str, float]:
+            def run(at_first_step: Callable[[], None]) -> dict[str, float]:
                 before.restore()
-                with _random_states_kept(trainer):
+                with _random_states_kept(trainer), _called_once(trainer.strategy, at_first_step):
                     validate()
                 return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
             yield run
     finally:
         now.restore()
+
+
+@contextmanager
+def _called_once(strategy: Strategy, before_step: Callable[[], None]) -> Iterator[None]:
+    """Has a function called before the next step of validation."""
+    own, step = vars(strategy), strategy.validation_step
+    former = {name: own[name] for name in ("validation_step",) if name in own}
+
+    def call_both(*args: Any, **kwargs: Any) -> Any:
+        give_back()
+        before_step()
+        return step(*args, **kwargs)
+
+    def give_back() -> None:
+        if own.get("validation_step") is call_both:
+            del own["validation_step"]
+            own.update(former)
+
+    own["validation_step"] = call_both
+    try:
+        yield
+    finally:
+        give_back()
 
 
 @contextmanager

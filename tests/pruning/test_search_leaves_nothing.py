@@ -140,6 +140,10 @@ class Writes(CSVLogger):
         return experiment
 
 
+def nothing():
+    """What is called before the first step of a validation."""
+
+
 class Counts(Callback):
     """Counts its hooks."""
 
@@ -170,10 +174,10 @@ class Searches(Callback):
         weight = pl_module.network[0].weight
         kept = weight.detach().clone()
         with validations_without_trace(trainer, pl_module, self.before) as validate:
-            found = [validate() for _ in range(self.runs)]
+            found = [validate(nothing) for _ in range(self.runs)]
             with torch.no_grad():
                 weight.zero_()
-                found.append(validate())
+                found.append(validate(nothing))
                 weight.copy_(kept)
         self.found.append(found)
 
@@ -275,7 +279,7 @@ class Crashes(Searches):
         before = ModuleAttributes(pl_module)
         states = torch.get_rng_state(), random.getstate()
         with pytest.raises(KeyError), validations_without_trace(trainer, pl_module, before) as validate:
-            validate()
+            validate(nothing)
         assert torch.equal(torch.get_rng_state(), states[0])
         assert random.getstate() == states[1]
         assert all(one is other for one, other in zip(self.things(trainer, pl_module), kept, strict=True))

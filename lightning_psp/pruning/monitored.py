@@ -1,0 +1,75 @@
+"""The value that a search for thresholds goes by, and whether it can: it has to be a loss of the weights tried out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from lightning_psp.pruning.bound_masks import BoundMask
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+# A loss that falls by this share when weights are set to 0 may be none.
+_SUSPICIOUS_FALL = 0.1
+
+
+def monitored(monitor: str, trainer: Trainer, metrics: Mapping[str, float]) -> float:
+    """The monitored value, its mean over processes.
+
+    Raises:
+        ValueError: if it was not logged.
+    """
+    if monitor not in metrics:
+        raise ValueError(
+            f"LobsterPruning(monitor={monitor!r}) needs a value of this name that the LightningModule logs in its"
+            f" validation, but the names are: {', '.join(metrics) or 'none'}. Log it with"
+            f" `self.log({monitor!r}, …)` in `validation_step`."
+        )
+    value = metrics[monitor]
+    if trainer.world_size == 1:
+        return value
+    of_all = torch.tensor(value, dtype=torch.float64, device=trainer.strategy.root_device)
+    return float(trainer.strategy.reduce(of_all, reduce_op="mean"))
+
+
+def check_still_pruned(bound: Iterable[BoundMask]) -> None:
+    """Raises an error where other weights have taken the place of those that are tried out.
+
+    Raises:
+        RuntimeError: if a weight is not 0 that is to be.
+    """
+    for each in bound:
+        if each.weight.value()[each.goes].any():
+            raise RuntimeError(
+                f"LobsterPruning cannot try out what can be pruned: {each.weight.names[0]!r} gets other weights when a"
+                " validation starts, such as averages of them, from a hook of the LightningModule or its optimiser."
+                " Have a callback do that (Lightning's `WeightAveraging`), or validate the weights that are trained."
+            )
+
+
+def refuse_constant(monitor: str, loss: float) -> None:
+    """Raises an error for a value that is the same without any weight.
+
+    Raises:
+        ValueError: in any case.
+    """
+    raise ValueError(
+        f"LobsterPruning(monitor={monitor!r}) needs a loss of the weights that are trained, but it is {loss:.6g} with"
+        " all prunable weights at 0, too. Where `validation_step` looks at other weights, such as averages, log the"
+        " loss of the module's own under another name."
+    )
+
+
+def warn_of_fall(monitor: str, before: float, after: float) -> None:
+    """Warns where the monitored value is much lower without weights than with them."""
+    if after < before - _SUSPICIOUS_FALL * abs(before):
+        rank_zero_warn(
+            f"LobsterPruning: {monitor!r} fell from {before:.4g} to {after:.4g} when weights were set to 0. It is taken"
+            " for a loss, the smaller the better: in place of an accuracy monitor a loss or the error. If it is a loss,"
+            " the network does worse on the validation data than a smaller one: it has learned nothing yet, or too much"
+            " by heart."
+        )
