@@ -137,9 +137,14 @@ def study(options: argparse.Namespace, name: str, task: Task) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     solutions = load_solutions(options.solutions, name)
     configuration = {each: getattr(options, each) for each in ("images", "points", "eigenvalues")}
+    if options.hessian_images:
+        configuration["hessian_images"] = options.hessian_images
     digests = {label: solution.digest for label, solution in solutions.items()}
     keep_configuration(folder / "configuration.json", {**configuration, "solutions": digests})
     batches = load_batches(task, options.data, options.images, device)
+    of_hessian = batches["train"]
+    if options.hessian_images:
+        of_hessian = load_batches(task, options.data, options.hessian_images, device)["train"]
     network = task.network().to(device)
     weights = [{key: value.to(device) for key, value in solutions[each].weights.items()} for each in SOLUTIONS]
 
@@ -161,16 +166,15 @@ def study(options: argparse.Namespace, name: str, task: Task) -> None:
         solution = solutions[label]
         network.load_state_dict(solution.weights)
         masks = {key: mask.to(device) for key, mask in solution.masks.items()}
-        of_hessian = {"masks": masks, "tolerance": 1e-2}
         spectra[label] = kept(
             HessianSpectrum,
             folder / f"spectrum_{label}.pt",
-            partial(hessian_eigenvalues, network, batches["train"], k=options.eigenvalues, **of_hessian),
+            partial(hessian_eigenvalues, network, of_hessian, k=options.eigenvalues, masks=masks, tolerance=1e-2),
         )
         trace = kept(
             TraceEstimate,
             folder / f"trace_{label}.pt",
-            partial(hessian_trace, network, batches["train"], masks=masks),
+            partial(hessian_trace, network, of_hessian, masks=masks),
         )
         summary[label] = {
             "sparsity": solution.sparsity,
@@ -179,7 +183,8 @@ def study(options: argparse.Namespace, name: str, task: Task) -> None:
             **measure(network, batches["test"]),
         }
     write_json(folder / "geometry_study.json", summary)
-    report(task.title, planes, spectra, summary, folder)
+    number = sum(len(labels) for _, labels in of_hessian)
+    report(task.title, planes, spectra, summary, folder, f"{number:,} training images")
 
 
 def side(text: str) -> int:
@@ -204,6 +209,7 @@ def main() -> None:
     parser.add_argument("--task", choices=TASKS, default="lenet5_mnist", help="whose solutions")
     parser.add_argument("--small", action="store_true", help="scikit-learn's digits instead, with fewer points")
     parser.add_argument("--images", type=positive_integer, default=10_000, help="images of each set")
+    parser.add_argument("--hessian-images", type=positive_integer, help="of the Hessian; by default as many")
     parser.add_argument("--points", type=side, default=25, help="points of a side of the plane: 7, 13, 19, 25, …")
     parser.add_argument("--eigenvalues", type=positive_integer, default=10, help="how many, the largest")
     parser.add_argument("--device", default="cpu", help="device of the network")

@@ -20,6 +20,7 @@ def report(
     spectra: Mapping[str, HessianSpectrum],
     summary: Mapping[str, Mapping[str, Any]],
     folder: Path,
+    of_hessian: str,
 ) -> None:
     """Write ``geometry_study.md`` and the pictures.
 
@@ -29,6 +30,7 @@ def report(
         spectra: The largest eigenvalues at each solution.
         summary: Measures of each solution on the test images.
         folder: Where the files go.
+        of_hessian: The images of the Hessian, in words.
     """
     first, second = summary
     labels = (first, second)
@@ -55,12 +57,12 @@ def report(
     ax.set_title(title, fontweight="bold")
     figure.savefig(folder / "spectrum.png")
 
-    text = f"# {title}\n\n{table(summary)}"
+    text = f"# {title}\n\n{table(summary, of_hessian)}"
     (folder / "geometry_study.md").write_text(text)
     print(text)
 
 
-def table(summary: Mapping[str, Mapping[str, Any]]) -> str:
+def table(summary: Mapping[str, Mapping[str, Any]], of_hessian: str) -> str:
     """One column a solution."""
     layers = list(next(iter(summary.values()))["entropy"])
     lines: list[tuple[str, Any]] = [
@@ -68,8 +70,8 @@ def table(summary: Mapping[str, Mapping[str, Any]]) -> str:
         ("test error (%)", lambda row: f"{row['test_error']:.2f}"),
         ("test loss", lambda row: f"{row['test_loss']:.4f}"),
         ("⟨z²⟩, mean over layers", lambda row: f"{mean(row['z2'].values()):.3g}"),
-        ("largest eigenvalue", lambda row: f"{row['eigenvalues'][0]:.3g}"),
-        ("trace of the Hessian", lambda row: f"{row['trace'][0]:.3g} ± {row['trace'][1]:.2g}"),
+        (f"largest eigenvalue of the Hessian, {of_hessian}", lambda row: f"{row['eigenvalues'][0]:.3g}"),
+        (f"its trace, {of_hessian}", lambda row: f"{row['trace'][0]:.3g} ± {row['trace'][1]:.2g}"),
     ]
     for order, name in (("entropy", "PSP-entropy"), ("entropy2", "second-order PSP-entropy")):
         lines.append((f"{name}, mean over layers (bits)", lambda row, order=order: f"{mean(row[order].values()):.3f}"))

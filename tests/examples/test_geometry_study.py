@@ -21,7 +21,7 @@ from tests.support.pruning_folder import write_training
 
 pytestmark = pytest.mark.first
 
-IMAGES, POINTS = 30, 7
+IMAGES, HESSIAN_IMAGES, POINTS = 30, 20, 7
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,7 @@ def run(patch, solutions, folder, points=POINTS):
     pyplot = pytest.importorskip("matplotlib.pyplot")
     pyplot.switch_backend("agg")
     counts = ["--images", str(IMAGES), "--points", str(points), "--eigenvalues", "2"]
+    counts += ["--hessian-images", str(HESSIAN_IMAGES)]
     folders = ["--solutions", str(solutions), "--results", str(folder)]
     patch.setattr(sys, "argv", ["geometry_study.py", "--small", *counts, *folders])
     geometry_study.main()
@@ -133,12 +134,30 @@ def test_the_spectrum_is_that_of_the_weights_that_are_left(results, solutions):
         assert summary[label]["trace"][0] == TraceEstimate.load(results / f"trace_{label}.pt").value
         for key, mask in stored(solutions, name, level)["masks"].items():
             assert not spectrum.vectors[key.removeprefix("network.")][:, ~mask].any()
+        assert curvature(stored(solutions, name, level)["weights"], spectrum) == pytest.approx(
+            spectrum.values[0].item(), rel=1e-3
+        )
+
+
+def curvature(weights, spectrum):
+    """Second derivative of the loss on the first training images along the first vector, in float64."""
+    images, labels = (each[:HESSIAN_IMAGES] for each in Digits().train_set.tensors)
+    start = {name.removeprefix("network."): value.double() for name, value in weights.items()}
+    network = DigitsLeNet().double()
+    along = {name: vector[0].double() for name, vector in spectrum.vectors.items()}
+
+    def loss(step):
+        moved = {name: value + step * along.get(name, 0.0) for name, value in start.items()}
+        return F.cross_entropy(torch.func.functional_call(network, moved, (images.double(),)), labels)
+
+    return torch.func.grad(torch.func.grad(loss))(torch.zeros((), dtype=torch.float64)).item()
 
 
 def test_tables_and_pictures_are_there(results):
     text = (results / "geometry_study.md").read_text()
     assert "| on the test images | gradual | one-shot |" in text
     assert "| pruned (%) | 80.0" in text
+    assert f"| largest eigenvalue of the Hessian, {HESSIAN_IMAGES} training images |" in text
     for name in ("loss", "potentials", "line", "spectrum"):
         assert (results / f"{name}.png").stat().st_size > 10_000
     assert not list(results.glob("*.part"))
