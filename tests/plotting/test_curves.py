@@ -37,9 +37,15 @@ class Logged(LightningModule):
     def configure_optimizers(self):
         return None
 
+    def test_dataloader(self):
+        return [0]
 
-def fit(logger, epochs=3):
-    Trainer(
+    def test_step(self, batch, batch_idx):
+        self.log("test_error", 0.125, batch_size=1)
+
+
+def fit(logger, epochs=3, **settings):
+    trainer = Trainer(
         max_epochs=epochs,
         logger=logger,
         log_every_n_steps=1,
@@ -47,8 +53,10 @@ def fit(logger, epochs=3):
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-    ).fit(Logged())
-    return logger.log_dir
+        **settings,
+    )
+    trainer.fit(Logged())
+    return trainer
 
 
 def lines(axes):
@@ -82,11 +90,36 @@ def test_the_last_technique_stands_out():
     "ignore:.*configure_optimizers.*", "ignore:Checkpoint directory", "ignore::DeprecationWarning"
 )
 def test_logs_of_lightning(kind, file, where, tmp_path):
-    folder = fit(kind(tmp_path))
+    folder = fit(kind(tmp_path)).logger.log_dir
     log = folder if where == "folder" else next(tmp_path.rglob(file))
     _, (error, lam) = plot_curves({"a": log}, keys=("val_error", "lam"), log_scale=False)
     np.testing.assert_allclose(lines(error)["a"], [[1, 2, 3], [0.5, 0.25, 0.5 / 3]], rtol=1e-6)
     assert lines(lam)["a"] == [[1, 2, 3], [2, 12, 22]]  # the last of each epoch
+
+
+@pytest.mark.parametrize("batches", [3, 1])
+@pytest.mark.parametrize("kind", [CSVLogger, TensorBoardLogger])
+@pytest.mark.filterwarnings(
+    "ignore:.*configure_optimizers.*", "ignore:Checkpoint directory", "ignore::DeprecationWarning"
+)
+def test_an_evaluation_after_the_training_is_no_further_epoch(kind, batches, tmp_path):
+    trainer = fit(kind(tmp_path), limit_train_batches=batches)
+    for evaluate in (trainer.validate, trainer.test):
+        evaluate(trainer.lightning_module, verbose=False)
+    log = trainer.logger.log_dir
+    _, (error, lam, test) = plot_curves({"a": log}, keys=("val_error", "lam", "test_error"), log_scale=False)
+    np.testing.assert_allclose(lines(error)["a"], [[1, 2, 3], [0.5, 0.25, 0.5 / 3]], rtol=1e-6)
+    assert lines(lam)["a"] == [[1, 2, 3], [batches - 1, 9 + batches, 19 + batches]]
+    assert lines(test)["a"] == [[3], [0.125]]
+
+
+@pytest.mark.parametrize("last", ["2,2,0.3,", "2,5,,0.1"])
+def test_an_epoch_of_few_values_is_one(last, tmp_path):
+    """Validation in every second epoch of a single step, or within an epoch that was broken off."""
+    path = tmp_path / "metrics.csv"
+    path.write_text("\n".join(["epoch,step,loss,val_error", "0,0,0.5,", "1,1,0.4,", "1,1,,0.25", last]))
+    _, (loss, error) = plot_curves({"one": path}, keys=("loss", "val_error"))
+    assert max(*lines(loss)["one"][0], *lines(error)["one"][0]) == 3
 
 
 def test_rows_without_an_epoch_are_of_that_of_their_step(tmp_path):
@@ -148,11 +181,15 @@ def test_nothing_to_draw_is_an_error(tmp_path):
         plot_curves({})
     with pytest.raises(ValueError, match="'other' but got one with val_error, psp/z2_val"):
         plot_curves({"a": trainings()}, keys=["other"])
-    with pytest.raises(FileNotFoundError, match=r"metrics\.csv"):
+    with pytest.raises(FileNotFoundError, match=r"folder with either of them\.$"):
+        plot_curves({"a": tmp_path})
+    (tmp_path / "version_0").mkdir()
+    (tmp_path / "version_0" / "metrics.csv").touch()
+    with pytest.raises(FileNotFoundError, match=r"logs in version_0: choose"):
         plot_curves({"a": tmp_path})
 
 
 @pytest.mark.filterwarnings("ignore:.*configure_optimizers.*", "ignore:Checkpoint directory")
 def test_a_log_without_the_key_names_those_it_has(tmp_path):
     with pytest.raises(ValueError, match=r"'psp/z2_val' but found lam, val_error"):
-        plot_curves({"a": fit(CSVLogger(tmp_path), 1)})
+        plot_curves({"a": fit(CSVLogger(tmp_path), 1).logger.log_dir})
