@@ -32,7 +32,13 @@ def cross_entropy(module: nn.Module, batch: Any) -> Tensor:
 
 
 def check_loss(loss: Any) -> None:
-    """Raises an error unless a loss can be called."""
+    """Raises an error unless a loss can be called, and is no loss of torch, which takes predictions and targets."""
+    name, home = getattr(loss, "__name__", type(loss).__name__), getattr(loss, "__module__", "")
+    if home in ("torch.nn.functional", "torch.nn.modules.loss"):
+        raise TypeError(
+            "Expected argument `loss` to be a function of the network and a batch, such as `lambda network, batch:"
+            f" f(network(batch[0]), batch[1])`, but got {name}, which can be this f."
+        )
     if not callable(loss):
         raise TypeError(
             f"Expected argument `loss` to be a function of the network and a batch but got {type(loss).__name__}."

@@ -15,7 +15,7 @@ from lightning_psp.analysis.unchanged import Unchanged
 from lightning_psp.recording.potentials import Potentials, check_module, record_potentials
 
 
-@dataclass(frozen=True, eq=False)  # tensors have no single truth value
+@dataclass(frozen=True, eq=False, repr=False)  # tensors have no single truth value
 class ConstantStates(Result):
     """The units of one layer whose state is the same for every sample.
 
@@ -30,7 +30,7 @@ class ConstantStates(Result):
     units: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ConstantUnits(Result):
     """The units of a network whose state is the same for every sample, layer by layer.
 

@@ -20,7 +20,7 @@ from lightning_psp.functional.reductions import REDUCTIONS, Reduction
 from lightning_psp.recording.potentials import check_module
 
 
-@dataclass(frozen=True, eq=False)  # tensors have no single truth value
+@dataclass(frozen=True, eq=False, repr=False)  # tensors have no single truth value
 class HessianSpectrum(Result):
     """The largest eigenvalues of a Hessian.
 

@@ -29,7 +29,7 @@ BatchNorm: TypeAlias = Literal["keep", "reestimate"]
 _ROUNDING = 1e-9
 
 
-@dataclass(frozen=True, eq=False)  # tensors have no single truth value
+@dataclass(frozen=True, eq=False, repr=False)  # tensors have no single truth value
 class LossPlane(Result):
     """What was measured in a plane of weights.
 

@@ -34,6 +34,9 @@ class Result:
         Measured(names=('loss',), values={'loss': 0.5})
     """
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(_named(self))})"
+
     def save(self, path: str | Path) -> None:
         """Writes everything to a file of PyTorch that holds numbers, strings and tensors, and no code.
 
@@ -66,6 +69,19 @@ class Result:
         if not isinstance(result, cls):
             raise ValueError(f"Expected argument `path` to be a file of `{cls.__name__}.save` but got {str(path)!r}.")
         return result
+
+
+def _named(result: Any) -> list[str]:
+    return [f"{each.name}={_short(getattr(result, each.name))}" for each in fields(result)]
+
+
+def _short(value: Any) -> str:
+    """The text of a value, with no more than the shape of a tensor of many elements."""
+    if isinstance(value, Tensor):
+        return f"tensor({value.tolist()})" if value.numel() <= 10 else f"tensor of {[*value.shape]}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {_short(each)}" for key, each in value.items()) + "}"
+    return repr(value)
 
 
 def write_whole(content: Any, path: Path) -> None:

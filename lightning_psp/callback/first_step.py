@@ -73,10 +73,10 @@ def percentage(share: float) -> str:
     """A share as it is read.
 
     Example:
-        >>> percentage(0.000615), percentage(1.0), percentage(34.5)
-        ('0.061 %', '100 %', '3450 %')
+        >>> percentage(0.000615), percentage(1.0), percentage(34.5), percentage(1.4e15)
+        ('0.061 %', '100 %', '3450 %', '1.4e+17 %')
     """
-    return f"{100 * share:.2g} %" if share < 1 else f"{100 * share:.0f} %"
+    return f"{100 * share:.0f} %" if 1 <= share < 1e4 else f"{100 * share:.2g} %"
 
 
 def is_batch_norm(module: nn.Module, layer: str) -> bool:

@@ -60,6 +60,7 @@ def plot_curves(
         The figure, and the axes in the order of `keys`.
 
     Raises:
+        TypeError: if `trainings` is no mapping, or `keys` a single string.
         ValueError: if `trainings` or `keys` is empty, if there are not as many axes as keys, or if a log lacks a key,
             which names those that it has, or trainings of a technique have no epoch in common.
         FileNotFoundError: if a path leads to no log.
@@ -72,6 +73,13 @@ def plot_curves(
         >>> z2.get_ylabel()
         'mean squared potential ⟨z²⟩ (log scale)'
     """
+    if not isinstance(trainings, Mapping):
+        raise TypeError(
+            "Expected argument `trainings` to map labels of the legend to logs, such as {'PSP': 'logs/version_0'}, but"
+            f" got {trainings!r}."
+        )
+    if isinstance(keys, str):
+        raise TypeError(f"Expected argument `keys` to be a sequence of names, such as ({keys!r},), but got {keys!r}.")
     if not trainings or not keys:
         raise ValueError(f"Expected arguments `trainings` and `keys` not to be empty but got {trainings!r}, {keys!r}.")
     curves = {label: _read(logs, keys) for label, logs in trainings.items()}

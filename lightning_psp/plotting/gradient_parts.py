@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from lightning_psp.analysis import GradientParts
+from lightning_psp.plotting.style import given_axes
 
 LARGEST_FIGURE = 16.0, 14.0  # inches
 MOST_CELLS_WITH_NUMBERS = 20, 60  # columns and rows; in smaller cells numbers could not be read
@@ -71,6 +72,8 @@ def plot_gradient_parts(
     if ax is None:
         size = min(3.4 + 0.7 * columns, LARGEST_FIGURE[0]), min(1.8 + 0.45 * len(rows), LARGEST_FIGURE[1])
         _, ax = pyplot.subplots(figsize=size, dpi=150, layout="constrained")
+    else:
+        (ax,) = given_axes(ax, 1, "the shares")
     # From blue by white to red, as usual for numbers of both signs.
     image = ax.imshow(shares.numpy(), cmap="RdBu_r", vmin=-100, vmax=100, aspect="auto")
     if columns <= MOST_CELLS_WITH_NUMBERS[0] and len(rows) <= MOST_CELLS_WITH_NUMBERS[1]:
@@ -98,4 +101,4 @@ def plot_gradient_parts(
 def _rounded(share: float) -> str:
     """Three digits at most, with a minus sign in place of a hyphen."""
     text = f"{share:.1f}" if abs(share) < 9.95 else f"{share:.0f}"
-    return text.replace("-", "−")
+    return "0.0" if text == "-0.0" else text.replace("-", "−")

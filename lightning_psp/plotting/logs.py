@@ -18,8 +18,9 @@ _Entries: TypeAlias = dict[str, list[tuple[int, int, "str | float"]]]
 def read_log(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
     """Reads values of a CSVLogger's or TensorBoard's log; of several in an epoch the last.
 
-    What ``trainer.validate`` or ``trainer.test`` has written after a training counts for the last epoch that was trained,
-    where that has no such value of its own: Lightning writes it under the number of the epoch that would come next.
+    What ``trainer.validate`` or ``trainer.test`` has written after a training counts for the last epoch that was
+    trained, where that has no such value of its own: Lightning writes it under the number of the epoch that would come
+    next.
 
     Args:
         path: ``metrics.csv``, a file of TensorBoard's events, or a folder with either.
@@ -70,8 +71,8 @@ def _by_epoch(entries: Iterable[tuple[int, int, str | float]], after: int | None
 def _epoch_after_the_training(found: _Entries) -> int | None:
     """The last epoch, where nothing of it was trained and its values are of an evaluation after the training.
 
-    All of these have the step that comes next, which what a fit logs has in the first step of an epoch alone. Where epochs
-    are single steps, it is not trained if it lacks a key that all others have.
+    All of these have the step that comes next, which what a fit logs has in the first step of an epoch alone. Where
+    epochs are single steps, it is not trained if it lacks a key that all others have.
     """
     steps: dict[int, set[int]] = {}
     keys: dict[int, set[str]] = {}

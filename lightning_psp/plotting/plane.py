@@ -12,7 +12,7 @@ from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
 from lightning_psp.analysis import LossPlane
-from lightning_psp.plotting.style import label_plainly, new_axes, styles, tidy
+from lightning_psp.plotting.style import given_axes, label_plainly, new_axes, styles, tidy
 
 Numbers: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 
@@ -84,7 +84,7 @@ def plot_plane(
     lowest = np.nanmin(values)
     if log_scale and not lowest > 0:
         raise ValueError(f"Expected values above 0 for `log_scale=True` but the lowest is {lowest:g}.")
-    axes = new_axes(1, (6.2, 4.6))[0] if ax is None else ax
+    axes = new_axes(1, (6.2, 4.6))[0] if ax is None else given_axes(ax, 1, "the plane")[0]
     unit = _UNITS.get(measure, measure)
     if len(plane.y) == 1:
         _draw_line(axes, plane.x.numpy(), values[0], labels)

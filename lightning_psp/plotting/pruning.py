@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from lightning_psp.plotting.style import label_plainly, new_axes, styles, tidy
+from lightning_psp.plotting.style import given_axes, label_plainly, new_axes, styles, tidy
 
 
 def plot_pruning(
@@ -37,7 +37,7 @@ def plot_pruning(
         The figure and the axes.
 
     Raises:
-        ValueError: if `arms` is empty, or a sparsity is not from 0 to less than 1.
+        ValueError: if `arms` or one of them is empty, or a sparsity is not from 0 to less than 1.
 
     Example:
         >>> arms = {"LOBSTER": [(0.0, 0.8), (0.9, 0.8), (0.98, 0.9)], "one-shot": [(0.9, 1.0), (0.9, 1.2)]}
@@ -47,10 +47,15 @@ def plot_pruning(
     """
     if not arms:
         raise ValueError("Expected argument `arms` to have at least one way of pruning but got none.")
+    empty = [label for label, points in arms.items() if not points]
+    if empty:
+        raise ValueError(
+            f"Expected each of `arms` to have at least one sparsity and error but got none for {empty[0]!r}."
+        )
     outside = [share for points in arms.values() for share, _ in points if not 0 <= share < 1]
     if outside:
         raise ValueError(f"Expected the sparsities of `arms` to be from 0 to less than 1 but got {outside[0]}.")
-    axes = new_axes(1, (7.2, 4.4))[0] if ax is None else ax
+    axes = new_axes(1, (7.2, 4.4))[0] if ax is None else given_axes(ax, 1, "the arms")[0]
     # The first one is drawn last, above the others.
     for label, style in zip(list(arms)[::-1], styles(len(arms), markers=True), strict=True):
         by_share: dict[float, list[float]] = defaultdict(list)

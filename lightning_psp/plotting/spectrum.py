@@ -9,7 +9,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from lightning_psp.analysis import HessianSpectrum
-from lightning_psp.plotting.style import new_axes, styles, tidy
+from lightning_psp.plotting.style import given_axes, new_axes, styles, tidy
 
 
 def plot_spectrum(
@@ -30,6 +30,7 @@ def plot_spectrum(
         The figure and the axes.
 
     Raises:
+        TypeError: if what is given are no spectra.
         ValueError: if there is no spectrum.
 
     Example:
@@ -45,7 +46,13 @@ def plot_spectrum(
     by_label = dict(spectra) if isinstance(spectra, Mapping) else {"": spectra}
     if not by_label:
         raise ValueError("Expected argument `spectra` to have at least one spectrum but got none.")
-    axes = new_axes(1, (6.4, 4.2))[0] if ax is None else ax
+    wrong = [type(each).__name__ for each in by_label.values() if not isinstance(each, HessianSpectrum)]
+    if wrong:
+        raise TypeError(
+            "Expected argument `spectra` to be a HessianSpectrum, or to map labels of the legend to several, but got"
+            f" {wrong[0]}."
+        )
+    axes = new_axes(1, (6.4, 4.2))[0] if ax is None else given_axes(ax, 1, "the spectra")[0]
     for (label, spectrum), style in zip(by_label.items(), styles(len(by_label), markers=True), strict=True):
         values, residuals = spectrum.values.tolist(), spectrum.residuals.tolist()
         places = range(1, len(values) + 1)
@@ -53,6 +60,7 @@ def plot_spectrum(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("number of the eigenvalue")
     axes.set_ylabel("eigenvalue of the Hessian")
+    axes.set_title("Largest eigenvalues", fontweight="bold")
     if isinstance(spectra, Mapping):
         axes.legend(frameon=False, handlelength=3)
     tidy(axes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -57,9 +57,15 @@ def given_axes(ax: Axes | Sequence[Axes], number: int, shown: str) -> list[Axes]
         shown: what they show, one each, for the message.
 
     Raises:
+        TypeError: if they are no axes.
         ValueError: if there are not as many.
     """
-    axes = [ax] if isinstance(ax, Axes) else list(ax)
+    axes = [ax] if isinstance(ax, Axes) or not isinstance(ax, Iterable) else list(ax)
+    wrong = [each for each in axes if not isinstance(each, Axes)]
+    if wrong:
+        raise TypeError(
+            f"Expected argument `ax` to be axes of matplotlib but got {ax!r}. Give other arguments by name."
+        )
     if len(axes) != number:
         raise ValueError(f"Expected argument `ax` to be {number} axes, one for each of {shown}, but got {len(axes)}.")
     return axes

@@ -93,9 +93,11 @@ def bind_masks(module: nn.Module, masks: Masks) -> list[BoundMask]:
     for name, mask in masks.items():
         weight = known.get(name)
         if weight is None:
+            kind, within = type(module).__name__, [other for other in known if other.endswith(f".{name}")]
+            remedy = f"It has {' and '.join(within)}: make masks of the whole {kind}, not of a part of it."
             raise ValueError(
-                f"Expected argument `masks` to name parameters of {type(module).__name__} but got {name!r}. Its"
-                f" parameters are: {', '.join(known)}."
+                f"Expected argument `masks` to name parameters of {kind} but got {name!r}."
+                f" {remedy if within else 'Its parameters are: ' + ', '.join(known) + '.'}"
             )
         refuse(weight)
         if mask.shape != weight.parameter.shape:

@@ -35,6 +35,8 @@ ARGUMENTS = {
     "batch norm": ({"batch_norm": "train"}, ValueError, "`batch_norm` to be one of keep, reestimate"),
     "by layer": ({"by_layer": 1}, TypeError, "`by_layer` to be a bool"),
     "loss": ({"loss": "nll"}, TypeError, "`loss` to be a function of the network and a batch but got str"),
+    "loss of torch": ({"loss": nn.CrossEntropyLoss()}, TypeError, "the network and a batch, .* got CrossEntropyLoss"),
+    "function of torch": ({"loss": nn.functional.nll_loss}, TypeError, "the network and a batch, .* but got nll_loss"),
     "mask of another name": (
         {"masks": {"fc9.weight": torch.ones(1, dtype=torch.bool)}},
         ValueError,

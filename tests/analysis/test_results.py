@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_psp.analysis import HessianSpectrum
 from lightning_psp.analysis.results import Result
 
 
@@ -26,6 +27,14 @@ class Measured(Result):
 @dataclass(frozen=True)
 class Other(Result):
     loss: float = 0.1
+
+
+def test_large_tensors_are_shown_by_their_shapes():
+    spectrum = HessianSpectrum(torch.tensor([2.0, 0.5]), torch.zeros(2), {"weight": torch.zeros(2, 3, 4)}, 7)
+    assert repr(spectrum) == (
+        "HessianSpectrum(values=tensor([2.0, 0.5]), residuals=tensor([0.0, 0.0]),"
+        " vectors={'weight': tensor of [2, 3, 4]}, products=7)"
+    )
 
 
 def test_everything_is_read_as_it_was_written(tmp_path):

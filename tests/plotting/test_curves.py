@@ -179,6 +179,10 @@ def test_given_axes_are_used():
 def test_nothing_to_draw_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="`trainings`"):
         plot_curves({})
+    with pytest.raises(TypeError, match=r"`trainings` to map labels .* but got 'logs'"):
+        plot_curves("logs")
+    with pytest.raises(TypeError, match=r"such as \('val_loss',\), but got 'val_loss'"):
+        plot_curves({"a": trainings()}, keys="val_loss")
     with pytest.raises(ValueError, match="'other' but got one with val_error, psp/z2_val"):
         plot_curves({"a": trainings()}, keys=["other"])
     with pytest.raises(FileNotFoundError, match=r"folder with either of them\.$"):

@@ -58,6 +58,13 @@ def test_a_part_at_a_right_angle_is_zero_and_not_empty():
     assert numbers(axes) == {(0, 1): "0.0", (0, 2): "100"}
 
 
+def test_a_small_negative_part_is_no_negative_zero():
+    small = parts()
+    small.shares[0, 0] = -0.0004
+    assert "0.0" in {text.get_text() for text in plot_gradient_parts(small)[1].texts}
+    assert not [text for text in plot_gradient_parts(small)[1].texts if text.get_text() == "−0.0"]
+
+
 def test_an_undefined_row_is_empty():
     undefined = parts()
     undefined.shares[2], undefined.norms[2] = math.nan, 0.0

@@ -109,3 +109,5 @@ def test_bad_input():
         plot_plane(plane(), layer="fc1")
     with pytest.raises(ValueError, match="the lowest is 0"):
         plot_plane(plane(), measure="error", log_scale=True)
+    with pytest.raises(TypeError, match="`ax` to be axes of matplotlib but got 'error'"):
+        plot_plane(plane(), "error")

@@ -61,3 +61,5 @@ def test_bad_input():
         plot_pruning({})
     with pytest.raises(ValueError, match=r"less than 1 but got 98\.0"):
         plot_pruning({"a": [(98.0, 1.0)]})
+    with pytest.raises(ValueError, match="at least one sparsity and error but got none for 'b'"):
+        plot_pruning({"a": [(0.5, 1.0)], "b": []})

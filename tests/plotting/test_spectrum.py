@@ -43,3 +43,5 @@ def test_one_spectrum_in_given_axes():
 def test_nothing_to_draw_is_an_error():
     with pytest.raises(ValueError, match="at least one spectrum"):
         plot_spectrum({})
+    with pytest.raises(TypeError, match=r"HessianSpectrum, .* but got list"):
+        plot_spectrum([])

@@ -70,7 +70,12 @@ FAULTS = {
     "name of a mask": (
         {"fc1.weight": MASK},
         {},
-        "to name parameters of Pruned but got 'fc1.weight'. Its parameters are",
+        "to name parameters of Pruned but got 'fc1.weight'. It has network.fc1.weight: make masks of the whole Pruned",
+    ),
+    "mask of another network": (
+        {"fc9.weight": MASK},
+        {},
+        "of Pruned but got 'fc9.weight'. Its parameters are: network.",
     ),
     "shape of a mask": ({"network.fc1.weight": MASK}, {}, r"the parameter's shape \(300, 784\) but got \(2, 2\)"),
     "lacks": (None, {"rewind_to": {}}, "state dict of Pruned, but it lacks network.fc1.weight, network.fc1.bias"),
