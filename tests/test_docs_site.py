@@ -71,6 +71,8 @@ def test_the_notebook_is_a_page_with_its_pictures(site):
     assert re.findall(r'src="(tutorial_\d+\.png)"', page) == [f"tutorial_{number}.png" for number in range(1, 10)]
     assert "LobsterPruning" in page
     assert 'href="tutorial.ipynb"' in page
+    others = {name: re.findall(r'href="(?:\.\./)?tutorial\.(\w+)"', text) for name, text in site.items()}
+    assert {"html"} == {ending for name, found in others.items() if name != "tutorial.html" for ending in found}
 
 
 @pytest.mark.parametrize(

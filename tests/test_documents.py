@@ -68,6 +68,12 @@ def test_files_that_the_readme_links_to_are_there():
     assert not [target for target in linked if not (ROOT / target).is_file()]
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_files_that_a_page_links_to_are_there_without_the_site(name):
+    linked = re.findall(r"\]\(([^)#\s]+)", FENCE.sub("", PAGES[name].text))
+    assert not [link for link in linked if "://" not in link and not (ROOT / name).parent.joinpath(link).is_file()]
+
+
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 KIT = ["CONTRIBUTING.md", "CODE_OF_CONDUCT.md", "SECURITY.md", "examples/README.md", "examples/configs/README.md"]
 

@@ -9,11 +9,13 @@ import base64
 import contextlib
 import io
 import json
+import re
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 DOTS_AN_INCH = 80  # of a figure 6 inches wide: 480 pixels
+_NOTEBOOK = re.compile(r"\]\(([\w./-]+)\.ipynb")
 
 
 def run(notebook: dict[str, Any]) -> None:
@@ -78,6 +80,12 @@ def on_files(files: Any, config: Any) -> Any:
         for picture, content in pictures.items():
             files.append(File.generated(config, str(Path(name).with_name(picture)), content=content))
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
+    """Called by MkDocs with each page: a link to a notebook, which leads to it in the repository, leads to its page."""
+    own = PurePosixPath(page.file.src_uri).with_suffix(".ipynb").name  # a notebook's page links to it for download
+    return _NOTEBOOK.sub(lambda link: link[0] if link[0] == f"]({own}" else f"]({link[1]}.md", markdown)
 
 
 def _code_cells(notebook: dict[str, Any]) -> list[dict[str, Any]]:

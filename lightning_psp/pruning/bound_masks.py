@@ -94,7 +94,8 @@ def bind_masks(module: nn.Module, masks: Masks) -> list[BoundMask]:
         weight = known.get(name)
         if weight is None:
             kind, within = type(module).__name__, [other for other in known if other.endswith(f".{name}")]
-            remedy = f"It has {' and '.join(within)}: make masks of the whole {kind}, not of a part of it."
+            some = ", ".join(within[:3]) + (", …" if len(within) > 3 else "")
+            remedy = f"It has {some}: make masks of the whole {kind}, not of a part of it."
             raise ValueError(
                 f"Expected argument `masks` to name parameters of {kind} but got {name!r}."
                 f" {remedy if within else 'Its parameters are: ' + ', '.join(known) + '.'}"
