@@ -50,7 +50,7 @@ def validations_without_trace(
         pl_module: its module.
         before: the module's attributes as they were when the validation began, with which each run begins.
     """
-    now = ModuleAttributes(pl_module)
+    now, containers = ModuleAttributes(pl_module), before.containers_as_now()
     try:
         with further_validations(trainer) as validate, _muted(trainer):
 
@@ -62,6 +62,7 @@ def validations_without_trace(
 
             yield run
     finally:
+        containers()
         now.restore()
 
 

@@ -1,5 +1,8 @@
 """Attributes of modules that are given back, however many numbers and whenever they came."""
 
+from collections import Counter, OrderedDict, defaultdict, deque
+
+import pytest
 import torch
 from torch import nn
 from torchmetrics.classification import MulticlassConfusionMatrix
@@ -26,3 +29,65 @@ def test_an_attribute_that_comes_later_goes():
     module.late = 1
     attributes.restore()
     assert "late" not in vars(module)
+
+
+CONTAINERS = {
+    "list": ([1, [2]], lambda each: each.append(3)),
+    "dict": ({"a": [1], "b": 2}, lambda each: each.update(a=0, c=1)),
+    "ordered dict": (OrderedDict(b=1, a=2), lambda each: each.move_to_end("b")),
+    "default dict": (defaultdict(list, a=[1]), lambda each: each["b"].append(1)),
+    "deque": (deque([1, 2], maxlen=2), lambda each: each.append(3)),
+    "set": ({1, 2}, lambda each: each.discard(1)),
+    "in a tuple": (([1],), lambda each: each[0].append(2)),
+    "in a list": ([[1]], lambda each: each[0].append(2)),
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_container_that_others_hold(name):
+    """It is the same one afterwards, with what was in it, in the order of before."""
+    container, change = CONTAINERS[name]
+    before = repr(container)
+    module = nn.Module()
+    module.held = container
+    attributes = ModuleAttributes(module)
+    for _ in range(2):
+        change(container)
+        assert repr(container) != before
+        attributes.restore()
+        assert module.held is container
+        assert repr(container) == before
+    module.held = None
+    attributes.restore()
+    assert module.held is container
+
+
+def test_tensors_in_a_tuple():
+    module = nn.Module()
+    module.state = (torch.ones(2), torch.zeros(2))
+    attributes = ModuleAttributes(module)
+    module.state[0].add_(1)
+    attributes.restore()
+    assert torch.equal(torch.stack(module.state), torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
+
+
+def test_a_container_that_has_left_the_module():
+    module = nn.Module()
+    module.outputs = left = [1]
+    before = ModuleAttributes(module)
+    module.outputs.append(2)
+    module.outputs = [3]
+    now, containers = ModuleAttributes(module), before.containers_as_now()
+    before.restore()
+    assert (left, module.outputs is left) == ([1], True)
+    containers()
+    now.restore()
+    assert (left, module.outputs) == ([1, 2], [3])
+
+
+def test_what_is_no_plain_container():
+    module = nn.Module()
+    module.counter = counter = Counter("a")
+    attributes = ModuleAttributes(module)
+    attributes.restore()
+    assert module.counter is counter
