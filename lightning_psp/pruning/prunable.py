@@ -174,7 +174,7 @@ _Role = tuple["nn.Parameter | None", bool, str]
 def _roles(module: nn.Module) -> dict[int, _Role]:
     """What linear and convolution layers use parameters for: scale, whether they are prunable, and what hinders it."""
     roles: dict[int, _Role] = {}
-    for part in _own_parts(module):
+    for part in own_parts(module):
         if not isinstance(part, _PRUNED_KINDS):
             continue
         own = dict(part.named_parameters(recurse=False, remove_duplicate=False))
@@ -194,7 +194,7 @@ def _roles(module: nn.Module) -> dict[int, _Role]:
     return roles
 
 
-def _own_parts(module: nn.Module) -> Iterator[nn.Module]:
+def own_parts(module: nn.Module) -> Iterator[nn.Module]:
     """The modules of a network, each once, without those of metrics, which may judge images by a network of theirs."""
     found, waiting = {id(module)}, [module]
     for part in waiting:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lightning_psp.pruning.prunable import norm_like, weights
+from lightning_psp.pruning.prunable import norm_like, own_parts, weights
 
 
 def load_state(path: str | Path) -> dict[str, Tensor]:
@@ -63,7 +63,8 @@ def rewind(module: nn.Module, state: Mapping[str, Any]) -> None:
 def redraw(module: nn.Module, seed: int) -> None:
     """Draws all weights of a module anew, with the `reset_parameters` of its parts, which resets batch norm as well.
 
-    The global state of torch's random numbers is afterwards what it was before.
+    Networks inside metrics, such as that of a Fréchet inception distance, stay as they are. The global state of torch's
+    random numbers is afterwards what it was before.
 
     Args:
         module: the module.
@@ -72,10 +73,13 @@ def redraw(module: nn.Module, seed: int) -> None:
     Raises:
         ValueError: if a parameter belongs to no part that has `reset_parameters`; nothing is changed then.
     """
-    resets = [(part, _reset_of(part)) for part in module.modules()]
+    own = set(map(id, own_parts(module)))
+    parts = [part for part in module.modules() if id(part) in own]
+    resets = [(part, _reset_of(part)) for part in parts]
+    to_draw = {id(p) for part in parts for p in part.parameters(recurse=False)}
     drawn = {id(p) for part, reset in resets if reset is not None for p in part.parameters()}
-    hidden = _made_into_weights(module)
-    missed = [name for name, p in module.named_parameters() if id(p) not in drawn or id(p) in hidden]
+    missing = (to_draw - drawn) | _made_into_weights(module)
+    missed = [name for name, p in module.named_parameters() if id(p) in to_draw & missing]
     if missed:
         raise ValueError(
             f"rewind_to='random' cannot draw {', '.join(missed)} anew: no module that they belong to has a method"

@@ -57,7 +57,7 @@ def sparsity(
         names = select({name: (name,) for name in module_or_masks}, include, exclude)
         zeros = {name: ~module_or_masks[name] for name in names}
     counts = {name: int(mask.sum()) for name, mask in zeros.items()}
+    sizes = {name: mask.numel() for name, mask in zeros.items()}
     # a parameter without any weight has no zeros
-    sizes = {name: max(1, mask.numel()) for name, mask in zeros.items()}
-    layers = {name: count / sizes[name] for name, count in counts.items()}
-    return Sparsity(sum(counts.values()) / sum(sizes.values()), layers)
+    layers = {name: count / max(1, sizes[name]) for name, count in counts.items()}
+    return Sparsity(sum(counts.values()) / max(1, sum(sizes.values())), layers)

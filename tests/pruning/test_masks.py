@@ -288,6 +288,8 @@ def test_sparsity_of_a_module_and_of_masks():
         assert found == Sparsity(0.0, {"1.weight": 0.0})
     with pytest.raises(AttributeError):
         expected.network = 0.0
+    masks["of no weight"] = torch.ones(0, 2, dtype=torch.bool)
+    assert sparsity(masks) == Sparsity(0.6, {**expected.layers, "of no weight": 0.0})
 
 
 # --- errors, before anything is changed ------------------------------------------------------------------------------

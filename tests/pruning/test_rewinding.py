@@ -8,6 +8,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.nn.utils import parametrizations
+from torchmetrics import Metric
 
 from lightning_psp.pruning import MaskedTraining, magnitude_masks
 from tests.support.pruning.networks import NETWORKS, old_weight_norm
@@ -165,6 +166,30 @@ def test_the_whole_is_drawn_after_its_parts():
     starts = Starts()
     fit(module, MaskedTraining(masks_for(module), rewind_to="random", seed=0), starts)
     assert (starts.state["network.layer.bias"] == 4).all()
+
+
+class Judge(Metric):
+    """Judges images by a network of its own, which nobody can draw."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = Token(nn.Linear(3, 3))
+        self.add_state("total", torch.zeros(()))
+
+    def update(self, images):
+        """Does not matter here."""
+
+    def compute(self):
+        return self.total
+
+
+def test_networks_of_metrics_are_not_drawn():
+    module, starts = Pruned(nn.Sequential(nn.Flatten(), nn.Linear(64, 3))), Starts()
+    module.judge = Judge()
+    before = copy.deepcopy(module.state_dict())
+    fit(module, MaskedTraining(masks_for(module), rewind_to="random", seed=0), starts)
+    same = [name for name, value in before.items() if torch.equal(value, starts.state[name])]
+    assert same == [name for name in before if name.startswith("judge")]
 
 
 class Token(nn.Module):
