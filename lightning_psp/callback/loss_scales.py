@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,6 +49,7 @@ class LossScales:
         if is_due or reads or loss.is_cpu:
             scale = float(scaler.get_scale())
             self._read = scale or 1.0
-            return LossScale(share * scale)
+            # A scale that was halved down to 0 makes every step one that is skipped, as NaN does.
+            return LossScale(share * scale or math.nan)
         one = torch.ones((), dtype=torch.float32, device=loss.device)
         return LossScale(share * self._read, scaler.scale(one) / self._read)

@@ -182,7 +182,7 @@ class PSPCallback(OnlyOne):
         refuse_second_callback(trainer, self, PSPCallback)
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._strength = Strength()
+            self._strength, self._loss_scales = Strength(), LossScales()
             self._epochs.start_training()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,5 +1,7 @@
 """Potentials of every type, layout and value: what is penalised, what is left out, and what is said about it."""
 
+import math
+
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
@@ -99,8 +101,8 @@ def test_squares_beyond_half_precision(dtype):
 class LossScaling(MixedPrecision):
     """The scaled loss of fp16 training without its rounding, so that errors show."""
 
-    def __init__(self):
-        super().__init__("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=2.0**16))
+    def __init__(self, init_scale=2.0**16):
+        super().__init__("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=init_scale))
 
     def forward_context(self):
         return torch.autocast("cpu", enabled=False)
@@ -139,6 +141,23 @@ def test_the_step_after_one_that_loss_scaling_skipped(as_on_an_accelerator, monk
     assert len(module.gradients) == 3
     for found, expected in list(zip(module.gradients, module.expected, strict=True))[1:]:
         assert_same(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore:PSPCallback")
+@pytest.mark.parametrize("lam", [LAM, "auto"])
+def test_a_loss_that_is_never_finite(lam):
+    """Every step is skipped, and each halves the scale, in the end to 0; the training goes on as without."""
+
+    class Infinite(Followed):
+        def training_step(self, batch, batch_index):
+            return super().training_step(batch, batch_index) * math.inf
+
+    module = seeded(Infinite)
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    trainer = quiet_trainer(PSPCallback(lam=lam), plugins=[LossScaling(2.0**-148)], precision=None)
+    trainer.fit(module, loader(4))
+    assert trainer.precision_plugin.scaler.get_scale() == 0
+    assert all(map(torch.equal, module.parameters(), before))
 
 
 # --- no values -------------------------------------------------------------------------------------------------------

@@ -89,6 +89,13 @@ def test_the_scale_of_half_precision_is_read_every_hundredth_time(reduction):
     assert len(steps[100].read) == 1
 
 
+def test_another_training_has_another_scale():
+    """It is read again, for half precision has no room for the ratio of any two scales."""
+    callback = PSPCallback()
+    first, second = (steps_of(Convolutions(), *batch(), callback, number=2, precision=LossScaling()) for _ in range(2))
+    assert [len(step.read) for step in second] == [len(step.read) for step in first]
+
+
 def test_steps_that_measure_read_two_numbers_and_the_others_none():
     steps = steps_of(Convolutions(), *batch(), PSPCallback(lam="auto"), number=21)
     assert [len(step.read) for step in steps[1:]] == [2 if number % 10 == 0 else 0 for number in range(1, 21)]
