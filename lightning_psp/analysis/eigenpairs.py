@@ -123,12 +123,14 @@ class _Matrix:
 
     def images(self, vectors: Array, precision: float) -> Array:
         """The products with vectors ``[rows, count]``: made of those with the vectors they are made of, or computed."""
-        ingredients, images = (np.stack(each, axis=1).astype(np.float64) for each in zip(*self._recorded, strict=True))
-        shares = np.linalg.lstsq(ingredients, vectors, rcond=None)[0]
-        error = np.linalg.norm(ingredients @ shares - vectors, axis=0)
-        rounding = float(np.finfo(self._dtype).eps) * np.abs(shares).sum(axis=0)
-        if self.scale * float((error + rounding).max()) <= precision:
-            return images @ shares
+        ingredients, images = (np.stack(each).astype(np.float64).T for each in zip(*self._recorded, strict=True))
+        # Those of the first basis are orthonormal; those of several restarts depend on each other.
+        for find in (_projection, _least_squares):
+            shares = find(ingredients, vectors)
+            error = np.linalg.norm(ingredients @ shares - vectors, axis=0)
+            rounding = float(np.finfo(self._dtype).eps) * np.abs(shares).sum(axis=0)
+            if self.scale * float((error + rounding).max()) <= precision:
+                return images @ shares
         return np.stack([self.times(vector) for vector in vectors.T], axis=1)
 
     def in_first_basis(self, k: int, tolerance: float) -> tuple[Array, bool]:
@@ -187,6 +189,15 @@ class _Matrix:
                 " `tolerance` or a smaller `k`."
             ) from error
         return values - self._shift, vectors
+
+
+def _projection(basis: Array, vectors: Array) -> Array:
+    return basis.T @ vectors
+
+
+def _least_squares(ingredients: Array, vectors: Array) -> Array:
+    shares: Array = np.linalg.lstsq(ingredients, vectors, rcond=None)[0]
+    return shares
 
 
 def _converged(matrix: _Matrix, k: int, tolerance: float, found: Eigenpairs | None = None) -> Eigenpairs:
