@@ -290,7 +290,12 @@ def main() -> None:
     study = Study(options, tasks)
     results = study.found(unended=True) if options.so_far else run_all(study, options.workers)
     rows = [
-        {**asdict(training), "ended": results[training].get("ended", True), "levels": results[training]["levels"]}
+        {
+            **asdict(training),
+            "ended": results[training].get("ended", True),
+            "accelerator": results[training].get("accelerator"),  # of the last part, where a training was broken off
+            "levels": results[training]["levels"],
+        }
         for training in sorted(results, key=str)
     ]
     versions = next((result["versions"] for result in results.values() if "versions" in result), {})

@@ -49,6 +49,7 @@ def stored(folder, name, level=0):
 
 def test_every_arm_is_trained_at_the_same_sparsities(results):
     rows = trainings(results)
+    assert all(row["accelerator"].endswith("Accelerator") for row in rows)
     gradual = next(row for row in rows if row["arm"] == "gradual" and not row["lam"])
     sparsities = [level["sparsity"] for level in gradual["levels"]]
     assert sparsities[0] == 0
