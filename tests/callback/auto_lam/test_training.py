@@ -290,7 +290,7 @@ def test_the_first_message_and_the_arguments(caplog):
         trainer, lams = fitted(made(), callback)
     (said,) = [record.getMessage() for record in caplog.records if "PSPCallback" in record.getMessage()]
     assert said.startswith(
-        f"PSPCallback penalises 3 layers with λ = {lams[0]:g} (auto: its gradient has 0.3 of the norm of the loss's,"
+        f"PSPCallback penalises 3 layers with λ = {lams[0]:.3g} (auto: its gradient has 0.3 of the norm of the loss's,"
         " measured every 10 steps). ⟨z²⟩ is largest in"
     )
     assert callback.lam == "auto"
