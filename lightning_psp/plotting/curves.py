@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from lightning_psp.plotting.logs import read_log
-from lightning_psp.plotting.style import FAINT, given_axes, label_plainly, new_axes, styles, tidy
+from lightning_psp.plotting.style import FAINT, check_kind, given_axes, label_plainly, new_axes, styles, tidy
 
 # A training: its log's file or folder, or the values themselves by key, one an epoch.
 Log = str | Path | Mapping[str, Sequence[float]]
@@ -73,11 +73,7 @@ def plot_curves(
         >>> z2.get_ylabel()
         'mean squared potential ⟨z²⟩ (log scale)'
     """
-    if not isinstance(trainings, Mapping):
-        raise TypeError(
-            "Expected argument `trainings` to map labels of the legend to logs, such as {'PSP': 'logs/version_0'}, but"
-            f" got {trainings!r}."
-        )
+    check_kind("trainings", trainings, Mapping, "a dict of logs by label, such as {'PSP': 'logs/version_0'},")
     if isinstance(keys, str):
         raise TypeError(f"Expected argument `keys` to be a sequence of names, such as ({keys!r},), but got {keys!r}.")
     if not trainings or not keys:

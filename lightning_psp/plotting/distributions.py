@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from lightning_psp.plotting.style import FAINT, given_axes, new_axes, styles, tidy
+from lightning_psp.plotting.style import FAINT, check_kind, given_axes, new_axes, styles, tidy
 
 _SHARE_SHOWN = 0.9995
 _LEAST_SHOWN = 1e-5  # density, as a share of the largest one
@@ -39,6 +39,7 @@ def plot_distributions(
         The figure, and the axes in the order of the layers.
 
     Raises:
+        TypeError: if `techniques` are no histograms by label and layer.
         ValueError: if there is nothing to draw, techniques have different layers, or there are not as many axes as
             layers.
 
@@ -48,6 +49,11 @@ def plot_distributions(
         >>> axes.get_title()
         'fc1'
     """
+    check_kind("techniques", techniques, Mapping, "a dict of histograms by label and layer")
+    for each in techniques.values():
+        check_kind("techniques", each, Mapping, "a dict of histograms by label and layer")
+        for histogram in each.values():
+            check_kind("techniques", histogram, Mapping, "histograms, dicts with `counts`, `limit` and `beyond`,")
     layers = list(next(iter(techniques.values()), {}))
     if not layers:
         raise ValueError("Expected argument `techniques` to have histograms of at least one layer but got none.")

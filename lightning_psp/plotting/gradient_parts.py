@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from lightning_psp.analysis import GradientParts
-from lightning_psp.plotting.style import given_axes
+from lightning_psp.plotting.style import check_kind, given_axes
 
 LARGEST_FIGURE = 16.0, 14.0  # inches
 MOST_CELLS_WITH_NUMBERS = 20, 60  # columns and rows; in smaller cells numbers could not be read
@@ -41,7 +41,7 @@ def plot_gradient_parts(
         The figure and the axes.
 
     Raises:
-        TypeError: if `parameters` is a string.
+        TypeError: if `parts` is no such result, or `parameters` a string.
         ValueError: if no parameter matches the patterns.
 
     Example:
@@ -53,6 +53,7 @@ def plot_gradient_parts(
         >>> [label.get_text() for label in axes.get_yticklabels()]
         ['0.weight', '2.weight']
     """
+    check_kind("parts", parts, GradientParts, "a result of `psp_gradient_parts`")
     if isinstance(parameters, str):
         raise TypeError(
             "Expected argument `parameters` to be a sequence of glob patterns, such as ('*weight*',), but got"

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
 from lightning_psp.analysis import LossPlane
-from lightning_psp.plotting.style import given_axes, label_plainly, new_axes, styles, tidy
+from lightning_psp.plotting.style import check_kind, given_axes, label_plainly, new_axes, styles, tidy
 
 Numbers: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 
@@ -62,6 +62,7 @@ def plot_plane(
         The figure and the axes.
 
     Raises:
+        TypeError: if `plane` is no such result.
         ValueError: if the plane does not have the measure or the layer, if no value is finite, or if `log_scale` is
             asked for with values that are not above 0.
 
@@ -78,6 +79,7 @@ def plot_plane(
         >>> axes.get_title()
         'Loss'
     """
+    check_kind("plane", plane, LossPlane, "a result of `loss_plane`")
     values = _values(plane, measure, layer).numpy()
     if not np.isfinite(values).any():
         raise ValueError(f"Expected argument `plane` to have a finite value of {measure!r} but got none.")

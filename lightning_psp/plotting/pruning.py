@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from lightning_psp.plotting.style import given_axes, label_plainly, new_axes, styles, tidy
+from lightning_psp.plotting.style import check_kind, given_axes, label_plainly, new_axes, styles, tidy
 
 
 def plot_pruning(
@@ -37,6 +37,7 @@ def plot_pruning(
         The figure and the axes.
 
     Raises:
+        TypeError: if `arms` are no pairs by label.
         ValueError: if `arms` or one of them is empty, or a sparsity is not from 0 to less than 1.
 
     Example:
@@ -45,9 +46,13 @@ def plot_pruning(
         >>> axes.get_xlabel()
         'pruned weights (%)'
     """
+    check_kind("arms", arms, Mapping, "a dict of pairs of sparsity and error by label")
+    for points in arms.values():
+        for point in points:
+            check_kind("arms", point, Sized, "pairs of sparsity and error, such as (0.9, 1.2),")
     if not arms:
         raise ValueError("Expected argument `arms` to have at least one way of pruning but got none.")
-    empty = [label for label, points in arms.items() if not points]
+    empty = [label for label, points in arms.items() if len(points) == 0]
     if empty:
         raise ValueError(
             f"Expected each of `arms` to have at least one sparsity and error but got none for {empty[0]!r}."

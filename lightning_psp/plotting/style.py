@@ -71,6 +71,12 @@ def given_axes(ax: Axes | Sequence[Axes], number: int, shown: str) -> list[Axes]
     return axes
 
 
+def check_kind(name: str, value: Any, kind: type, meaning: str) -> None:
+    """Raises a TypeError that says what an argument means, unless it is of a kind."""
+    if not isinstance(value, kind):
+        raise TypeError(f"Expected argument `{name}` to be {meaning} but got {type(value).__name__}.")
+
+
 def tidy(axes: Axes) -> None:
     """Draws a faint grid behind the lines, and no frame."""
     axes.grid(color="#E5E5E5", linewidth=0.8)

@@ -88,7 +88,7 @@ class LobsterPruning(HoldsMasks):
     ``pruning_sparsity/<parameter>``, the share of each, and ``pruning/threshold``, the last T.
 
     Args:
-        lam: the share λ that weights shrink by, 0 or more; it is not multiplied by the learning rate.
+        lam: the share λ that weights shrink by, from 0 to 1; it is not multiplied by the learning rate.
         tolerance: how much `monitor` may grow when weights are set to 0, relative to its value before.
         patience: validations without improvement that make a plateau.
         monitor: what the LightningModule logs in its validation and is to stay small, a loss. The mean over processes.
@@ -129,7 +129,7 @@ class LobsterPruning(HoldsMasks):
         max_sparsity: float | None = None,
     ) -> None:
         super().__init__()
-        check_number("lam", lam, at_least=0)
+        check_number("lam", lam, at_least=0, at_most=1)
         check_number("tolerance", tolerance, at_least=0)
         check_integer("patience", patience, at_least=1)
         check_number("min_improvement", min_improvement, at_least=0)

@@ -179,7 +179,7 @@ def test_given_axes_are_used():
 def test_nothing_to_draw_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="`trainings`"):
         plot_curves({})
-    with pytest.raises(TypeError, match=r"`trainings` to map labels .* but got 'logs'"):
+    with pytest.raises(TypeError, match=r"`trainings` to be a dict of logs .* but got str"):
         plot_curves("logs")
     with pytest.raises(TypeError, match=r"such as \('val_loss',\), but got 'val_loss'"):
         plot_curves({"a": trainings()}, keys="val_loss")

@@ -89,3 +89,12 @@ def test_techniques_have_the_same_layers_and_values_in_each():
             plot_distributions(techniques)
     with pytest.raises(ValueError, match="to have values of 'fc' for 'a' but got none"):
         plot_distributions({"a": {"fc": {"limit": 1.0, "beyond": 0, "counts": [0, 0]}}})
+
+
+def test_other_kinds_are_an_error():
+    with pytest.raises(TypeError, match=r"`techniques` to be a dict of histograms"):
+        plot_distributions([])
+    with pytest.raises(TypeError, match=r"by label and layer but got list"):
+        plot_distributions({"a": [1.0]})
+    with pytest.raises(TypeError, match=r"dicts with `counts`, .* but got list"):
+        plot_distributions({"a": {"fc1": [1.0]}})

@@ -101,3 +101,8 @@ def test_missing_matplotlib_names_the_extra(monkeypatch):
     monkeypatch.delitem(sys.modules, plotting.__name__)
     with pytest.raises(ModuleNotFoundError, match=r"lightning_psp\[plot\]"):
         importlib.import_module(plotting.__name__)
+
+
+def test_other_kinds_are_an_error():
+    with pytest.raises(TypeError, match=r"`parts` to be a result of `psp_gradient_parts` but got NoneType"):
+        plot_gradient_parts(None)

@@ -111,3 +111,8 @@ def test_bad_input():
         plot_plane(plane(), measure="error", log_scale=True)
     with pytest.raises(TypeError, match="`ax` to be axes of matplotlib but got 'error'"):
         plot_plane(plane(), "error")
+
+
+def test_other_kinds_are_an_error():
+    with pytest.raises(TypeError, match=r"`plane` to be a result of `loss_plane` but got list"):
+        plot_plane([])

@@ -63,3 +63,10 @@ def test_bad_input():
         plot_pruning({"a": [(98.0, 1.0)]})
     with pytest.raises(ValueError, match="at least one sparsity and error but got none for 'b'"):
         plot_pruning({"a": [(0.5, 1.0)], "b": []})
+
+
+def test_other_kinds_are_an_error():
+    with pytest.raises(TypeError, match=r"`arms` to be a dict of pairs"):
+        plot_pruning([])
+    with pytest.raises(TypeError, match=r"pairs of sparsity and error, .* but got float"):
+        plot_pruning({"a": [0.5]})

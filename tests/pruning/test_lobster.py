@@ -277,6 +277,7 @@ def test_other_patterns_are_refused_when_a_training_is_resumed(tmp_path):
     ("arguments", "error", "message"),
     [
         ({"lam": -1}, ValueError, "`lam`"),
+        ({"lam": 2}, ValueError, "`lam`"),
         ({"lam": "1"}, TypeError, "`lam`"),
         ({"tolerance": -0.1}, ValueError, "`tolerance`"),
         ({"tolerance": math.nan}, ValueError, "`tolerance`"),
