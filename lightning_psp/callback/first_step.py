@@ -50,7 +50,10 @@ def describe_first_step(step: Step, layers: Sequence[str], lam: float, module: n
                 " weights before it are, and λ acts on the weight and bias of the batch norm alone."
             )
     elif at_full_strength > DOMINANT:
-        sentences.append(f"Above {percentage(DOMINANT)} it comes before the loss: try a smaller λ.")
+        sentences.append(
+            f"Above {percentage(DOMINANT)} it comes before the loss: try a smaller λ, unless the network had learnt"
+            " before, where the loss is small and such a share is usual."
+        )
     return " ".join(sentences)
 
 
