@@ -31,6 +31,30 @@ def check_lam(lam: Any) -> None:
         raise ValueError(f"Expected argument `lam` to be a number of at least 0 or 'auto' but got {lam!r}.")
 
 
+class LamAttribute:
+    """λ as an attribute that is checked whenever it is set, be it in the middle of a training.
+
+    Example:
+        >>> class Penalty:
+        ...     lam = LamAttribute()
+        >>> penalty = Penalty()
+        >>> penalty.lam = 1
+        >>> penalty.lam
+        1.0
+        >>> penalty.lam = -1
+        Traceback (most recent call last):
+        ...
+        ValueError: Expected argument `lam` to be a finite number of at least 0 but got -1.
+    """
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        return self if instance is None else vars(instance)["lam"]
+
+    def __set__(self, instance: Any, lam: Lam) -> None:
+        check_lam(lam)
+        vars(instance)["lam"] = lam if isinstance(lam, str) else float(lam)
+
+
 class AutoLam:
     r"""The ratio of running means of both norms, :math:`\lambda = 0.3 \, m_L / m_R`.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from lightning_psp.callback.auto_lam import Lam, check_lam
+from lightning_psp.callback.auto_lam import Lam, LamAttribute
 from lightning_psp.callback.entropy_measure import EntropyMeasure, Orders
 from lightning_psp.callback.epochs import Epochs, Stage
 from lightning_psp.callback.histograms import write_histograms
@@ -107,6 +107,8 @@ class PSPCallback(OnlyOne):
     A Trainer takes one such callback; `layer_lam` gives layers different strengths.
     """
 
+    lam = LamAttribute()
+
     def __init__(
         self,
         lam: Lam = 1e-3,
@@ -129,12 +131,11 @@ class PSPCallback(OnlyOne):
     ) -> None:
         self._arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        check_lam(lam)
         find_nonlinearities(activations)
         check_choice("reduction", reduction, REDUCTIONS)
         check_bool("log_layers", log_layers)
         check_bool("histograms", histograms)
-        self.lam: Lam = lam if isinstance(lam, str) else float(lam)
+        self.lam = lam
         self.schedule = make_schedule(schedule)
         self._layer_factor = LayerFactors({} if layer_lam is None else layer_lam)
         self.layer_lam = self._layer_factor.by_pattern

@@ -223,7 +223,13 @@ class Watch:
 
         Raises:
             RuntimeError: if the backward pass can run only once.
+            NotImplementedError: if it was not known when the watch began that gradients are measured.
         """
+        if not self._measures:
+            raise NotImplementedError(
+                "PSPCallback.lam was set to 'auto' while a fit ran, which had not been prepared for it. Set it before"
+                " the fit starts."
+            )
         if any(takes_saved_tensors(function_of(node)) for node in nodes_below([loss.grad_fn])):
             raise RuntimeError(
                 "part of it is a function that `torch.compile` made for one backward pass. Call"
