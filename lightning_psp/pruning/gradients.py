@@ -47,7 +47,8 @@ class UnclippedGradients:
     def _copy(self, parameters: Sequence[nn.Parameter], scale: float) -> None:
         for parameter in parameters:
             gradient = parameter.grad
-            assert gradient is not None
+            if gradient is None:
+                continue
             copied = self._copies.get(id(parameter))
             if copied is None or copied.device != gradient.device or copied.shape != gradient.shape:
                 copied = self._copies[id(parameter)] = torch.empty_like(gradient)
@@ -56,13 +57,14 @@ class UnclippedGradients:
                 copied.div_(scale)
             self._kept.add(id(parameter))
 
-    def take(self, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-        """The gradients of a step that has ended."""
-        found = []
+    def take(self, parameters: Sequence[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
+        """The gradients of a step that has ended, of the parameters that have one."""
+        found = {}
         for parameter in parameters:
-            assert parameter.grad is not None
             was_kept = id(parameter) in self._kept
-            found.append(self._copies[id(parameter)] if was_kept else parameter.grad)
+            gradient = self._copies[id(parameter)] if was_kept else parameter.grad
+            if gradient is not None:  # an optimiser may let go of gradients, but not of copies
+                found[parameter] = gradient
             self._kept.discard(id(parameter))
         return found
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -154,7 +154,7 @@ class LobsterPruning(HoldsMasks):
         self._plateau = Plateau(self.patience, self.min_improvement)
         self._best: dict[str, Tensor] = {}
         self._last_step = -1
-        self._has_stepped = False
+        self._has_stepped = self._has_shrunk = False
         self._is_finished = False
         self._module: weakref.ref[LightningModule] | None = None
         self._before: ModuleAttributes | None = None
@@ -233,18 +233,25 @@ class LobsterPruning(HoldsMasks):
         self._has_stepped = True
         if self.lam == 0:
             return
-        parameters = self._parameters(optimizer)
-        sensitivity_decay(parameters, self._gradients.take(parameters), self.lam)
+        gradients = self._gradients.take(self._parameters(optimizer))
+        self._has_shrunk = self._has_shrunk or bool(gradients)
+        sensitivity_decay([*gradients], [*gradients.values()], self.lam)
 
     def _parameters(self, optimizer: Optimizer) -> list[nn.Parameter]:
-        """The prunable parameters with a gradient that an optimiser moves."""
+        """The prunable parameters that an optimiser moves."""
         prunable = {id(each.weight.parameter) for each in self._bound}
         moved = (parameter for group in optimizer.param_groups for parameter in group["params"])
-        return [parameter for parameter in moved if id(parameter) in prunable and parameter.grad is not None]
+        return [parameter for parameter in moved if id(parameter) in prunable]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the shares of weights that are 0, and the last threshold."""
         super().on_train_epoch_end(trainer, pl_module)
+        if self.lam > 0 and trainer.global_step > 0 and not self._has_shrunk:
+            self._has_shrunk = True  # said once
+            rank_zero_warn(
+                "LobsterPruning has shrunk no weight in the first epoch: it was told of no step of an optimiser that"
+                " holds a prunable parameter with a gradient."
+            )
         if not trainer.barebones:
             threshold = next((step.threshold for step in reversed(self.history) if step.threshold > 0), 0.0)
             pl_module.log("pruning/threshold", threshold, on_epoch=True, batch_size=1, sync_dist=trainer.world_size > 1)

@@ -184,6 +184,16 @@ class WorksInGradients(torch.optim.SGD):
         return loss
 
 
+class LetsGoOfGradients(torch.optim.SGD):
+    """To save memory."""
+
+    def step(self, closure=None):
+        loss = None if closure is None else closure()
+        super().step()
+        self.zero_grad()
+        return loss
+
+
 def adamw(**settings):
     return lambda parameters: torch.optim.AdamW(parameters, lr=0.02, weight_decay=0.1, **settings)
 
@@ -197,6 +207,7 @@ OPTIMIZERS = {
     "Nesterov": nesterov(),
     "Nesterov foreach": nesterov(foreach=True),
     "works in its gradients": lambda parameters: WorksInGradients(parameters, lr=0.1),
+    "lets go of its gradients": lambda parameters: LetsGoOfGradients(parameters, lr=0.1),
     "AdamW": adamw(),
     "AdamW foreach": adamw(foreach=True),
     "AdamW fused": adamw(fused=True),
@@ -273,7 +284,7 @@ def test_manual_optimisation_with_two_optimisers(name):
     assert_equal(network, by_hand_written_out(OPTIMIZERS[name]))
 
 
-@pytest.mark.parametrize("name", ["SGD", "Nesterov foreach", "works in its gradients"])
+@pytest.mark.parametrize("name", ["SGD", "Nesterov foreach", "works in its gradients", "lets go of its gradients"])
 def test_steps_that_the_trainer_does_not_take(name):
     network = train(Unwrapped(OPTIMIZERS[name]))
     assert_equal(network, by_hand_written_out(OPTIMIZERS[name]))

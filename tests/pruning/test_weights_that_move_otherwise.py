@@ -138,3 +138,37 @@ def test_a_step_leaves_the_weights_of_other_optimisers_to_their_graphs():
     alone.configure_optimizers = lambda: [Masks(part.parameters(), **settings) for part in alone.network.values()]
     fit(alone)
     assert_state(module.state_dict(), alone.state_dict())
+
+
+class Copies(Pruned):
+    """Trains copies of its parameters, which it takes back after each step."""
+
+    def on_fit_start(self):
+        self.automatic_optimization = False
+        self.copies = [nn.Parameter(parameter.detach().clone()) for parameter in self.parameters()]
+        self.own = torch.optim.SGD(self.copies, lr=0.1)
+
+    def training_step(self, batch, batch_index):
+        self.optimizers().step()
+        self.zero_grad()
+        self.loss(batch).backward()
+        for copy, parameter in zip(self.copies, self.parameters(), strict=True):
+            copy.grad = parameter.grad
+        self.own.step()
+        for copy, parameter in zip(self.copies, self.parameters(), strict=True):
+            parameter.data.copy_(copy)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lam", "said"),
+    [(Copies, 1e-4, ["LobsterPruning has shrunk no weight in the first epoch"]), (Copies, 0, []), (Pruned, 1e-4, [])],
+)
+def test_that_nothing_shrinks_is_said_once(kind, lam, said, recwarn):
+    module = kind(NETWORKS["lenet300"]())
+    module.look = lambda place: None
+    fit(module, LobsterPruning(lam=lam))
+    messages = [str(each.message).partition(":")[0] for each in recwarn]
+    assert [message for message in messages if message.startswith("LobsterPruning")] == said
