@@ -153,7 +153,7 @@ class LobsterPruning(HoldsMasks):
         self.history: list[PruningStep] = []
         self._plateau = Plateau(self.patience, self.min_improvement)
         self._best: dict[str, Tensor] = {}
-        self._last_step = -1
+        self._last_step, self._first_step = -1, 0
         self._has_stepped = self._has_shrunk = False
         self._is_finished = False
         self._module: weakref.ref[LightningModule] | None = None
@@ -215,6 +215,7 @@ class LobsterPruning(HoldsMasks):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops a training that had stopped already when it was saved."""
+        self._first_step = trainer.global_step
         trainer.should_stop = trainer.should_stop or self._is_finished
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -246,7 +247,7 @@ class LobsterPruning(HoldsMasks):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the shares of weights that are 0, and the last threshold."""
         super().on_train_epoch_end(trainer, pl_module)
-        if self.lam > 0 and trainer.global_step > 0 and not self._has_shrunk:
+        if self.lam > 0 and trainer.global_step > self._first_step and not self._has_shrunk:
             self._has_shrunk = True  # said once
             rank_zero_warn(
                 "LobsterPruning has shrunk no weight in the first epoch: it was told of no step of an optimiser that"
