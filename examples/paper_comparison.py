@@ -60,8 +60,8 @@ Where trainings of several seeds are at different sparsities, each has a row of 
 """
 MAPS = """\
 One-shot arms at these sparsities (Fig. 1 there): {one_shot}. The maps of loss, ⟨z²⟩ and PSP-entropy between a gradually
-and a one-shot pruned solution and the spectra of the Hessian (Fig. 2 to 4): of LeNet-300
-[there](../results.md#around-two-pruned-networks), not yet of LeNet-5.
+and a one-shot pruned solution and the spectra of the Hessian (Fig. 2 to 4), of LeNet-5 and LeNet-300:
+[there](../results.md#around-two-pruned-networks).
 """
 
 
