@@ -23,7 +23,7 @@ from lightning_psp.pruning.gradients import UnclippedGradients
 from lightning_psp.pruning.holding import HoldsMasks
 from lightning_psp.pruning.masks import magnitude_masks
 from lightning_psp.pruning.module_attributes import ModuleAttributes
-from lightning_psp.pruning.monitored import check_still_pruned, monitored, refuse_constant, warn_of_fall
+from lightning_psp.pruning.monitored import check_still_pruned, monitored, refuse_constant, warn_of_chance, warn_of_fall
 from lightning_psp.pruning.plateau import Plateau
 from lightning_psp.pruning.prunable import prunable_weights
 from lightning_psp.pruning.threshold import FoundThreshold, find_threshold
@@ -335,6 +335,8 @@ class LobsterPruning(HoldsMasks):
 
             losses: set[float] = set()
             loss = evaluate(None)
+            if not self.history:
+                warn_of_chance(self.monitor, self._plateau.best, loss, self.tolerance)
             left = self._magnitudes_left(pl_module)
             together = torch.cat([each.to(left[0].device) for each in left])
             means = [float(each[each > 0].mean()) for each in left if each.any()]

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # A loss that falls by this share when weights are set to 0 may be none.
 _SUSPICIOUS_FALL = 0.1
+# The same weights have the same loss but for rounding, and but for less than this part of what pruning may cost.
+_ROUNDING, _OF_TOLERANCE = 1e-3, 0.1
 
 
 def monitored(monitor: str, trainer: Trainer, metrics: Mapping[str, float]) -> float:
@@ -62,6 +64,18 @@ def refuse_constant(monitor: str, loss: float) -> None:
         " all prunable weights at 0, too. Where `validation_step` looks at other weights, such as averages, log the"
         " loss of the module's own under another name."
     )
+
+
+def warn_of_chance(monitor: str, before: float, now: float, tolerance: float) -> None:
+    """Warns where validating the same weights again gives another value."""
+    if abs(now - before) > max(_ROUNDING, _OF_TOLERANCE * tolerance) * abs(before):
+        rank_zero_warn(
+            f"LobsterPruning: {monitor!r} was {before:.6g} for the best weights, and is {now:.6g} when validated once"
+            " more. The search goes by the second value. They differ where the validation draws random numbers,"
+            " where a callback has averages of weights validated, which the search does without, or where a validation"
+            " adds to something that is not reset when the next one starts: then what the search finds is wrong. Lists,"
+            " dicts, tensors and metrics of the LightningModule are reset, other objects are not."
+        )
 
 
 def warn_of_fall(monitor: str, before: float, after: float) -> None:

@@ -146,7 +146,8 @@ def test_stochastic_weight_averaging():
 @pytest.mark.skipif(not hasattr(callbacks, "EMAWeightAveraging"), reason="a later version of Lightning has it")
 def test_moving_averages():
     torch.manual_seed(0)
-    check(Looked(NETWORKS["lenet300"](), adamw()), callbacks.EMAWeightAveraging(decay=0.5))
+    with pytest.warns(UserWarning, match="a callback has averages of weights validated, which the search does without"):
+        check(Looked(NETWORKS["lenet300"](), adamw()), callbacks.EMAWeightAveraging(decay=0.5))
 
 
 @pytest.mark.parametrize("name", NAMES)

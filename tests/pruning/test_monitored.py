@@ -123,3 +123,42 @@ def test_a_trainer_that_logs_nothing():
     names = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     with pytest.raises(ValueError, match=r"prunes by what is logged, and Trainer.barebones=True. logs nothing"):
         train(LobsterPruning(), barebones=True, **dict.fromkeys(names))
+
+
+class Meter:
+    """No module."""
+
+    def __init__(self):
+        self.losses = []
+
+
+class Gathers(Model):
+    """Lets go of what a validation has gathered when the next epoch starts, not when the next validation does."""
+
+    def __init__(self):
+        super().__init__()
+        self.meter = Meter()
+
+    def on_train_epoch_start(self):
+        self.meter.losses.clear()
+
+    def validation_step(self, batch, batch_index):
+        self.meter.losses.append(functional.cross_entropy(self(batch[0]), batch[1]))
+
+    def on_validation_epoch_end(self):
+        super().on_validation_epoch_end()
+        self.log("val_loss", torch.stack(self.meter.losses).mean())
+
+
+class Draws(Model):
+    def validation_step(self, batch, batch_index):
+        self.log("val_loss", functional.cross_entropy(self(batch[0]), batch[1]) * (1 + 9 * torch.rand(())))
+
+
+@pytest.mark.parametrize("kind", [Gathers, Draws])
+def test_a_validation_that_cannot_be_repeated_is_said_once(kind, recwarn):
+    """Of weights that grow worse, so that the best are not the last ones."""
+    train(pruning := LobsterPruning(lam=0.2, patience=2, tolerance=0.1), module=kind(), epochs=8, min_epochs=8)
+    assert len(pruning.history) > 1
+    (message,) = [str(each.message) for each in recwarn if "when validated once more" in str(each.message)]
+    assert message.startswith("LobsterPruning: 'val_loss' was ")
