@@ -95,6 +95,20 @@ class Unwrapped(ByHand):
         return super().optimizers(use_pl_optimizer=False)
 
 
+class ScalesByItself(ByHand):
+    """By a scaler of its own, of which the trainer knows nothing."""
+
+    def on_fit_start(self):
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=65536.0)
+
+    def training_step(self, batch, batch_index):
+        for optimizer in self.optimizers(use_pl_optimizer=False):
+            self.network.zero_grad()
+            self.manual_backward(self.scaler.scale(loss_of(self.network, batch)))
+            self.scaler.step(optimizer)
+        self.scaler.update()
+
+
 class ScaledLoss(MixedPrecision):
     """The scaled loss of fp16 training without its rounding, so that errors show."""
 
@@ -287,6 +301,12 @@ def test_manual_optimisation_with_two_optimisers(name):
 @pytest.mark.parametrize("name", ["SGD", "Nesterov foreach", "works in its gradients", "lets go of its gradients"])
 def test_steps_that_the_trainer_does_not_take(name):
     network = train(Unwrapped(OPTIMIZERS[name]))
+    assert_equal(network, by_hand_written_out(OPTIMIZERS[name]))
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW fused", "SGD fused"])
+def test_a_scaler_of_the_users(name):
+    network = train(ScalesByItself(OPTIMIZERS[name]))
     assert_equal(network, by_hand_written_out(OPTIMIZERS[name]))
 
 
