@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -21,9 +22,15 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
         path: the file.
 
     Raises:
-        ValueError: if the file holds something else.
+        ValueError: if the file holds something else, or objects beside the weights that would run code.
     """
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{str(path)!r} holds objects beside tensors, such as hyperparameters of other types, or is no torch file."
+            " Where you trust it, give the state dict itself: `torch.load(path, weights_only=False)['state_dict']`."
+        ) from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise ValueError(f"Expected {str(path)!r} to hold a state dict or a checkpoint but got something else.")

@@ -73,6 +73,20 @@ def test_rewound_weights(kind, tmp_path):
     assert_state(found, masked(expected, masks))
 
 
+def test_a_checkpoint_with_objects_of_other_types(tmp_path):
+    """Nothing is changed; the state dict itself serves."""
+    module, starts = lenet300(), Starts()
+    before = copy.deepcopy(module.state_dict())
+    path = tmp_path / "initial.ckpt"
+    torch.save({"state_dict": {name: value + 1 for name, value in before.items()}, "hyper_parameters": nn.ReLU}, path)
+    with pytest.raises(ValueError, match=r"initial.ckpt' holds objects beside tensors.*weights_only=False"):
+        fit(module, MaskedTraining(module.masks, rewind_to=path))
+    assert_state(module.state_dict(), before)
+    state = torch.load(path, weights_only=False)["state_dict"]
+    fit(module, MaskedTraining(module.masks, rewind_to=state), starts)
+    assert_state(starts.state, masked(state, module.masks))
+
+
 def test_a_checkpoint_of_before_the_first_step(tmp_path):
     """A fit that goes on from it is a new one."""
     module, starts = lenet300(), Starts()
