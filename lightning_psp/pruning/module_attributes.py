@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import OrderedDict, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -14,7 +14,7 @@ from torchmetrics import Metric
 # Gives a value back, as it was when this was made.
 GiveBack: TypeAlias = Callable[[], Any]
 
-_CONTAINERS = (list, tuple, set, dict, OrderedDict, defaultdict, deque)
+_CONTAINERS = (list, tuple, set, dict, OrderedDict, defaultdict, Counter, deque)
 # More numbers are data, such as images of a batch that a module holds for later, and nothing that a step adds to, but
 # for the state of a metric.
 _LARGEST_COPIED = 1 << 22
@@ -25,10 +25,10 @@ _NOT_KEPT = vars(nn.Module()).keys() - {"training"}
 class ModuleAttributes:
     """What the modules of a network hold besides parameters and buffers, as it was when this was made.
 
-    States of metrics are among it, modes, and whatever a step gathers in plain containers. Tensors are copied. Of a
-    container what is in it is kept, and given back to this very container, for others may hold it: a hook that writes
-    what a layer has computed into a dict. Other objects are held as they are. An attribute that comes later goes when
-    they are given back.
+    States of metrics are among it, modes, and whatever a step gathers in plain containers and NumPy arrays. Tensors are
+    copied. Of a container what is in it is kept, and given back to this very container, for others may hold it: a hook
+    that writes what a layer has computed into a dict. Other objects are held as they are. An attribute that comes later
+    goes when they are given back.
 
     Args:
         module: the network.
@@ -87,6 +87,9 @@ def _keep(value: Any, largest: int) -> GiveBack:
     if type(value) is Tensor and value.grad_fn is None and value.numel() <= largest:
         copy = _copy(value)
         return lambda: _copy(copy)
+    if _is_array(value) and value.flags.writeable and value.size <= largest:
+        numbers = value.copy()
+        return lambda: _overwrite(value, numbers)
     if type(value) not in _CONTAINERS:
         return lambda: value
     if isinstance(value, dict):
@@ -103,6 +106,16 @@ def _keep(value: Any, largest: int) -> GiveBack:
 
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+
+
+def _is_array(value: Any) -> bool:
+    numpy: Any = sys.modules.get("numpy")
+    return numpy is not None and type(value) is numpy.ndarray
+
+
+def _overwrite(array: Any, numbers: Any) -> Any:
+    array[...] = numbers
+    return array
 
 
 def _refill(container: Any, content: Any) -> Any:

@@ -74,7 +74,7 @@ def warn_of_chance(monitor: str, before: float, now: float, tolerance: float) ->
             " more. The search goes by the second value. They differ where the validation draws random numbers,"
             " where a callback has averages of weights validated, which the search does without, or where a validation"
             " adds to something that is not reset when the next one starts: then what the search finds is wrong. Lists,"
-            " dicts, tensors and metrics of the LightningModule are reset, other objects are not."
+            " dicts, arrays, tensors and metrics of the LightningModule are reset, other objects are not."
         )
 
 

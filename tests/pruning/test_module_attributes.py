@@ -2,6 +2,7 @@
 
 from collections import Counter, OrderedDict, defaultdict, deque
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -36,6 +37,9 @@ CONTAINERS = {
     "dict": ({"a": [1], "b": 2}, lambda each: each.update(a=0, c=1)),
     "ordered dict": (OrderedDict(b=1, a=2), lambda each: each.move_to_end("b")),
     "default dict": (defaultdict(list, a=[1]), lambda each: each["b"].append(1)),
+    "counter": (Counter("aab"), lambda each: each.update("bc")),
+    "array": (np.zeros(2), lambda each: each.__iadd__(1)),
+    "arrays in a dict": ({"a": np.zeros(2)}, lambda each: each["a"].fill(1)),
     "deque": (deque([1, 2], maxlen=2), lambda each: each.append(3)),
     "set": ({1, 2}, lambda each: each.discard(1)),
     "in a tuple": (([1],), lambda each: each[0].append(2)),
@@ -85,9 +89,16 @@ def test_a_container_that_has_left_the_module():
     assert (left, module.outputs) == ([1, 2], [3])
 
 
-def test_what_is_no_plain_container():
+class Own(list):
+    """Of a class of the user's."""
+
+
+def test_what_stays_as_it_is():
     module = nn.Module()
-    module.counter = counter = Counter("a")
+    module.own, module.constant = own, constant = Own([1]), np.zeros(2)
+    constant.flags.writeable = False
     attributes = ModuleAttributes(module)
+    own.append(2)
     attributes.restore()
-    assert module.counter is counter
+    assert module.own is own == [1, 2]
+    assert module.constant is constant
