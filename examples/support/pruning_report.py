@@ -22,7 +22,7 @@ CAPTION = (
 
 
 def report(rows: Sequence[Mapping[str, Any]], titles: Mapping[str, str], folder: Path) -> None:
-    """Write ``<task>.md`` and ``<task>.png`` for each task.
+    """Write ``<task>.md``, ``<task>_levels.md`` and ``<task>.png`` for each task.
 
     Args:
         rows: The trainings: their settings, and their levels.
@@ -35,6 +35,8 @@ def report(rows: Sequence[Mapping[str, Any]], titles: Mapping[str, str], folder:
             continue
         text = f"# {title}\n\n{CAPTION}{arms_table(trainings)}\n{gradual_table(trainings)}"
         (folder / f"{task}.md").write_text(text)
+        levels = f"# {title}: LOBSTER at each of its sparsities\n\n{levels_table(trainings)}"
+        (folder / f"{task}_levels.md").write_text(levels)
         print(text)
         figure, axes = plot_pruning(curves(trainings))
         axes.set_title(title, fontweight="bold")
@@ -67,6 +69,17 @@ def arms_table(trainings: Sequence[Mapping[str, Any]]) -> str:
     return markdown_table(["pruned (%)", *LABELS.values()], rows)
 
 
+def levels_table(trainings: Sequence[Mapping[str, Any]]) -> str:
+    """Sparsity and test error of each gradual training at each level."""
+    rows = [
+        [_psp(row), str(row["seed"]), f"{100 * level['sparsity']:.2f}", f"{level['test_error']:.2f}"]
+        for row in trainings
+        if row["arm"] == "gradual"
+        for level in row["levels"]
+    ]
+    return markdown_table(["PSP", "seed", "pruned (%)", "test error (%)"], rows)
+
+
 def gradual_table(trainings: Sequence[Mapping[str, Any]]) -> str:
     """The gradual trainings: how far each came, and constant units at the end."""
     rows = []
@@ -76,7 +89,7 @@ def gradual_table(trainings: Sequence[Mapping[str, Any]]) -> str:
             constant = sum(last["off"].values()) + sum(last["on"].values())
             rows.append(
                 [
-                    f"λ = {row['lam']:g}" if row["lam"] else "none",
+                    _psp(row),
                     str(row["seed"]),
                     f"{dense['test_error']:.2f}",
                     f"{100 * last['sparsity']:.2f}",
@@ -87,3 +100,7 @@ def gradual_table(trainings: Sequence[Mapping[str, Any]]) -> str:
             )
     header = ["PSP", "seed", "error, dense", "pruned (%)", "error, pruned", "constant units", "epochs"]
     return markdown_table(header, rows)
+
+
+def _psp(row: Mapping[str, Any]) -> str:
+    return f"λ = {row['lam']:g}" if row["lam"] else "none"

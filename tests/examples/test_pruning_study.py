@@ -14,7 +14,7 @@ pytest.importorskip("sklearn")
 
 import pruning_study
 from pruning_study import ONE_SHOT_ARMS, SMALL, spread
-from support.pruning_report import arms_table, curves, gradual_table
+from support.pruning_report import arms_table, curves, gradual_table, levels_table
 from tests.support.processes.forked import SERVER
 
 pytestmark = pytest.mark.first
@@ -125,6 +125,10 @@ def test_tables_hold_the_errors_of_their_arm():
     assert gradual_table(rows).splitlines()[2:] == [
         "| none | 0 | 1.00 | 90.00 | 3.00 | 5 of 9 | 31 |",
         "| λ = 0.3 | 0 | 1.50 | 80.00 | 2.50 | 1 of 9 | 26, not ended |",
+    ]
+    assert levels_table(rows).splitlines()[2:] == [
+        *("| none | 0 | 0.00 | 1.00 |", "| none | 0 | 50.00 | 2.00 |", "| none | 0 | 90.00 | 3.00 |"),
+        *("| λ = 0.3 | 0 | 0.00 | 1.50 |", "| λ = 0.3 | 0 | 80.00 | 2.50 |"),
     ]
     drawn = curves(rows)
     assert drawn["LOBSTER"] == [(0.0, 1.0), (0.5, 2.0), (0.9, 3.0)]
