@@ -25,6 +25,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from models import MODELS, Classifier
 from overhead import quartiles
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -84,6 +85,13 @@ class Alternate(Callback):
         self.pruning.teardown(trainer, pl_module, "fit")
 
 
+class Validated(Classifier):
+    """Has the validation that pruning goes by; none of its searches runs here."""
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+        self.log("val_loss", self.training_step(batch, batch_index))
+
+
 def time_blocks(options: argparse.Namespace, name: str) -> dict[str, list[float]]:
     """For each arm the median time of a step in each of its blocks, in seconds."""
     torch.manual_seed(0)
@@ -104,8 +112,10 @@ def time_blocks(options: argparse.Namespace, name: str) -> dict[str, list[float]
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
+            num_sanity_val_steps=0,
         )
-        trainer.fit(Classifier(model.make(size)), DataLoader([(inputs, labels)] * steps, batch_size=None))
+        train, validate = (DataLoader([(inputs, labels)] * batches, batch_size=None) for batches in (steps, 1))
+        trainer.fit(Validated(model.make(size)), train, validate)
     medians = [statistics.median(block[NOT_COUNTED:]) for block in alternate.blocks if len(block) == BLOCK]
     return {arm: medians[len(ARMS) + index :: len(ARMS)] for index, arm in enumerate(ARMS)}  # the first round warms up
 
