@@ -55,10 +55,10 @@ def log_step(trainer: Trainer, module: LightningModule, values: dict[str, Total]
         values: the values of this process's step, none if no potential was seen in it. Loggers get their mean over the
             processes that have some.
     """
-    tensors = {
-        key: value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-        for key, value in values.items()
-    }
+    tensors = {key: value.detach() for key, value in values.items() if isinstance(value, Tensor)}
+    numbers = {key: value for key, value in values.items() if not isinstance(value, Tensor)}
+    if numbers:
+        tensors.update(zip(numbers, torch.tensor([*numbers.values()], dtype=torch.float64).unbind(), strict=True))
     trainer.callback_metrics.update(tensors)
     if not is_logging_step(trainer):
         return

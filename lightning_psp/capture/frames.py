@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 from torch.nn.modules import activation as activation_modules
 from torch.nn.parameter import UninitializedParameter
@@ -70,6 +71,7 @@ class Frame:
         "given",
         "known",
         "module",
+        "path",
         "potential",
         "starts_call",
         "suppresses",
@@ -80,6 +82,7 @@ class Frame:
     def __init__(self, module: nn.Module, known: Known) -> None:
         self.module = module
         self.known = known
+        self.path = known.path  # in the network; None if it lies outside
         self.starts_call = False  # whether it is an outermost call of the network
         self.suppresses = False  # whether nothing inside of it is a layer
         self.potential: Potential[Any] | None = None  # what entered it, where it is a nonlinearity as a whole
@@ -87,11 +90,6 @@ class Frame:
         self.unit_dim: int | None = None  # of what it returns, where nothing inside it is followed
         self.first = 0  # number of potentials before it
         self.turns: dict[str, int] = {}  # how often each name of a place was given
-
-    @property
-    def path(self) -> str | None:
-        """Path of the module in the network; None if it lies outside."""
-        return self.known.path
 
 
 class Frames:
@@ -122,7 +120,6 @@ class Frames:
         self.resumed = [Frame(frame.module, frame.known) for frame in running]
         self.running = list(self.resumed)
         self.outside = Frame(self._root, Known("", True, None, False, False))  # of every module
-        self.is_inside_affine = False  # whether a module is running inside which nothing is followed
         self.suppressed = 0  # how many of them are activations that the user names, or make a weight
         self._has_all = False
         self._parts = None
@@ -222,7 +219,9 @@ class Frames:
     def _find_paths(self) -> None:
         self._has_all = False
         parts = self._parts = Parts(self._root)
-        metrics = [path for module, path in parts.paths.items() if path and isinstance(module, _METRICS)]
+        refuse_scripted(parts.paths)
+        of_metrics = {cls for cls in set(map(type, parts.paths)) if issubclass(cls, _METRICS)}
+        metrics = [path for module, path in parts.paths.items() if path and type(module) in of_metrics]
         self._has_metrics = bool(metrics)
         self._known = {
             module: self._describe(
@@ -251,6 +250,16 @@ class Frames:
         if issubclass(cls, _ACTIVATION_MODULES):
             return Kind.ACTIVATION
         return None if cls.__module__.startswith("torch.nn.") else Kind.CANDIDATE
+
+
+def refuse_scripted(modules: Mapping[nn.Module, str]) -> None:
+    """Raises an error if one of some modules, each with its path, is compiled by TorchScript."""
+    for module, path in modules.items():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise NotImplementedError(
+                f"Module {path!r} is compiled by TorchScript, which hides its potentials. Use the module before"
+                " `torch.jit.script` or `torch.jit.trace`."
+            )
 
 
 def _count(caller: Frame, source: Source, name: str) -> None:

@@ -37,6 +37,7 @@ from lightning_psp.capture.witness import Witness
 from lightning_psp.capture.written_activations import WrittenActivations
 from lightning_psp.functional.reductions import Reduction
 from lightning_psp.torch_private.autograd import in_backward
+from lightning_psp.torch_private.function_modes import put_back, take_off
 
 Other = TypeVar("Other", bound=Keepable)
 
@@ -83,6 +84,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self._traced = traced
         self._takes_foreign = takes_foreign
         self._is_suspended = False
+        self._is_inside_affine = False  # whether a module is running inside which nothing is followed
+        self._is_off = False  # whether it is off the stack of modes meanwhile
         self._has_news = True  # whether anything has been seen since outputs were given
         self._place: tuple[list[Frame], bool] = ([], False)  # where it starts: running modules, and whether in a call
         self._scope = ExitStack()
@@ -138,6 +141,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             witness=self._witness,
             checkpoints=self._checkpoints,
             leaves_affine_alone=not nonlinearities.named,
+            step_aside=self._step_aside,
+            step_back=self._step_back,
             on_end=self._give_outputs,
         )
         self.enter_module, self.leave_module = self._network_calls.enter_module, self._network_calls.leave_module
@@ -202,6 +207,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Ends the watch; the potentials seen stay in `potentials`."""
+        self._step_back()  # where Ctrl-C ended a module
         try:
             super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         finally:
@@ -246,6 +252,16 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self._ledger.forget()
         vars(self).clear()
 
+    def _step_aside(self) -> None:
+        self._has_news = self._is_inside_affine = True
+        self._is_off = self._is_off or take_off(self)
+
+    def _step_back(self) -> None:
+        self._is_inside_affine = False
+        if self._is_off:
+            self._is_off = False
+            put_back(self)
+
     def __torch_function__(
         self, func: TorchFunction, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -253,10 +269,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         if _is_traced():
             return self._traced(self._key, func, args, kwargs or {})
         kwargs = kwargs or {}
-        if self._frames.is_inside_affine:
-            self._has_news = True
-            return func(*args, **kwargs)
-        if func in TELLING or self._is_suspended or in_backward():
+        if self._is_inside_affine or func in TELLING or self._is_suspended or in_backward():
             return func(*args, **kwargs)
         self._has_news = True
         has_shadow = not self._ledger.skips_without_grad  # `torch.distributions` enables gradient now and then

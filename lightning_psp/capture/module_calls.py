@@ -12,7 +12,13 @@ import torch
 from torch import nn
 
 from lightning_psp.torch_private.compiler import comptime, nodes_in, running_modules
-from lightning_psp.torch_private.modules import GlobalHooks, compiled_call_of, is_compiled, set_compiled_call
+from lightning_psp.torch_private.modules import (
+    GlobalHooks,
+    compiled_among,
+    compiled_call_of,
+    is_compiled,
+    set_compiled_call,
+)
 
 
 class Listener(Protocol):
@@ -48,7 +54,7 @@ def told_of_module_calls(listener: Listener, modules: Iterable[nn.Module]) -> It
             compiled code.
     """
     with ExitStack() as stack:
-        for module in modules:
+        for module in compiled_among(modules):
             if is_compiled(module):
                 _silence()
             if compiled_call_of(module) is not None:

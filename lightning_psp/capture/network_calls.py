@@ -38,6 +38,8 @@ class NetworkCalls(Generic[Kept]):
         witness: is told of what modules returned.
         checkpoints: the checkpointed functions that are running.
         leaves_affine_alone: whether nothing that torch's modules with weights call is a nonlinearity.
+        step_aside: called before a module of torch runs inside which nothing is followed.
+        step_back: called after it.
         on_end: called when a call of the whole network has ended.
     """
 
@@ -55,6 +57,8 @@ class NetworkCalls(Generic[Kept]):
         witness: Witness,
         checkpoints: Checkpoints,
         leaves_affine_alone: bool,
+        step_aside: Callable[[], None],
+        step_back: Callable[[], None],
         on_end: Callable[[], None],
     ) -> None:
         self.is_suspended = False  # whether nothing is seen
@@ -70,6 +74,8 @@ class NetworkCalls(Generic[Kept]):
         self._witness = witness
         self._checkpoints = checkpoints
         self.leaves_affine_alone = leaves_affine_alone
+        self._step_aside = step_aside
+        self._step_back = step_back
         self._on_end = on_end
 
     def enter_module(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -83,6 +89,7 @@ class NetworkCalls(Generic[Kept]):
         if self.is_redirected and known.path == "":
             self.is_redirected = False
             frame.known = known._replace(path=None)
+            frame.path = None
         elif not self._ledger.in_call and known.is_network and not is_left_out:
             frame.starts_call = True
             self._ledger.begin_call()
@@ -99,7 +106,8 @@ class NetworkCalls(Generic[Kept]):
             self.leaves_affine_alone and known.kind is None and known.path is not None and not self._checkpoints.regions
         ):
             frame.unit_dim = unit_dim_of(module, inputs)
-            self._frames.is_inside_affine = frame.unit_dim is not None
+            if frame.unit_dim is not None:
+                self._step_aside()
         self._frames.running.append(frame)
 
     def _enter_named_activation(
@@ -121,9 +129,11 @@ class NetworkCalls(Generic[Kept]):
             return  # entered before the watch began
         frame = self._frames.running.pop()
         known = frame.known
+        kind, path = known.kind, frame.path
         if frame.unit_dim is not None:
             self._leave_affine(frame, frame.unit_dim, inputs[0], output)
-        kind, path = known.kind, known.path
+            if not frame.starts_call:
+                return
         if frame.suppresses:
             self._frames.end_suppression()
         if frame.potential is not None and isinstance(output, Tensor):
@@ -144,7 +154,7 @@ class NetworkCalls(Generic[Kept]):
             self._origins.record_module(path, frame, tensors)
 
     def _leave_affine(self, frame: Frame, unit_dim: int, argument: Any, output: Any) -> None:
-        self._frames.is_inside_affine = False
+        self._step_back()
         if not isinstance(output, Tensor):  # after an exception
             return
         path = frame.path

@@ -28,7 +28,7 @@ class Arriving:
 
     def note(self, gradient: Tensor) -> None:
         """Takes it from the hook on the loss."""
-        total = gradient.detach().sum()
+        total = gradient.detach() if gradient.ndim == 0 else gradient.detach().sum()
         if isinstance(self._correction, Tensor):
             total = total * self._correction.to(total.device)
         # A tensor on an accelerator is not read, for the step would have to wait for it.

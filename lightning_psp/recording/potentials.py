@@ -5,10 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_psp.capture.frames import refuse_scripted
 from lightning_psp.capture.graph import reach
 from lightning_psp.capture.mode import Capture
 from lightning_psp.capture.nonlinearities import find_nonlinearities
@@ -107,7 +109,7 @@ def recording(
     tell: Callable[[str], None],
 ) -> Iterator[Potentials]:
     """:func:`record_potentials`, which has `tell` called with what could not be seen."""
-    check_module(module)
+    _check_class(module)
     recorded = Potentials()
 
     def keep(z: Tensor, potential: Potential[_Recorded], in_place: bool) -> _Recorded:
@@ -128,6 +130,8 @@ def recording(
     try:
         with told_of_graphs(capture), capture:
             yield recorded
+        if recorded:
+            reach(next(reversed(recorded.values())))  # raises an error where a checkpoint hides potentials
         if not capture.potentials and capture.has_skipped:
             raise ValueError(
                 "No potential was recorded: the network was called without gradient in a block that was entered with"
@@ -144,14 +148,13 @@ def recording(
 
 def check_module(module: nn.Module) -> None:
     """Raises an error if a module is not one whose functions can be watched."""
+    _check_class(module)
+    refuse_scripted(Parts(module).paths)
+
+
+def _check_class(module: Any) -> None:
     if not isinstance(module, nn.Module):
         raise TypeError(f"Expected argument `module` to be a `torch.nn.Module` but got {type(module).__name__}.")
-    for part, path in Parts(module).paths.items():
-        if isinstance(part, torch.jit.ScriptModule):
-            raise NotImplementedError(
-                f"Module {path!r} is compiled by TorchScript, which hides its potentials. Use the module before"
-                " `torch.jit.script` or `torch.jit.trace`."
-            )
 
 
 class _Recorded:
@@ -195,9 +198,6 @@ def _collect(capture: Capture[_Recorded], selection: LayerSelection, recorded: P
                 )
             passes.setdefault((potential.layer, potential.part), []).append((potential.kept.value, potential.unit_dim))
             labels.setdefault((potential.layer, potential.part), potential.label)
-    last = next((tensors[-1][0] for tensors in reversed(passes.values())), None)
-    if last is not None:
-        reach(last)  # raises an error where a checkpoint hides potentials
     recorded.clear()
     recorded.unit_dims.clear()
     recorded.layers.clear()

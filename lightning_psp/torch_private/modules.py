@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -33,6 +33,18 @@ def compiled_call_of(module: nn.Module) -> Any:
         True
     """
     return getattr(module, "_compiled_call_impl", None)
+
+
+def compiled_among(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """The modules of which one of :func:`is_compiled` and :func:`compiled_call_of` tells that they are compiled.
+
+    Example:
+        >>> import torch
+        >>> len(compiled_among([nn.Linear(2, 2), torch.compile(nn.Linear(2, 2)), nn.ReLU()]))
+        1
+    """
+    cls = _OptimizedModule or ()
+    return [m for m in modules if getattr(m, "_compiled_call_impl", None) is not None or isinstance(m, cls)]
 
 
 def set_compiled_call(module: nn.Module, call: Any) -> None:
