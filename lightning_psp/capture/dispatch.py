@@ -24,9 +24,10 @@ class Dispatch(NamedTuple):
     numbers: Mapping[TorchFunction, int]
     methods: tuple[tuple[type, str], ...]
 
-    def bind(self, parts: Mapping[type, Any]) -> list[Handler]:
-        """The methods, by number, of these objects, which are known by their classes."""
-        return [getattr(parts[owner], name) for owner, name in self.methods]
+    def bind(self, *parts: Any) -> list[Handler]:
+        """The methods, by number, of these objects, one of each class."""
+        by_class = {type(part): part for part in parts}
+        return [getattr(by_class[owner], name) for owner, name in self.methods]
 
 
 def shared_dispatch(

@@ -84,8 +84,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self._traced = traced
         self._takes_foreign = takes_foreign
         self._is_suspended = False
-        self._is_inside_affine = False  # whether a module is running inside which nothing is followed
-        self._is_off = False  # whether it is off the stack of modes meanwhile
+        # Whether a module is running inside which nothing is followed, and whether the mode is off the stack meanwhile.
+        self._is_inside_affine = self._is_off = False
         self._has_news = True  # whether anything has been seen since outputs were given
         self._place: tuple[list[Frame], bool] = ([], False)  # where it starts: running modules, and whether in a call
         self._scope = ExitStack()
@@ -105,7 +105,6 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self._settlement = Settlement(self._ledger, self._outputs, self._frames, self._origins, self._graph)
         self._provenance = Provenance(self._origins, tracks_units)
         written = WrittenActivations(self._ledger, self._frames, self._origins, self._graph)
-        note_other = self._provenance.note_other
         activations = ActivationCalls(
             nonlinearities.hidden,
             ledger=self._ledger,
@@ -113,7 +112,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             origins=self._origins,
             graph=self._graph,
             checkpoints=self._checkpoints,
-            note_other=note_other,
+            note_other=self._provenance.note_other,
         )
         self.left_out = activations.left_out
         self._fused = FusedCalls(
@@ -127,7 +126,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             frames=self._frames,
             origins=self._origins,
             graph=self._graph,
-            note_other=note_other,
+            note_other=self._provenance.note_other,
         )
         self._network_calls = NetworkCalls(
             ledger=self._ledger,
@@ -170,9 +169,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             }
 
         dispatch = shared_dispatch(nonlinearities, handlers)
-        parts = (self, followed, self._provenance, self._losses, self._fused, activations)
         self._handler_numbers = dispatch.numbers
-        self._handlers = dispatch.bind({type(part): part for part in parts})
+        self._handlers = dispatch.bind(self, followed, self._provenance, self._losses, self._fused, activations)
         self.prepare(reduction)
         self._start()
 
@@ -240,8 +238,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.reduction = reduction
         # Code compiled under one capture serves another one only if this is the same.
         self._key = f"{reduction} {self.nonlinearities.named} {is_run_again}"
-        self._fused.attaches = attaches
-        self._network_calls.is_redirected = is_redirected
+        self._fused.attaches, self._network_calls.is_redirected = attaches, is_redirected
 
     def forget(self) -> None:
         """Lets go of the potentials."""
