@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from lightning_psp.functional.binary_entropy import LARGEST_COUNT, entropy_table
+from lightning_psp.functional.pair_lookup import CountedInPairs, SinglyCounted
 from lightning_psp.functional.precision import widest_float
 from lightning_psp.functional.progress import progress_bar
 from lightning_psp.functional.states import count_active, pack_states, unpack_states
@@ -24,6 +26,8 @@ BLOCK = 1024
 ROWS = 64
 # Observations that are unpacked at a time, a multiple of 8.
 OBSERVATIONS = 8192
+# Values of the tables by which states are looked up in pairs: 128 MiB.
+LARGEST_TABLES = 2**24
 
 
 def sum_over_pairs(parts: Sequence[Tensor], units: int) -> float:
@@ -39,26 +43,25 @@ def sum_over_pairs(parts: Sequence[Tensor], units: int) -> float:
         units: number of units.
     """
     total = 0.0
-    with _side_by_side(parts[0].device) as map_blocks, progress_bar(len(parts) * units * units, "pair") as progress:
-        for packed in parts:
+    with _side_by_side(parts[0].device) as map_tasks, progress_bar(len(parts) * units * units, "pair") as progress:
+        found_patterns = map_tasks(partial(_find_patterns, units=units), parts)
+        for packed, (patterns, active, numbers) in zip(parts, found_patterns, strict=True):
             table = entropy_table(len(packed), packed.device)
-            patterns, numbers = _find_patterns(packed, units)
-            active = count_active(patterns)
             weights = numbers.to(table.dtype)
             # Blocks on the diagonal hold every pair twice, and every unit with itself.
             twice = -(weights @ (table[active] + table[len(packed) - active])).item()
+            rules = _rules(active, table)
             blocks = list(itertools.combinations_with_replacement(range(0, len(patterns), BLOCK), 2))
             block_sum = partial(
                 _sum_over_block,
                 patterns=patterns,
                 active=active,
                 weights=weights,
-                table=table,
-                observations=len(packed),
+                rules=rules,
             )
             in_block = [int(part.sum()) for part in torch.split(numbers, BLOCK)]
             # A single block is not worth the time of handing it to another thread.
-            sums = map_blocks(block_sum, blocks) if len(blocks) > 1 else map(block_sum, blocks)
+            sums = map_tasks(block_sum, blocks) if len(blocks) > 1 else map(block_sum, blocks)
             for (left, right), found in zip(blocks, sums, strict=True):
                 times = 1 if left == right else 2
                 twice += times * found
@@ -68,10 +71,10 @@ def sum_over_pairs(parts: Sequence[Tensor], units: int) -> float:
 
 
 @contextmanager
-def _side_by_side(device: torch.device) -> Iterator[Callable[..., Iterator[float]]]:
-    """Gives what maps a function over blocks; on a processor, as many at a time as torch has threads.
+def _side_by_side(device: torch.device) -> Iterator[Callable[..., Iterator[Any]]]:
+    """Gives what maps a function; on a processor, it is called in as many threads at a time as torch has.
 
-    Each block has one thread: its operations are short, and threads that share one wait for each other at its end.
+    Each call has one thread: its operations are short, and threads that share one wait for each other at its end.
     """
     if device.type != "cpu":
         yield map
@@ -85,7 +88,7 @@ def _side_by_side(device: torch.device) -> Iterator[Callable[..., Iterator[float
         torch.set_num_threads(threads)
 
 
-def _find_patterns(packed: Tensor, units: int) -> tuple[Tensor, Tensor]:
+def _find_patterns(packed: Tensor, units: int) -> tuple[Tensor, Tensor, Tensor]:
     """In which observations units are active.
 
     Args:
@@ -93,8 +96,8 @@ def _find_patterns(packed: Tensor, units: int) -> tuple[Tensor, Tensor]:
         units: number of units.
 
     Returns:
-        The patterns that differ, packed in bits, uint8 ``[patterns, ceil(observations / 8)]``, and the number of units
-        that have each, int64 ``[patterns]``.
+        The patterns that differ, packed in bits, uint8 ``[patterns, ceil(observations / 8)]``; how often each is
+        active, int32 ``[patterns]`` in ascending order; and the number of units that have it, int64 ``[patterns]``.
     """
     by_unit = [
         torch.cat([pack_states(unpack_states(part, torch.bool).T) for part in torch.split(block, OBSERVATIONS)], dim=1)
@@ -104,11 +107,26 @@ def _find_patterns(packed: Tensor, units: int) -> tuple[Tensor, Tensor]:
     size = patterns.shape[1]
     numbers = functional.pad(patterns, (0, -size % 8)).view(torch.int64)  # quicker to compare than bytes
     distinct, counts = torch.unique(numbers, dim=0, return_counts=True)
-    return distinct.view(torch.uint8)[:, :size].contiguous(), counts
+    different = distinct.view(torch.uint8)[:, :size]
+    active, order = count_active(different).sort()
+    return different[order], active, counts[order]
+
+
+def _rules(active: Tensor, table: Tensor) -> list[SinglyCounted] | list[CountedInPairs]:
+    """How to look up the entropies of the pairs that units of each block have with others."""
+    observations = len(table) - 1
+    size = 2 * (active.unique_consecutive().numel() + len(active) // BLOCK) * (observations + 1)
+    if size > min(len(active) ** 2 // 4, LARGEST_TABLES):
+        return [SinglyCounted(part, table) for part in torch.split(active, BLOCK)]
+    return [CountedInPairs(part, table) for part in torch.split(active, BLOCK)]
 
 
 def _sum_over_block(
-    block: tuple[int, int], patterns: Tensor, active: Tensor, weights: Tensor, table: Tensor, observations: int
+    block: tuple[int, int],
+    patterns: Tensor,
+    active: Tensor,
+    weights: Tensor,
+    rules: Sequence[SinglyCounted] | Sequence[CountedInPairs],
 ) -> float:
     """Weighted sum of the joint entropies of the pairs of a pattern from one block and a pattern from another.
 
@@ -117,25 +135,24 @@ def _sum_over_block(
         patterns: those of one class, packed ``[patterns, bytes]``.
         active: how often each is active ``[patterns]``.
         weights: the number of units that have it ``[patterns]``.
-        table: what a count adds to the entropy, by count.
-        observations: of the class.
+        rules: how to look up the entropies of pairs of the units of each block.
     """
     left, right = (slice(start, start + BLOCK) for start in block)
     together = _count_together(patterns[left], patterns[right])
-    rows, columns = active[left].unsqueeze(1), active[right]
-    total = table.new_zeros(())
-    counts = torch.empty(min(ROWS, len(rows)), 4, len(columns), dtype=torch.int32, device=table.device)
-    terms = table.new_empty(counts.numel())  # taken once: memory that is new to the process is slow
-    for part, row, weight in zip(*(torch.split(each, ROWS) for each in (together, rows, weights[left])), strict=True):
-        states = counts[: len(part)]
-        both, first, second, neither = states.unbind(1)
-        both.copy_(part)
-        torch.sub(row, both, out=first)
-        torch.sub(columns, both, out=second)
-        torch.sub(observations - row, second, out=neither)
-        found = torch.index_select(table, 0, states.flatten(), out=terms[: states.numel()])
-        total += weight @ (found.view(-1, len(columns)) @ weights[right]).view(-1, 4).sum(1)
-    return total.item()
+    rule = rules[block[0] // BLOCK]
+    columns = active[right] + rule.shift
+    size = (min(ROWS, len(together)), rule.lookups, len(columns))
+    places = torch.empty(size, dtype=torch.int32, device=active.device)
+    terms = weights.new_empty(places.numel())  # taken once: memory that is new to the process is slow
+    sums = weights.new_empty(len(together), rule.lookups)
+    for start in range(0, len(together), ROWS):
+        rows = slice(start, start + ROWS)
+        part = together[rows]
+        used = places[: len(part)]
+        rule.place(part, rows, columns, out=used)
+        found = torch.index_select(rule.table, 0, used.flatten(), out=terms[: used.numel()])
+        torch.mv(found.view(-1, len(columns)), weights[right], out=sums[rows].view(-1))
+    return (weights[left] @ sums.sum(1)).item()
 
 
 def _count_together(left: Tensor, right: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from lightning_psp.functional import (
     psp_entropy,
     set_entropy,
 )
+from lightning_psp.functional.pair_lookup import CountedInPairs, SinglyCounted
 from lightning_psp.functional.states import pack_states, states_of_units, unpack_states
 from tests.support.entropy_cases import CASES, batch
 from tests.support.entropy_reference import mean_over_sets, observations, of_set
@@ -26,6 +27,16 @@ from tests.support.entropy_reference import mean_over_sets, observations, of_set
 def products(request, monkeypatch):
     """Both ways in which a processor multiplies."""
     monkeypatch.setattr(pair_entropy, "multiplies_bytes", lambda device: request.param == "bytes")
+
+
+@pytest.fixture(params=[SinglyCounted, CountedInPairs])
+def lookup(request, monkeypatch):
+    """Both ways in which entropies of pairs are looked up."""
+
+    def rules(active, table):
+        return [request.param(part, table) for part in torch.split(active, pair_entropy.BLOCK)]
+
+    monkeypatch.setattr(pair_entropy, "_rules", rules)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("one unit")])
@@ -38,7 +49,7 @@ def test_counts_in_loops(name, order):
 
 
 @pytest.mark.parametrize("units", [2, 7, 8, 9, 16, 17, 24, 31])
-def test_blocks_of_pairs(units, products, monkeypatch):
+def test_blocks_of_pairs(units, products, lookup, monkeypatch):
     monkeypatch.setattr(pair_entropy, "BLOCK", 16)
     monkeypatch.setattr(pair_entropy, "ROWS", 5)
     monkeypatch.setattr(pair_entropy, "OBSERVATIONS", 8)
@@ -47,13 +58,24 @@ def test_blocks_of_pairs(units, products, monkeypatch):
     assert psp_entropy(z, target, 3, 2).item() == pytest.approx(expected, abs=1e-12)
 
 
-def test_large_classes(products):
+def test_large_classes(products, lookup):
     """Counts beyond what a byte holds, and more than are unpacked at a time."""
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(20_011, 3, generator=generator) + torch.tensor([2.0, 0.0, -1.0])
     target = torch.zeros(len(z), dtype=torch.int64)
     expected = mean_over_sets(*observations(z, target), 2)
     assert psp_entropy(z, target, 1, 2).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_few_states_are_looked_up_where_tables_are_small(monkeypatch):
+    def kinds(units, observations):
+        active = torch.arange(units, dtype=torch.int32) * observations // units
+        return {type(rule) for rule in pair_entropy._rules(active, torch.rand(observations + 1))}
+
+    assert kinds(1500, 50) == {CountedInPairs}
+    assert kinds(100, 2000) == {SinglyCounted}
+    monkeypatch.setattr(pair_entropy, "LARGEST_TABLES", 1000)
+    assert kinds(1500, 50) == {SinglyCounted}
 
 
 def test_autocast_rounds_no_count(products):
@@ -72,7 +94,7 @@ def test_counts_beyond_those_of_float32(products, monkeypatch):
 
 
 @pytest.mark.parametrize("samples", [1, 5, 64, 70])
-def test_units_that_share_their_states(samples, products):
+def test_units_that_share_their_states(samples, products, lookup):
     """Few samples leave few patterns, each of which many units have."""
     z, target = batch((samples, 40), num_classes=1)
     z = torch.cat([z, -z, z[:, :9], torch.ones(samples, 3)], dim=1)
