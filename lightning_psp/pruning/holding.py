@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ class HoldsMasks(OnlyOne):
     - sets `masks` before `on_fit_start`, and changes them during a fit with :meth:`hold`;
     - overrides :meth:`before_step`, and :meth:`after_step` for what it does to the weights after each optimiser step,
       which comes before the masks;
-    - calls the hooks here from its own.
+    - keeps each of its arguments as an attribute of the same name, and calls the hooks here from its own.
 
     The trainer's callbacks are put in another order: those that hold masks are the first when a fit starts, so that
     others see pruned weights, and the last but checkpoint callbacks afterwards, so that averaged weights which others
@@ -56,6 +57,14 @@ class HoldsMasks(OnlyOne):
         self._has_held = False
         self._is_resumed = False
         self._trusts_versions = True
+
+    def __repr__(self) -> str:
+        arguments = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        shown = {
+            name: f"<tensors: {len(value)}>" if isinstance(value, Mapping) else repr(value)
+            for name, value in arguments.items()
+        }
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in shown.items())})"
 
     def before_step(self, optimizer: Optimizer) -> None:
         """What is done before a step of `optimizer` whose gradients are there already; see :class:`OptimizerSteps`."""

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
-from lightning_psp.pruning import MaskedTraining
+from lightning_psp.pruning import LobsterPruning, MaskedTraining
 from tests.support.pruning.networks import NETWORKS, effective_weights
 from tests.support.pruning.training import (
     Compiled,
@@ -225,3 +225,13 @@ def test_the_looks_see_weights_that_are_not_held(name):
 def test_on_a_gpu(name, precision, fused):
     torch.manual_seed(0)
     check(Pruned(NETWORKS[name](), adamw(fused=fused)), precision=precision, accelerator="gpu", devices=1)
+
+
+def test_its_arguments_are_shown():
+    mask = {"fc.weight": torch.ones(2, 2, dtype=torch.bool)}
+    shown = "MaskedTraining(masks=<tensors: 1>, rewind_to='random', seed=3)"
+    assert repr(MaskedTraining(mask, rewind_to="random", seed=3)) == shown
+    assert repr(MaskedTraining(mask, rewind_to=mask)) == shown.replace("'random', seed=3", "<tensors: 1>, seed=None")
+    assert repr(LobsterPruning(patience=3)).startswith(
+        "LobsterPruning(lam=0.0001, tolerance=0.05, patience=3, monitor="
+    )
