@@ -37,7 +37,7 @@ from lightning_psp.capture.witness import Witness
 from lightning_psp.capture.written_activations import WrittenActivations
 from lightning_psp.functional.reductions import Reduction
 from lightning_psp.torch_private.autograd import in_backward
-from lightning_psp.torch_private.function_modes import put_back, take_off
+from lightning_psp.torch_private.function_modes import put_back, take_off, taken_off
 
 Other = TypeVar("Other", bound=Keepable)
 
@@ -300,11 +300,6 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         return self._ledger.saw_empty_batch
 
     @property
-    def has_skipped(self) -> bool:
-        """Whether something was not counted because it came without gradient."""
-        return self._ledger.has_skipped
-
-    @property
     def is_checkpointed(self) -> bool:
         """Whether a checkpointed function is running."""
         return bool(self._checkpoints.regions)
@@ -360,7 +355,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         before, self._is_suspended = self._is_suspended, True
         self._network_calls.is_suspended = True
         try:
-            yield
+            with taken_off(self):
+                yield
         finally:
             self._is_suspended = self._network_calls.is_suspended = before
 

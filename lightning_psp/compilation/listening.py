@@ -110,9 +110,9 @@ def _with_potentials(compile_graph: Callable[..., Any]) -> Callable[..., Any]:
                     " that an activation checkpoint runs, and would be missing when the checkpoint runs it again."
                     " Compile this part of the network or checkpoint it, not both."
                 )
-            # Before the graph overwrites an input, which then has another history.
-            sources = {index: (values[index].grad_fn, values[index].output_nr) for index in used}
             with capture.suspended():
+                # Before the graph overwrites an input, which then has another history.
+                sources = {index: (values[index].grad_fn, values[index].output_nr) for index in used}
                 outputs = compiled(*values, *coefficients)
                 if not capture.records.frames.suppressed:
                     Run(

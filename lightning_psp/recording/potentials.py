@@ -132,7 +132,7 @@ def recording(
             yield recorded
         if recorded:
             reach(next(reversed(recorded.values())))  # raises an error where a checkpoint hides potentials
-        if not capture.potentials and capture.has_skipped:
+        if not capture.potentials and capture.records.ledger.has_skipped:
             raise ValueError(
                 "No potential was recorded: the network was called without gradient in a block that was entered with"
                 " gradient, as a teacher is. To record it, enter the block without gradient, too:"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch.overrides import TorchFunctionMode
@@ -44,3 +46,14 @@ def take_off(mode: TorchFunctionMode) -> bool:
 def put_back(mode: TorchFunctionMode) -> None:
     """Puts a mode on this thread's stack that :func:`take_off` has taken off it."""
     _push(mode)
+
+
+@contextmanager
+def taken_off(mode: TorchFunctionMode) -> Iterator[None]:
+    """While entered, a mode is off the stack that :func:`take_off` can take off it."""
+    is_off = take_off(mode)
+    try:
+        yield
+    finally:
+        if is_off:
+            put_back(mode)

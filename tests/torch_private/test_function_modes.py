@@ -105,3 +105,19 @@ def test_an_error_inside_a_layer_that_is_caught_ends_no_watch(monkeypatch):
     with record_potentials(network) as potentials:
         network(torch.ones(5, 3))
     assert list(potentials) == ["second"]
+
+
+def test_a_mode_is_off_while_a_compiled_function_runs():
+    depths = []
+
+    def compiler(graph, inputs):
+        return lambda *values: depths.append(len(_get_current_function_mode_stack())) or graph(*values)
+
+    network = nn.Sequential(nn.Linear(3, 4), nn.Tanh())
+    torch.compiler.reset()
+    compiled = torch.compile(network, backend=compiler)
+    with record_potentials(compiled) as potentials:
+        compiled(torch.ones(5, 3))
+        assert len(_get_current_function_mode_stack()) == 1
+    assert depths == [0]
+    assert list(potentials) == ["0"]
