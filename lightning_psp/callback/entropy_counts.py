@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_psp.capture.origin import Potential
-from lightning_psp.functional.entropy import ClassCounts, _count_states
+from lightning_psp.functional.entropy import ClassCounts, Membership, _count_states, class_membership
 from lightning_psp.functional.states import _joint_entropy_update, pack_states, unpack_states
 from lightning_psp.functional.validation import Unit, count_units
 from lightning_psp.metrics import PSPEntropy
@@ -64,6 +64,7 @@ class EntropyCounts:
         self._max_bytes = max_bytes
         self._num_classes = num_classes
         self._target: Tensor | None = None  # of the current batch
+        self._memberships: dict[torch.device, Membership] = {}  # the same, where potentials are
         self._highest = 0  # class label of the current batch
         self._batch: list[tuple[Potential[Any], Counted]] = []  # what was counted of the current batch
         self._not_hidden: set[str] = set()
@@ -83,6 +84,7 @@ class EntropyCounts:
         if self.problem is not None:
             return
         self._target = target
+        self._memberships = {}
         lowest, self._highest = (int(bound) for bound in target.aminmax()) if len(target) else (0, 0)
         if lowest < 0:
             self.give_up(f"a class label is {lowest}, where 0 is the lowest allowed")
@@ -102,7 +104,10 @@ class EntropyCounts:
         target = self._target.to(z.device)
         counts = states = None
         if 1 in self._orders:
-            counts = _count_states(z, target, self._unit, potential.unit_dim)
+            membership = self._memberships.get(z.device)
+            if membership is None:
+                membership = self._memberships[z.device] = class_membership(target)
+            counts = _count_states(z, membership, self._unit, potential.unit_dim)
         if any(order > 1 for order in self._orders):
             states = _joint_entropy_update(z, target, self._unit, potential.unit_dim)
         self._batch.append((potential, Counted(units, z.numel() // units, z.device, counts, states)))

@@ -177,15 +177,35 @@ def _psp_entropy_update(
     units = count_units(z, unit, unit_dim)
     active = torch.zeros(num_classes, units, dtype=torch.int64, device=z.device)
     samples = torch.zeros(num_classes, dtype=torch.int64, device=z.device)
-    _add_counts(active, samples, _count_states(z, target, unit, unit_dim))
+    _add_counts(active, samples, _count_states(z, class_membership(target), unit, unit_dim))
     return active, samples
+
+
+class Membership(NamedTuple):
+    """Which class each sample of a batch belongs to.
+
+    Args:
+        classes: the classes that occur, in ascending order, int64 ``[present]``.
+        rows: for each sample the place of its class among them ``[batch]``.
+        sizes: the number of samples of each of them, int64 ``[present]``.
+    """
+
+    classes: Tensor
+    rows: Tensor
+    sizes: Tensor
+
+
+def class_membership(target: Tensor) -> Membership:
+    """Which class each sample belongs to, from the class labels ``[batch]``."""
+    present, rows, sizes = torch.unique(target, return_inverse=True, return_counts=True)
+    return Membership(present.long(), rows, sizes)
 
 
 class ClassCounts(NamedTuple):
     """Counts of one batch, of the classes that occur in it.
 
     Args:
-        classes: the classes ``[present]``.
+        classes: the classes, in ascending order, int64 ``[present]``.
         active: in how many observations of each of them each unit is active, whole numbers ``[present, units]``.
         samples: the number of observations of each of them, int64 ``[present]``.
     """
@@ -195,34 +215,37 @@ class ClassCounts(NamedTuple):
     samples: Tensor
 
 
-def _count_states(z: Tensor, target: Tensor, unit: Unit = "element", unit_dim: int = 1) -> ClassCounts:
+def _count_states(z: Tensor, membership: Membership, unit: Unit = "element", unit_dim: int = 1) -> ClassCounts:
     """Counts the states of one batch by class."""
+    classes, rows, sizes = membership
     units = count_units(z, unit, unit_dim)
     if len(z) == 0:
         nothing = torch.zeros(0, dtype=torch.int64, device=z.device)
         return ClassCounts(nothing, nothing.new_zeros(0, units), nothing)
-    present, rows, sizes = torch.unique(target, return_inverse=True, return_counts=True)
     positions = z.numel() // (len(z) * units)
     has_states = unit == "element" or z.ndim <= 2  # one of each unit in a sample
     by_bytes = has_states and multiplies_bytes(z.device)
     dtype = torch.int8 if by_bytes else torch.float32 if len(z) * positions <= LARGEST_COUNT else torch.float64
-    membership = torch.zeros(len(present), len(z), dtype=dtype, device=z.device)
-    membership.scatter_(0, rows.unsqueeze(0), 1)
+    members = torch.zeros(len(classes), len(z), dtype=dtype, device=z.device)
+    members.scatter_(0, rows.unsqueeze(0), 1)
     if by_bytes:
         states = (z > 0).view(torch.int8).reshape(len(z), -1)
-        return ClassCounts(present.long(), multiply_bytes(membership, states), sizes)
+        return ClassCounts(classes, multiply_bytes(members, states), sizes)
     if has_states:
         states = torch.gt(z, 0, out=torch.empty(z.shape, dtype=dtype, device=z.device)).view(len(z), -1)
     else:
         states = (z > 0).sum([dim for dim in range(1, z.ndim) if dim != unit_dim % z.ndim], dtype=dtype)
     with torch.autocast(z.device.type, enabled=False):  # it would round the counts
-        counts = membership @ states
-    return ClassCounts(present.long(), counts, sizes * positions)
+        counts = members @ states
+    return ClassCounts(classes, counts, sizes * positions)
 
 
 def _add_counts(active: Tensor, samples: Tensor, counts: ClassCounts) -> None:
     """Adds the counts of one batch to others in place; only the rows of classes in the batch are touched."""
-    active.index_add_(0, counts.classes, counts.active.long())
+    if len(counts.classes) == len(active):  # all classes, in order
+        active += counts.active.long()
+    else:
+        active.index_add_(0, counts.classes, counts.active.long())
     samples.index_add_(0, counts.classes, counts.samples)
 
 

@@ -20,6 +20,7 @@ from lightning_psp.functional.entropy import (
     _psp_entropy_compute,
     _psp_entropy_reduce,
     absent_classes_message,
+    class_membership,
     exact_estimate,
     sampling_message,
 )
@@ -140,7 +141,7 @@ class PSPEntropy(FixedTypeMetric):
             self._check(z, target)
         units = count_units(z, self.unit, self.unit_dim)
         if self.order == 1:
-            self._add_counts(units, _count_states(z, target, self.unit, self.unit_dim))
+            self._add_counts(units, _count_states(z, class_membership(target), self.unit, self.unit_dim))
         else:
             self._add_states(units, *_joint_entropy_update(z, target, self.unit, self.unit_dim))
 
