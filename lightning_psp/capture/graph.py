@@ -73,13 +73,22 @@ def reach_from(edge: Edge) -> ReachedGraph:
             trained.append(node)
         else:
             has_other_leaves = True
+    _refuse_reentrant_checkpoints(kinds)
+    return ReachedGraph(edges, _above(trained, seen) if has_other_leaves else None)
+
+
+def check_checkpoints(tensor: Tensor) -> None:
+    """Raises the error of :func:`reach` alone."""
+    _refuse_reentrant_checkpoints(set(map(type, nodes_below([tensor.grad_fn]))))
+
+
+def _refuse_reentrant_checkpoints(kinds: Iterable[type[Node]]) -> None:
     if any(kind.__name__ == "CheckpointFunctionBackward" for kind in kinds):
         raise NotImplementedError(
             "The loss depends on a reentrant activation checkpoint that is not torch's own or was called outside"
             " of what is watched, which hides the potentials inside it. Call"
             " `torch.utils.checkpoint.checkpoint(..., use_reentrant=False)` instead."
         )
-    return ReachedGraph(edges, _above(trained, seen) if has_other_leaves else None)
 
 
 def edges_below(edge: Edge) -> set[Edge]:

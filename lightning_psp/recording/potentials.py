@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_psp.capture.frames import refuse_scripted
-from lightning_psp.capture.graph import reach
+from lightning_psp.capture.graph import check_checkpoints
 from lightning_psp.capture.mode import Capture
 from lightning_psp.capture.nonlinearities import find_nonlinearities
 from lightning_psp.capture.origin import Potential
@@ -131,7 +131,7 @@ def recording(
         with told_of_graphs(capture), capture:
             yield recorded
         if recorded:
-            reach(next(reversed(recorded.values())))  # raises an error where a checkpoint hides potentials
+            check_checkpoints(next(reversed(recorded.values())))
         if not capture.potentials and capture.records.ledger.has_skipped:
             raise ValueError(
                 "No potential was recorded: the network was called without gradient in a block that was entered with"
