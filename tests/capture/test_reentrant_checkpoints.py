@@ -6,7 +6,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from lightning_psp import PSPCallback
+from lightning_psp import PSPCallback, record_potentials
 from tests.support.cases import Case, classification_batch, cross_entropy
 from tests.support.cases.checkpoints import (
     Checkpoint,
@@ -135,3 +135,45 @@ def test_keyword_arguments_of_a_reentrant_checkpoint():
 
     with pytest.raises(ValueError, match="Unexpected keyword arguments: input"):
         fit(nn.Linear(6, 3), loss, [classification_batch(5, 6)], PSPCallback())
+
+
+class CheckpointFunction(torch.autograd.Function):
+    """As other libraries have one."""
+
+    @staticmethod
+    def forward(ctx, function, x):
+        ctx.function = function
+        ctx.save_for_backward(x)
+        with torch.no_grad():
+            return function(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            ctx.function(x).backward(gradient)
+        return None, x.grad
+
+
+class OfAnotherLibrary(Classifier):
+    def forward(self, features: Tensor) -> Tensor:
+        return self.third(CheckpointFunction.apply(lambda x: F.relu(self.second(x)), F.silu(self.first(features))))
+
+
+def test_checkpoints_of_another_library_are_refused():
+    with pytest.raises(NotImplementedError, match="reentrant activation checkpoint that is not torch's own"):
+        quiet_trainer(PSPCallback(), max_steps=1).fit(OfAnotherLibrary().double(), loader(1))
+    network = OfAnotherLibrary().double()
+    features, _ = next(iter(loader(1)))
+    with pytest.raises(NotImplementedError, match="use_reentrant=False"), record_potentials(network):
+        network(features)
+    with record_potentials(network, include=("first",)) as potentials:
+        features = F.silu(network.first(features))
+    assert list(potentials) == ["first"]
+
+
+def test_checkpoints_before_the_block_are_refused():
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    hidden = torch.utils.checkpoint.checkpoint(first, torch.ones(2, 4, requires_grad=True), use_reentrant=True)
+    with pytest.raises(NotImplementedError, match="called outside of what is watched"), record_potentials(second):
+        torch.tanh(second(hidden))
