@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from threading import get_ident
 from typing import Any, Protocol
 
 import torch
@@ -36,7 +37,7 @@ _is_traced = torch.compiler.is_dynamo_compiling
 # The key under which a node of a traced graph tells which calls of modules return it, and as which of their tensors.
 RETURNED = "psp_returned"
 _GLOBAL_HOOKS = r"Using `torch.compile\(module\)` when there are global hooks"
-_listeners: list[Listener] = []
+_listeners: list[tuple[Listener, int]] = []  # each with the number of the thread in which it watches
 
 
 def has_one_listener() -> bool:
@@ -46,7 +47,7 @@ def has_one_listener() -> bool:
 
 @contextmanager
 def told_of_module_calls(listener: Listener, modules: Iterable[nn.Module]) -> Iterator[None]:
-    """While open, a listener is told of every call of a module.
+    """While open, a listener is told of every call of a module in this thread.
 
     Args:
         listener: whom to tell.
@@ -59,28 +60,33 @@ def told_of_module_calls(listener: Listener, modules: Iterable[nn.Module]) -> It
                 _silence()
             if compiled_call_of(module) is not None:
                 stack.enter_context(_announced(module, listener))
-        _listeners.append(listener)
+        entry = (listener, get_ident())
+        _listeners.append(entry)
         _hooks.register()
         try:
             yield
         finally:
-            _listeners.remove(listener)
+            _listeners.remove(entry)
             if not _listeners:
                 _hooks.remove()
 
 
 def _before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
     if not _is_traced():
-        for listener in _listeners:
-            listener.enter_module(module, inputs)
+        running = get_ident()
+        for listener, thread in _listeners:
+            if thread == running:
+                listener.enter_module(module, inputs)
 
 
 def _after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
     if _is_traced():
         comptime(_mark_output)
     else:
-        for listener in _listeners:
-            listener.leave_module(module, inputs, output)
+        running = get_ident()
+        for listener, thread in _listeners:
+            if thread == running:
+                listener.leave_module(module, inputs, output)
 
 
 def _mark_output(context: Any) -> None:
@@ -103,9 +109,10 @@ def _silence() -> None:
 @contextmanager
 def _announced(module: nn.Module, listener: Listener) -> Iterator[None]:
     compiled: Any = compiled_call_of(module)
+    thread = get_ident()
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_dynamo_compiling():
+        if torch.compiler.is_dynamo_compiling() or get_ident() != thread:
             return compiled(*args, **kwargs)
         output = None
         listener.enter_module(module, args)

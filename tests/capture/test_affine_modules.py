@@ -1,5 +1,6 @@
 """Inside torch's modules with weights nothing is followed, and the same layers are found as if it were."""
 
+import threading
 from unittest.mock import patch
 
 import pytest
@@ -134,3 +135,30 @@ def test_functions_inside_modules_are_not_looked_at():
     with patch("lightning_psp.capture.provenance.Provenance.weigh", side_effect=AssertionError) as weigh:
         found(network, x, False)
     weigh.assert_not_called()
+
+
+def test_modules_that_other_threads_run_are_none_of_the_watchs(monkeypatch):
+    """Such as transforms of a loader that prepares batches in a thread."""
+
+    class Transform(nn.Module):
+        def forward(self, x):
+            is_running.set()
+            assert may_end.wait(10)
+            return torch.tanh(x)
+
+    def linear_meanwhile(*args):
+        if not is_running.is_set():
+            thread.start()
+            assert is_running.wait(10)
+        return linear(*args)
+
+    network, linear = pair(), functional.linear
+    is_running, may_end = threading.Event(), threading.Event()
+    thread = threading.Thread(target=Transform(), args=(torch.ones(2, 4),))
+    monkeypatch.setattr(functional, "linear", linear_meanwhile)
+    with record_potentials(network) as potentials:
+        network(torch.ones(2, 4))
+        may_end.set()
+        thread.join()
+        network(torch.ones(3, 4))
+    assert {layer: len(z) for layer, z in potentials.items()} == {"0": 5, "2": 5}
