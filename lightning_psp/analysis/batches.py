@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
-from hashlib import sha256
-from types import CellType, CodeType
 from typing import Any, TypeAlias
 
 import torch
@@ -43,48 +40,6 @@ def check_loss(loss: Any) -> None:
         raise TypeError(
             f"Expected argument `loss` to be a function of the network and a batch but got {type(loss).__name__}."
         )
-
-
-def identity_of(loss: Loss) -> str:
-    """A text that tells a loss from others: by its name and, of a function, its code and plain values in it.
-
-    Values that an object holds are not seen.
-
-    Example:
-        >>> identity_of(lambda module, batch: module(batch)) == identity_of(lambda module, batch: 2 * module(batch))
-        False
-    """
-    if isinstance(loss, partial):
-        return f"{identity_of(loss.func)} with {_plain_values([*loss.args, *sorted(loss.keywords.items())])}"
-    kind: Any = loss if hasattr(loss, "__qualname__") else type(loss)
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    function: Any = getattr(loss, "__func__", loss)
-    if not hasattr(function, "__code__"):
-        return name
-    cells = [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]
-    values = _plain_values([*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items(), *cells])
-    return f"{name} {_digest_of_code(function.__code__)} with {values}"
-
-
-def _digest_of_code(code: CodeType) -> str:
-    constants = []
-    for each in code.co_consts:
-        text = _digest_of_code(each) if isinstance(each, CodeType) else repr(each)
-        # the order of a set's members is another in each run
-        constants.append(str(sorted(map(repr, each))) if isinstance(each, frozenset) else text)
-    return sha256(repr((code.co_code, constants, code.co_names)).encode()).hexdigest()
-
-
-def _plain_values(values: Iterable[Any]) -> list[Any]:
-    """The values whose text says all of them; of others the type."""
-    return [
-        _plain_values(each)
-        if isinstance(each, (tuple, list))
-        else each
-        if isinstance(each, (bool, int, float, str, type(None)))
-        else type(each).__qualname__
-        for each in values
-    ]
 
 
 def device_of(module: nn.Module) -> torch.device | None:

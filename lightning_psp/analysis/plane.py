@@ -11,10 +11,10 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_psp.analysis.batches import Loss, check_data, check_loss, cross_entropy, identity_of, survey
+from lightning_psp.analysis.batches import Loss, check_data, check_loss, cross_entropy, survey
+from lightning_psp.analysis.identity import digest, identity_of, identity_of_network
 from lightning_psp.analysis.point import ENTROPIES, MEASURES, Point, PointMeasures
 from lightning_psp.analysis.points import measured_points
-from lightning_psp.analysis.points_file import digest
 from lightning_psp.analysis.processes import refuse_shared
 from lightning_psp.analysis.results import Result
 from lightning_psp.analysis.solutions import Direction, weight_plane
@@ -104,8 +104,8 @@ def loss_plane(
     shuffles gives the same batches.
 
     With `path`, a point that is finished is kept in that file, and a call with the same arguments goes on from there.
-    Of the data the first batch and the number of samples are compared, of a loss its name, its code and plain values in
-    it, but not what an object holds.
+    Of the network what it is printed as is compared, of the data the first batch and the number of samples, of a loss
+    its name, its code and the functions, plain values and tensors that this uses, but not what an object holds.
     Where torch.distributed is initialised, all processes have to call this with the same arguments and all of the data;
     they share the points, and each returns the whole plane.
 
@@ -170,7 +170,7 @@ def loss_plane(
         seed_everything(data, seed)
         found = survey(data, any(measure in ENTROPIES for measure in measures))
         run = {
-            "module": f"{type(module).__module__}.{type(module).__qualname__}",
+            "module": identity_of_network(module, (each.tensor for each in weights.ends)),
             "first": digest(each.first for each in weights.ends),
             "second": digest(each.second for each in weights.ends),
             "data": [found.samples, digest(found.first_tensors)],

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import glob
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from lightning_psp.analysis.point import Point
 from lightning_psp.analysis.results import read_plain, write_whole
@@ -62,6 +58,8 @@ class PointsFile:
 
     def _files(self) -> list[Path]:
         others = sorted(self._path.parent.glob(f"{glob.escape(self._path.name)}.process[0-9]*"))
+        # Not what is left of one whose process was killed while it wrote.
+        others = [file for file in others if file.suffix.removeprefix(".process").isdigit()]
         return [file for file in (self._path, *others) if file.exists()]
 
     def _read(self, file: Path) -> dict[int, Point]:
@@ -76,12 +74,3 @@ class PointsFile:
                 f" values of {', '.join(f'`{name}`' for name in differing)}. Use another file, or remove it."
             )
         return {number: Point(values, layers) for number, (values, layers) in content["points"].items()}
-
-
-def digest(tensors: Iterable[Tensor]) -> str:
-    """A text that differs where the types, shapes or values of tensors do."""
-    found = hashlib.sha256()
-    for tensor in tensors:
-        found.update(f"{tensor.dtype} {[*tensor.shape]}".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()

@@ -6,9 +6,10 @@ from types import FunctionType
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from lightning_psp.analysis import loss_plane
-from lightning_psp.analysis.batches import identity_of
+from lightning_psp.analysis.identity import identity_of
 from tests.support.analysis.planes import MLP, batches, solutions
 
 SIZE = (3, 2)
@@ -88,6 +89,34 @@ def test_another_computation_is_refused(scene, tmp_path, argument):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("part", ["nonlinearity", "buffer"])
+def test_another_network_of_the_same_weights_is_refused(scene, tmp_path, part):
+    class Scaled(nn.Sequential):
+        def __init__(self, nonlinearity, scale):
+            super().__init__(nn.Linear(4, 3), nonlinearity)
+            self.register_buffer("scale", torch.tensor(scale), persistent=False)
+
+        def forward(self, x):
+            return super().forward(x * self.scale)
+
+    others = {"nonlinearity": Scaled(nn.Tanh(), 1.0), "buffer": Scaled(nn.ReLU(), 2.0)}
+    network, data, path = Scaled(nn.ReLU(), 1.0), batches(dtype=torch.float32), tmp_path / "points.pt"
+    first, second = solutions(network)
+    settings = {"size": (2, 1), "measures": ("loss",), "path": path}
+    found = loss_plane(network, first, second, data, **settings)
+    with pytest.raises(ValueError, match="begun with other values of `module`"):
+        loss_plane(others[part], first, second, data, **settings)
+    assert_equal(loss_plane(Scaled(nn.ReLU(), 1.0), first, second, data, **settings), found)
+
+
+def test_what_a_process_that_was_killed_has_left_is_no_hindrance(scene, tmp_path):
+    path = tmp_path / "points.pt"
+    whole = loss_plane(*scene, size=(2, 1), path=path)
+    for name in ("points.pt.8.unfinished", "points.pt.process1.8.unfinished"):
+        (tmp_path / name).write_bytes(b"PK")
+    assert_equal(loss_plane(*scene, size=(2, 1), path=path), whole)
+
+
 def test_values_of_the_same_shape_are_other_data(scene, tmp_path):
     network, first, second, data = scene
     loss_plane(network, first, second, data, size=(2, 1), path=tmp_path / "points.pt")
@@ -96,12 +125,48 @@ def test_values_of_the_same_shape_are_other_data(scene, tmp_path):
         loss_plane(network, first, second, data, size=(2, 1), path=tmp_path / "points.pt")
 
 
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.jagged])
+def test_inputs_of_any_layout(scene, tmp_path, layout):
+    network, first, second, data = scene
+
+    def as_layout(x):
+        return torch.nested.nested_tensor([*x], layout=layout) if layout == torch.jagged else x.to_sparse(layout=layout)
+
+    def loss(module, batch):
+        x = batch[0].to_padded_tensor(0.0) if batch[0].is_nested else batch[0].to_dense()
+        return F.cross_entropy(module(x), batch[1])
+
+    settings = {"loss": loss, "size": (2, 1), "measures": ("loss",), "path": tmp_path / "points.pt"}
+    found = loss_plane(network, first, second, [(as_layout(x), labels) for x, labels in data], **settings)
+    assert_equal(found, loss_plane(*scene, size=(2, 1), measures=("loss",)))
+    again = loss_plane(network, first, second, [(as_layout(x), labels) for x, labels in data], **settings)
+    assert_equal(again, found)
+    with pytest.raises(ValueError, match="other values of `data`"):
+        loss_plane(network, first, second, [(as_layout(x + 1), labels) for x, labels in data], **settings)
+
+
 def weighted(module, batch, weight=1.0):
     return weight * F.cross_entropy(module(batch[0]), batch[1])
 
 
 def times(weight):
     return lambda module, batch: weight * weighted(module, batch)
+
+
+def of(function):
+    return lambda module, batch: function(module(batch[0]), batch[1])
+
+
+def by_class(weight):
+    return lambda module, batch: F.cross_entropy(module(batch[0]), batch[1], weight)
+
+
+def elsewhere(factor):
+    """A loss whose factor, and function, are found in the module that it stands in."""
+    scope = {"__name__": "losses", "factor": factor, "weighted": weighted}
+    exec("def scaled(value):\n    return factor * value\n", scope)
+    exec("def loss(module, batch):\n    return scaled(weighted(module, batch))\n", scope)
+    return scope["loss"]
 
 
 class Weighted:
@@ -122,6 +187,10 @@ LOSSES = {
         lambda module, batch: (lambda: 3 * weighted(module, batch))(),
     ),
     "method": (Weighted(2.0).loss, weighted),
+    "function in a closure": (of(F.cross_entropy), of(F.multi_margin_loss)),
+    "partial of a closure": (partial(of(F.cross_entropy)), partial(of(F.multi_margin_loss))),
+    "tensor in a closure": tuple(by_class(torch.tensor([1.0, weight, 1.0]).double()) for weight in (1.0, 2.0)),
+    "value of a module": (elsewhere(2.0), elsewhere(3.0)),
 }
 
 
