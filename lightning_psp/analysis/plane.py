@@ -94,7 +94,8 @@ def loss_plane(
 
     Batch norms with ``batch_norm="keep"`` have running statistics on the line between those of the two solutions, at
     every y; before x = 0 and beyond x = 1 they are those of the nearer solution, for a variance on that line could be
-    negative. So are all other buffers of floating point; those of integers are always those of the nearer solution.
+    negative. So are all other buffers of floating point; integers, and what is infinite in a solution, are always those
+    of the nearer one.
     With ``"reestimate"`` the statistics at each point are the mean over batches of the statistics of these, weighted by
     samples, which takes another pass. It is what to choose for networks with batch norm: away from the solutions kept
     statistics are not those of the weights, and then the map shows that rather than the loss.

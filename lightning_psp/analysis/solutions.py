@@ -50,7 +50,8 @@ class WeightPlane:
 
     At x = 0, y = 0 they are the first solution to the digit, and at x = 1, y = 0 the second. Buffers have no part in
     the direction: those of floating point are interpolated where x is between 0 and 1 and are those of the nearer
-    solution elsewhere, so that a running variance is never negative; those of integers are those of the nearer one.
+    solution elsewhere, so that a running variance is never negative; integers, and what is infinite in a solution, are
+    those of the nearer one.
 
     Args:
         ends: the network's tensors.
@@ -69,14 +70,15 @@ class WeightPlane:
                 value, first, second = (
                     each_entry_once(tensor, each.tensor) for tensor in (each.tensor.data, each.first, each.second)
                 )
+                nearer = first if x < 0.5 else second
                 if not each.is_continuous:
-                    value.copy_(first if x < 0.5 else second)
+                    value.copy_(nearer)
                     continue
-                value, first, second = map(_real, (value, first, second))
+                value, first, second, nearer = map(_real, (value, first, second, nearer))
                 # exact at 0 and at 1
                 torch.lerp(first, second, x if each.is_weight else min(max(x, 0.0), 1.0), out=value)
                 if not each.is_weight:  # a mask may be infinite
-                    value.copy_(torch.where(first == second, first, value))
+                    value.copy_(torch.where((second - first).isfinite(), value, nearer))
             if y != 0:
                 for weight, direction in self._direction:
                     _real(weight.tensor.data).add_(direction, alpha=y)

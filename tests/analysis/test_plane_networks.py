@@ -100,6 +100,33 @@ def test_infinite_buffers_stay():
     assert found.values["loss"].isfinite().all()
 
 
+def test_a_buffer_that_is_infinite_in_one_solution_alone_is_that_of_the_nearer():
+    class Ranged(nn.Module):
+        """Keeps the range of what it has seen, which is empty at first."""
+
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, CLASSES)
+            self.register_buffer("low", torch.tensor(torch.inf))
+
+        def forward(self, x):
+            return self.fc(x) + self.low.clamp(max=7.0) * torch.arange(CLASSES)
+
+    network, data = Ranged(), batches(dtype=torch.float32)
+    first, second = solutions(network)
+    first["low"], second["low"] = torch.tensor(torch.inf), torch.tensor(2.0)
+    for one, other in ((first, second), (second, first)):
+        found = loss_plane(network, one, other, data, measures=("loss",), size=(7, 1), margin=0.25)
+        for place, x in enumerate(found.x.tolist()):
+            low = (one if x < 0.5 else other)["low"].clamp(max=7.0)
+            weight, bias = (torch.lerp(one[name], other[name], x) for name in ("fc.weight", "fc.bias"))
+            losses = [
+                F.cross_entropy(inputs @ weight.T + bias + low * torch.arange(CLASSES), labels, reduction="sum")
+                for inputs, labels in data
+            ]
+            assert found.values["loss"][0, place].item() == pytest.approx(sum(losses).item() / 23, rel=1e-5)
+
+
 def test_empty_batches_weigh_nothing():
     network, data = MLP(), batches(dtype=torch.float32)
     first, second = solutions(network)
