@@ -141,7 +141,9 @@ def layer_summary(
     unseen: list[str] = []
     # In inference mode nothing asks for a gradient, and what was made in it, such as a whole network, is in no graph.
     cannot_train = any(tensor.is_inference() for tensor in (*module.parameters(), *module.buffers()))
-    with unchanged, unchanged, torch.inference_mode(cannot_train), torch.enable_grad():
+    # With gradient enabled, an output is what has one: not that of a network which is frozen as a whole.
+    is_trained = not cannot_train and any(parameter.requires_grad for parameter in module.parameters())
+    with unchanged, unchanged, torch.inference_mode(cannot_train), torch.set_grad_enabled(is_trained):
         arguments = map_tensors(lambda tensor: tensor.clone() if tensor.is_inference() else tensor, inputs)
         with recording(module, selection, activations, unseen.append) as potentials:
             module(*arguments)

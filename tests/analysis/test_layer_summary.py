@@ -127,6 +127,20 @@ def test_frozen_layers_are_said_not_to_be_penalised(images):
     assert [row.is_penalised for row in layer_summary(module, images)] == [False, True, True]
 
 
+def test_a_network_that_is_frozen_as_a_whole_has_its_output_too(images):
+    module = network()
+    expected = layer_summary(module, images)
+    module.requires_grad_(False)
+    with torch.inference_mode():
+        never_trained = copy.deepcopy(module)
+    assert never_trained.conv.weight.is_inference()
+    for each in (module, never_trained):
+        found = layer_summary(each, images)
+        assert [row.cells()[:-1] for row in found] == [row.cells()[:-1] for row in expected]
+        assert found.mean_square == expected.mean_square
+        assert not any(row.is_penalised for row in found)
+
+
 def test_whether_a_layer_is_penalised_does_not_depend_on_where_it_is_asked():
     module = network()
     expected = layer_summary(module, torch.ones(2, 1, 8, 8, dtype=torch.float64))
