@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
+_LEFT_OUT = -100  # the label by which torch's cross entropy leaves a sample out of its mean
+
 # Gives the loss of a batch, a scalar: the mean over its samples.
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
 
@@ -23,6 +25,12 @@ def cross_entropy(module: nn.Module, batch: Any) -> Tensor:
         raise TypeError(
             "Expected argument `module` to return a tensor of scores [batch, classes, …] but got"
             f" {type(scores).__name__}. Take them out of it in a function of your own, the argument `loss`."
+        )
+    if (labels == _LEFT_OUT).any():
+        raise ValueError(
+            f"Expected a class for each sample but got some of {_LEFT_OUT}, which cross entropy leaves out of its mean,"
+            " so that batches would not weigh as much as their samples. Leave these samples out of argument `data`, or"
+            " give an argument `loss` that is the mean over all samples of a batch."
         )
     loss: Tensor = functional.cross_entropy(scores, labels)
     return loss
@@ -176,6 +184,11 @@ def _class_labels(batch: Any) -> Tensor:
         raise TypeError(
             f"Expected class labels to be integers for an entropy but got {labels.dtype}. Leave the entropies out of"
             " argument `measures`."
+        )
+    if (labels == _LEFT_OUT).any():
+        raise ValueError(
+            f"Expected a class for each sample for an entropy but got some of {_LEFT_OUT}, which means none. Leave"
+            " these samples out of argument `data`, or the entropies out of argument `measures`."
         )
     samples = samples_in(batch)
     if labels.shape != (samples,):

@@ -138,6 +138,7 @@ def test_batches_go_to_the_device_of_the_network():
         ({"seed": -1}, ValueError, "Expected argument `seed` to be at least 0 but got -1"),
         ({"loss": 3}, TypeError, "Expected argument `loss` to be a function .* but got int"),
         ({"data": iter([])}, TypeError, "Expected argument `data` to be an iterable that starts again"),
+        ({"data": [(torch.ones(2, 6), torch.tensor([1, -100]))]}, ValueError, "class for each sample .* -100, which"),
         ({"data": []}, ValueError, "Expected argument `data` to give at least one batch"),
         ({"masks": {"fc3.weight": torch.ones(1).bool()}}, ValueError, "Expected argument `masks` .* got 'fc3.weight'"),
         ({"masks": {"fc1.bias": torch.ones(7).bool()}}, ValueError, r"\(8,\) but got \(7,\)"),

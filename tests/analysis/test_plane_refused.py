@@ -184,13 +184,18 @@ def test_error_needs_scores_of_one_call(scene):
         loss_plane(one, first, second, data, loss=binary, measures=("loss", "error"))
 
 
-def test_error_needs_classes_that_have_a_score(scene):
+def test_labels_that_leave_samples_out(scene):
     network, first, second, data = scene
     masked = [(x, labels.clone()) for x, labels in data]
-    masked[1][1][0] = -100  # which cross-entropy leaves out
+    masked[1][1][0] = -100  # which cross-entropy leaves out of its mean
+    with pytest.raises(ValueError, match=r"class for each sample but got some of -100, .* `data`, or give"):
+        loss_plane(network, first, second, masked, measures=("loss",))
+    settings = {"loss": lambda module, batch: F.cross_entropy(module(batch[0]), batch[1]), "size": (2, 1)}
+    loss_plane(network, first, second, masked, measures=("loss",), **settings)
     with pytest.raises(ValueError, match=rf"classes from 0 to {CLASSES - 1}, .* but got some from -100 to"):
-        loss_plane(network, first, second, masked, measures=("loss", "error"))
-    loss_plane(network, first, second, masked, measures=("loss",), size=(2, 1))
+        loss_plane(network, first, second, masked, measures=("loss", "error"), **settings)
+    with pytest.raises(ValueError, match=r"class for each sample for an entropy but got some of -100"):
+        loss_plane(network, first, second, masked, measures=("entropy",), **settings)
 
 
 def test_entropy_needs_hidden_layers():
