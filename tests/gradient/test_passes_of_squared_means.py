@@ -46,7 +46,7 @@ def test_passes_of_different_shapes_are_refused():
 
 
 def test_several_passes_of_compiled_code_are_refused():
-    with pytest.raises(NotImplementedError, match="'shared'.*call the network once with all inputs"):
+    with pytest.raises(NotImplementedError, match=r"'shared'.*call the network once with all inputs"):
         train(Twice(is_compiled=True, has_one_shape=True).double())
 
 
