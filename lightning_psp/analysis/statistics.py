@@ -60,7 +60,7 @@ def reestimate_statistics(module: nn.Module, data: Iterable[Any], loss: Loss) ->
                 " out the last batch (`drop_last=True`), or choose another batch size."
             ) from error
         for norm in norms:
-            if isinstance(norm, BATCH_NORMS) and norm.num_batches_tracked == 0:
+            if norm.num_batches_tracked == 0 and (isinstance(norm, BATCH_NORMS) or _is_reset(norm)):
                 continue  # this batch did not pass it
             samples, mean, variance = sums.get(norm, (0, 0.0, 0.0))
             dtype = widest_float(norm.running_mean.device)
@@ -74,3 +74,8 @@ def reestimate_statistics(module: nn.Module, data: Iterable[Any], loss: Loss) ->
         norm.running_var.copy_(variance / samples)
     for norm in norms:
         norm.eval()
+
+
+def _is_reset(norm: Any) -> bool:
+    """Whether the statistics of an instance norm, which counts no batches, are those that it starts with."""
+    return not norm.running_mean.any() and bool((norm.running_var == 1).all())

@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_psp import record_potentials
 from lightning_psp.analysis import loss_plane
+from lightning_psp.analysis.statistics import reestimate_statistics
 from lightning_psp.metrics import MeanSquarePotential, PSPEntropy
 from tests.support.analysis.planes import CLASSES, Normalised, batches, solutions, states_of
 
@@ -95,6 +96,15 @@ def test_statistics_taken_anew_are_the_mean_over_passes_and_over_batches_that_pa
         by_hand.eval()
         losses = [F.cross_entropy(by_hand(x), labels) for x, labels in data]
         assert found.values["loss"][0, column].item() == pytest.approx(mean(losses, sizes).item(), rel=1e-10)
+
+
+def test_statistics_of_an_instance_norm_are_those_of_batches_that_pass():
+    norm = nn.InstanceNorm1d(2, track_running_stats=True).eval()
+    data = [(5 + 3 * torch.randn(size, 2, 4),) for size in (6, 2, 4)]
+    reestimate_statistics(norm, data, lambda module, batch: module(batch[0]) if len(batch[0]) > 2 else None)
+    passed = torch.cat([data[0][0], data[2][0]])
+    torch.testing.assert_close(norm.running_mean, passed.mean((0, 2)))
+    torch.testing.assert_close(norm.running_var, passed.var(2).mean(0))
 
 
 def test_a_batch_that_is_too_small_for_statistics():
