@@ -78,7 +78,7 @@ def hessian_eigenvalues(
     vectors, from exact products Hv: the gradient is differentiated a second time. A negative eigenvalue is smaller than
     any positive one, whatever its size. Each residual ‖Hv − θv‖ is computed from products. Where there are up to
     100,000 weights, a further search looks for what is missed of multiple eigenvalues, which networks have that are
-    linear in their weights.
+    linear in their weights; with more, of eigenvalues closer than about `tolerance` · \|θ₁\| one may stand for all.
 
     The network is in ``eval()`` while this runs; it, gradients and random number generators are left as they were, also
     after an exception or Ctrl-C. Activations and gradients of all batches are kept in memory where they take no more
