@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from lightning_psp.analysis.batches import Loss, device_of, moved, samples_in
 from lightning_psp.analysis.second_derivatives import gradients, twice_differentiable
-from lightning_psp.analysis.unchanged import Unchanged, seed_everything
+from lightning_psp.analysis.unchanged import Unchanged, refuse_lazy, refuse_shared_memory, seed_everything
 from lightning_psp.functional.penalty import psp_penalty
 from lightning_psp.functional.reductions import Reduction
 from lightning_psp.pruning.bound_masks import bind_masks
@@ -58,6 +58,8 @@ class HessianProducts:
         for name, weight in self.parameters.items():
             if not weight.is_floating_point():
                 raise TypeError(f"Expected parameter {name!r} to be real floating point but got {weight.dtype}.")
+            refuse_lazy(name, weight)
+        refuse_shared_memory(self.parameters.items())
         self.dtype = _widest(self.parameters.values())
         self.precision = max(torch.finfo(weight.dtype).eps for weight in self.parameters.values())
         self.count = 0
@@ -68,6 +70,7 @@ class HessianProducts:
         self._graphs: list[tuple[int, list[Tensor]]] = []
         self._are_all_kept = False
         self._may_keep = True
+        self._samples: int | None = None
 
     @property
     def size(self) -> int:
@@ -106,6 +109,12 @@ class HessianProducts:
             samples += number
         if total is None or samples == 0:
             raise ValueError("Expected argument `data` to give at least one batch with samples but got none.")
+        if self._samples not in (None, samples):
+            raise ValueError(
+                "Expected argument `data` to give the same samples in every pass but got"
+                f" {self._samples} in one and {samples} in another."
+            )
+        self._samples = samples
         return self._joined(total).div_(samples)
 
     def named(self, vectors: Tensor) -> dict[str, Tensor]:
@@ -152,7 +161,8 @@ class HessianProducts:
         if not pairs:  # the loss is linear in the weights
             return [torch.zeros_like(weight) for weight in self._weights]
         slopes, directions = zip(*pairs, strict=True)
-        return gradients(slopes, self._weights, directions, retain_graph=self._may_keep)
+        products = gradients(slopes, self._weights, directions, retain_graph=self._may_keep)
+        return [product.to_dense() for product in products]  # of embeddings they may be sparse
 
     def _value(self, batch: Any) -> Tensor:
         if self._lam == 0:

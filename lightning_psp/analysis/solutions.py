@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_psp.analysis.directions import filter_direction, orthogonal_direction
-from lightning_psp.analysis.unchanged import each_entry_once, refuse_lazy
+from lightning_psp.analysis.unchanged import each_entry_once, refuse_lazy, refuse_shared_memory
 from lightning_psp.pruning.bound_masks import Masks, bind_masks
 
 Direction: TypeAlias = Literal["orthogonal", "filter"]
@@ -97,6 +97,7 @@ def weight_plane(
     """The plane through two solutions of a network; see :func:`~lightning_psp.analysis.loss_plane`."""
     ends = _ends(module, first, second)
     weights = [each for each in ends if each.is_weight]
+    refuse_shared_memory((each.names[0], each.tensor) for each in weights)
     if all(torch.equal(each.first, each.second) for each in weights):
         raise ValueError("Expected arguments `first` and `second` to be different solutions but got the same weights.")
     for each in weights:

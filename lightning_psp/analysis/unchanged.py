@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -142,6 +142,18 @@ def refuse_lazy(name: str, tensor: Tensor) -> None:
     """Raises an error for a parameter or buffer that is not made yet."""
     if is_lazy(tensor):
         raise ValueError(f"Expected argument `module` to know its weights but {name!r} is not made yet. Call it once.")
+
+
+def refuse_shared_memory(named: Iterable[tuple[str, Tensor]]) -> None:
+    """Raises an error where two weights begin at the same memory: moving one moves the other, unknown to autograd."""
+    known: dict[int, str] = {}
+    for name, weight in named:
+        place = weight.data_ptr() if weight.layout == torch.strided and weight.numel() > 0 else 0
+        if place and known.setdefault(place, name) != name:
+            raise ValueError(
+                f"Expected argument `module` to hold each weight once but {name!r} lies in the memory of"
+                f" {known[place]!r}. Tie them by one parameter of both layers, not by the data of two."
+            )
 
 
 def each_entry_once(tensor: Tensor, like: Tensor | None = None) -> Tensor:

@@ -178,6 +178,26 @@ class Tied(nn.Module):
         return self.head(torch.tanh(self.second(torch.tanh(self.first(x)))))
 
 
+def test_embeddings_with_sparse_gradients():
+    class Embedded(nn.Module):
+        def __init__(self, sparse):
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(5, 3, sparse=sparse), nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.head(torch.tanh(self.embedding(x).mean(1)))
+
+    dense, sparse = Embedded(False).double(), Embedded(True).double()
+    sparse.load_state_dict(dense.state_dict())
+    data = [(torch.randint(5, (size, 4)), torch.randint(3, (size,))) for size in (6, 3)]
+    masks = {"embedding.weight": torch.rand(5, 3) > 0.3}
+    for settings in ({}, {"masks": masks}):
+        spectrum = hessian_eigenvalues(sparse, data, k=2, tolerance=1e-8, **settings)
+        expected = hessian_eigenvalues(dense, data, k=2, tolerance=1e-8, **settings)
+        torch.testing.assert_close(spectrum.values, expected.values)
+    assert_largest(hessian_eigenvalues(sparse, data, k=2, tolerance=1e-8), dense_hessian(dense, data), 2)
+
+
 def test_tied_weights_count_once():
     network, data = Tied().double(), batches(8)
     spectrum = hessian_eigenvalues(network, data, k=3, tolerance=1e-8)

@@ -203,6 +203,30 @@ def test_second_derivatives_that_torch_does_not_have(measure):
 
 
 @pytest.mark.parametrize("measure", [hessian_eigenvalues, hessian_trace])
+def test_data_that_are_fewer_in_a_later_pass(monkeypatch, measure):
+    class Shrinking:
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            return iter(batches(8, 4)[: 3 - self.passes])
+
+    monkeypatch.setattr(products_module, "MOST_KEPT_BYTES", 0)
+    with pytest.raises(ValueError, match="the same samples in every pass but got 12 in one and 8 in another"):
+        measure(Network(), Shrinking())
+
+
+@pytest.mark.parametrize("measure", [hessian_eigenvalues, hessian_trace])
+def test_weights_in_the_same_memory(measure):
+    network = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+    network[2].weight.data = network[0].weight.data
+    with pytest.raises(ValueError, match=r"'2\.weight' lies in the memory of '0\.weight'.* one parameter of both"):
+        measure(network, batches(4))
+    network[2].weight = network[0].weight
+    measure(network, batches(4))
+
+
+@pytest.mark.parametrize("measure", [hessian_eigenvalues, hessian_trace])
 def test_weights_that_are_not_finite(measure):
     network = Network()
     network.fc1.weight.data[0, 0] = torch.nan

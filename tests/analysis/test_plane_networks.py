@@ -56,6 +56,15 @@ def test_tied_weights_are_moved_once():
         loss_plane(network, first, second, data)
 
 
+def test_weights_in_the_same_memory_are_refused():
+    network = Tied()
+    network.fc2.weight = nn.Parameter(network.fc1.weight.data)
+    states = [{**state, "fc2.weight": state["fc1.weight"]} for state in solutions(network)]
+    for size in ((2, 2), (2, 1)):
+        with pytest.raises(ValueError, match=r"'fc2\.weight' lies in the memory of 'fc1\.weight'"):
+            loss_plane(network, *states, batches(dtype=torch.float32), size=size)
+
+
 def test_integer_buffers_are_those_of_the_nearer_solution():
     class Permuted(nn.Module):
         def __init__(self):
