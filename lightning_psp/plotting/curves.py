@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from lightning_psp.plotting.logs import read_log
-from lightning_psp.plotting.style import FAINT, check_kind, given_axes, label_plainly, new_axes, styles, tidy
+from lightning_psp.plotting.style import check_kind, explain, given_axes, label_plainly, lone, new_axes, styles, tidy
 
 # A training: its log's file or folder, or the values themselves by key, one an epoch.
 Log = str | Path | Mapping[str, Sequence[float]]
@@ -78,7 +78,7 @@ def plot_curves(
         raise TypeError(f"Expected argument `keys` to be a sequence of names, such as ({keys!r},), but got {keys!r}.")
     if not trainings or not keys:
         raise ValueError(f"Expected arguments `trainings` and `keys` not to be empty but got {trainings!r}, {keys!r}.")
-    curves = {label: _read(logs, keys) for label, logs in trainings.items()}
+    curves = {label: _read(label, logs, keys) for label, logs in trainings.items()}
     axes = new_axes(len(keys), (5 * len(keys), 4.4)) if ax is None else given_axes(ax, len(keys), ", ".join(keys))
     for key, panel in zip(keys, axes, strict=True):
         for (label, runs), style in zip(curves.items(), styles(len(curves)), strict=True):
@@ -93,16 +93,19 @@ def plot_curves(
             panel.set_yscale("log")
             label_plainly(panel.yaxis)
         tidy(panel)
-    if ax is None:
-        _explain(axes[0].figure, curves)
+    figure = axes[0].figure
+    if isinstance(figure, Figure) and ax is None:
+        _explain(figure, curves)
     else:
         axes[0].legend(frameon=False, handlelength=3)
-    return axes[0].figure, tuple(axes)
+    return figure, tuple(axes)
 
 
-def _read(logs: Log | Sequence[Log], keys: Sequence[str]) -> list[dict[str, np.ndarray]]:
+def _read(label: str, logs: Log | Sequence[Log], keys: Sequence[str]) -> list[dict[str, np.ndarray]]:
     """For each training the epochs (from 1) and values of each key, ``[2, epochs]``."""
     several = [logs] if isinstance(logs, (str, Path, Mapping)) else list(logs)
+    if not several:
+        raise ValueError(f"Expected argument `trainings` to have at least one training of {label!r} but got none.")
     return [_values(log, keys) if isinstance(log, Mapping) else read_log(Path(log), keys) for log in several]
 
 
@@ -121,8 +124,10 @@ def _draw_band(axes: Axes, runs: Sequence[np.ndarray], label: str, style: dict[s
     if len(epochs) == 0:
         raise ValueError(f"Expected the trainings of {label!r} to have an epoch in common but got none.")
     values = np.stack([run[1][np.isin(run[0], epochs)] for run in runs])
-    marker = "o" if len(epochs) == 1 else None  # a line of one point is none
-    axes.plot(epochs, values.mean(axis=0), label=label, linewidth=1.8, marker=marker, **style)
+    means = values.mean(axis=0)
+    marked = lone(means)
+    marker = "o" if marked else None
+    axes.plot(epochs, means, label=label, linewidth=1.8, marker=marker, markevery=marked or None, **style)
     if len(runs) > 1:
         lowest, highest = values.min(axis=0), values.max(axis=0)
         axes.fill_between(epochs, lowest, highest, color=style["color"], alpha=0.15, linewidth=0)
@@ -132,7 +137,7 @@ def _with_log_scale(unit: str) -> str:
     return f"{unit[:-1]}, log scale)" if unit.endswith(")") else f"{unit} (log scale)"
 
 
-def _explain(figure: Figure | SubFigure, curves: Mapping[str, Sequence[object]]) -> None:
+def _explain(figure: Figure, curves: Mapping[str, Sequence[object]]) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(
         handles,
@@ -146,4 +151,4 @@ def _explain(figure: Figure | SubFigure, curves: Mapping[str, Sequence[object]])
     numbers = sorted({len(runs) for runs in curves.values()})
     if numbers[-1] > 1:
         caption = f"Lines: mean of {' or '.join(map(str, numbers))} trainings; bands: lowest to highest of them."
-        figure.supxlabel(caption, fontsize=9, color=FAINT)
+        explain(figure, caption)

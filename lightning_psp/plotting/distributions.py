@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from lightning_psp.plotting.style import FAINT, check_kind, given_axes, new_axes, styles, tidy
+from lightning_psp.plotting.style import check_kind, explain, given_axes, new_axes, styles, tidy
 
 _SHARE_SHOWN = 0.9995
 _LEAST_SHOWN = 1e-5  # density, as a share of the largest one
@@ -77,12 +77,12 @@ def plot_distributions(
         axes.set_xlabel("\n".join([values, *_left_out(of_layer)]))
     panels[0].set_ylabel("density (log scale)")
     figure = panels[0].figure
-    if ax is None:
+    if isinstance(figure, Figure) and ax is None:
         caption = (
             f"Each panel shows the interval around 0 that holds {100 * _SHARE_SHOWN:g} % of the values of every"
             " technique or, where more lie beyond, all bins."
         )
-        figure.supxlabel(caption, fontsize=9, color=FAINT)
+        explain(figure, caption)
         handles, labels = panels[0].get_legend_handles_labels()
         columns = min(len(labels), 4)
         figure.legend(

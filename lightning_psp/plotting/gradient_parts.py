@@ -14,6 +14,8 @@ from lightning_psp.analysis import GradientParts
 from lightning_psp.plotting.style import check_kind, given_axes
 
 LARGEST_FIGURE = 16.0, 14.0  # inches
+LEAST_HEIGHT = 3.1  # inches: that of what stands at the colour bar
+LONGEST_NAME = 8  # letters of a layer's name that stand side by side with others
 MOST_CELLS_WITH_NUMBERS = 20, 60  # columns and rows; in smaller cells numbers could not be read
 
 
@@ -70,8 +72,11 @@ def plot_gradient_parts(
     shares = 100 * parts.shares[rows]
     shares[parts.norms[rows] == 0] = math.nan
     columns = len(parts.layers)
+    longest = max(map(len, parts.layers))
+    are_upright = columns > 6 or longest > LONGEST_NAME
     if ax is None:
-        size = min(3.4 + 0.7 * columns, LARGEST_FIGURE[0]), min(1.8 + 0.45 * len(rows), LARGEST_FIGURE[1])
+        height = max(1.8 + 0.45 * len(rows), LEAST_HEIGHT) + (0.1 * longest if are_upright else 0.0)
+        size = min(3.4 + 0.7 * columns, LARGEST_FIGURE[0]), min(height, LARGEST_FIGURE[1])
         _, ax = pyplot.subplots(figsize=size, dpi=150, layout="constrained")
     else:
         (ax,) = given_axes(ax, 1, "the shares")
@@ -83,7 +88,7 @@ def plot_gradient_parts(
             colour = "white" if abs(share) > 60 else "black"
             ax.text(column, row, _rounded(share), ha="center", va="center", color=colour, fontsize=9)
     ax.set_facecolor("#DDDDDD")
-    ax.set_xticks(range(columns), parts.layers, rotation=0 if columns <= 6 else 90)
+    ax.set_xticks(range(columns), parts.layers, rotation=90 if are_upright else 0)
     ax.set_yticks(range(len(rows)), [parts.parameters[row] for row in rows])
     ax.set_xticks([column - 0.5 for column in range(1, columns)], minor=True)
     ax.set_yticks([row - 0.5 for row in range(1, len(rows))], minor=True)

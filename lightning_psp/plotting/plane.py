@@ -12,7 +12,7 @@ from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
 from lightning_psp.analysis import LossPlane
-from lightning_psp.plotting.style import check_kind, given_axes, label_plainly, new_axes, styles, tidy
+from lightning_psp.plotting.style import check_kind, given_axes, label_plainly, lone, new_axes, styles, tidy
 
 Numbers: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 
@@ -124,7 +124,8 @@ def _values(plane: LossPlane, measure: str, layer: str | None) -> Tensor:
 
 
 def _draw_line(axes: Axes, x: Numbers, values: Numbers, labels: tuple[str, str]) -> None:
-    axes.plot(x, values, linewidth=1.8, **styles(1)[0])
+    marked = lone(values)
+    axes.plot(x, values, linewidth=1.8, marker="o" if marked else None, markevery=marked or None, **styles(1)[0])
     for place in (0, 1):
         axes.axvline(place, color="#999999", linewidth=1, linestyle=":")
         where: dict[str, Any] = {

@@ -57,7 +57,7 @@ def plot_spectrum(
         values, residuals = spectrum.values.tolist(), spectrum.residuals.tolist()
         places = range(1, len(values) + 1)
         axes.errorbar(places, values, residuals, label=label or None, capsize=3, linewidth=1.4, **style)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel("number of the eigenvalue")
     axes.set_ylabel("eigenvalue of the Hessian")
     axes.set_title("Largest eigenvalues", fontweight="bold")

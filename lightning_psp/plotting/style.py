@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import cycle
 from typing import Any
 
+import numpy as np
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 # Okabe and Ito's palette, which colour-blind readers tell apart; dashes and markers do so in grey print.
@@ -84,15 +87,32 @@ def tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def lone(values: Any) -> list[int]:
+    """The numbers of the finite values without another beside them, of which a line shows nothing: to be marked."""
+    is_finite = np.pad(np.isfinite(values), 1)
+    return [int(each) for each in np.flatnonzero(is_finite[1:-1] & ~is_finite[:-2] & ~is_finite[2:])]
+
+
+def explain(figure: Figure, text: str) -> None:
+    """Writes a caption below all panels, in lines as long as the figure is wide."""
+    characters = int(14 * figure.get_figwidth())  # of this size
+    figure.supxlabel(textwrap.fill(text, characters), fontsize=9, color=FAINT)
+
+
 def label_plainly(axis: Axis, interval: tuple[float, float] | None = None) -> None:
-    """Labels a logarithmic axis with 1, 2, 5, 10, … or more in place of powers of ten.
+    """Labels a logarithmic axis with 1, 2, 5, 10, … or more in place of powers of ten, over many decades 1, 10, ….
 
     Args:
         axis: an axis on which all is drawn.
         interval: lowest and highest value, by default those drawn.
     """
     lowest, highest = interval or axis.get_data_interval()
-    powers = LogLocator(subs=(1, 2, 5) if highest > 6 * lowest else (1, 1.2, 1.5, *range(2, 10)))
-    axis.set_major_locator(powers if highest > 3 * lowest else MaxNLocator(6, steps=(1, 2, 5, 10)))
+    if highest > 1e5 * lowest:
+        factors: tuple[float, ...] = (1,)
+    else:
+        factors = (1, 2, 5) if highest > 6 * lowest or highest == lowest else (1, 1.2, 1.5, *range(2, 10))
+    # A single value has a decade to either side.
+    are_powers = highest > 3 * lowest or highest == lowest
+    axis.set_major_locator(LogLocator(subs=factors) if are_powers else MaxNLocator(6, steps=(1, 2, 5, 10)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())

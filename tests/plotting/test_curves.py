@@ -1,5 +1,7 @@
 """Curves over the epochs: what is read from which log, and what is drawn."""
 
+import math
+
 import numpy as np
 import pytest
 from lightning.pytorch import LightningModule, Trainer
@@ -155,6 +157,11 @@ def test_a_single_epoch_is_a_point():
     assert [line.get_marker() for line in axes.lines] == ["o", "None"]
 
 
+def test_a_value_beside_none_that_is_finite_is_a_point():
+    _, (axes,) = plot_curves({"a": {"v": [1.0, math.nan, 2.0, 3.0, math.inf, 4.0]}}, keys=["v"])
+    assert (axes.lines[0].get_marker(), axes.lines[0].get_markevery()) == ("o", [0, 5])
+
+
 def test_trainings_without_a_common_epoch_are_an_error():
     with pytest.raises(ValueError, match="trainings of 'a' to have an epoch in common"):
         plot_curves({"a": [{"v": []}, {"v": [1.0]}]}, keys=["v"])
@@ -179,6 +186,8 @@ def test_given_axes_are_used():
 def test_nothing_to_draw_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="`trainings`"):
         plot_curves({})
+    with pytest.raises(ValueError, match="`trainings` to have at least one training of 'a' but got none"):
+        plot_curves({"a": []})
     with pytest.raises(TypeError, match=r"`trainings` to be a dict of logs .* but got str"):
         plot_curves("logs")
     with pytest.raises(TypeError, match=r"such as \('val_loss',\), but got 'val_loss'"):

@@ -3,6 +3,7 @@
 import importlib
 import math
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
@@ -79,6 +80,18 @@ def test_given_axes_are_used():
     assert not left.images
     assert len(figure.axes) == 2
     assert not pyplot.get_fignums()
+
+
+@pytest.mark.parametrize("layers", [1, 2, 6])
+def test_names_and_the_scale_can_be_read(layers):
+    names = tuple(f"backbone.layer{number}.conv1" for number in range(layers))
+    shares = torch.full((1, layers), 1 / layers).double()
+    figure, axes = plot_gradient_parts(GradientParts(("w.weight",), names, shares, shares, shares.sum(1), "mean"))
+    figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+    scale = figure.axes[1].yaxis.label.get_window_extent()
+    assert figure.bbox.y0 <= scale.y0 < scale.y1 <= figure.bbox.y1
 
 
 def test_many_layers_have_no_numbers_and_fit_on_a_page():

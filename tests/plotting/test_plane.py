@@ -40,6 +40,14 @@ def test_a_line_is_a_curve():
     assert axes.get_yscale() == "log"
 
 
+def test_a_point_of_a_line_beside_none_that_is_finite_is_drawn():
+    broken = plane(torch.zeros(1).double())
+    broken.values["loss"][0, [1, 3]] = torch.tensor([torch.nan, torch.inf]).double()
+    curve = plot_plane(broken)[1].lines[0]
+    assert (curve.get_marker(), curve.get_markevery()) == ("o", [0, 2])
+    assert plot_plane(plane(torch.zeros(1).double()))[1].lines[0].get_marker() == "None"
+
+
 def test_names_of_solutions_on_a_line_stand_above_the_curve():
     figure, axes = plot_plane(plane(torch.zeros(1).double()), labels=("G", "1-S"))
     figure.canvas.draw()

@@ -40,6 +40,13 @@ def test_one_spectrum_in_given_axes():
     assert not left.containers
 
 
+def test_a_single_eigenvalue_has_a_whole_number():
+    figure, axes = plot_spectrum(spectrum(2.0))
+    figure.canvas.draw()
+    left, right = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if left <= tick <= right] == [1]
+
+
 def test_nothing_to_draw_is_an_error():
     with pytest.raises(ValueError, match="at least one spectrum"):
         plot_spectrum({})

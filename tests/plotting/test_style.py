@@ -1,0 +1,51 @@
+"""What all pictures share: numbers at their axes, points that no line shows, captions within the figure."""
+
+import math
+from itertools import pairwise
+
+import pytest
+from matplotlib import pyplot
+
+from lightning_psp.plotting import plot_curves, plot_distributions
+from lightning_psp.plotting.style import label_plainly, lone
+
+
+@pytest.mark.parametrize(
+    "values", [(1e-30, 1e10), (1e-8, 1e8), (1e-5, 1.0), (1e-2, 1.0), (0.3, 0.4), (1.0, 1.0), (0.03, 0.03)]
+)
+def test_a_logarithmic_axis_has_numbers_at_any_height(values):
+    figure, axes = pyplot.subplots(figsize=(5, 4))
+    axes.plot([1, 2], values)
+    axes.set_yscale("log")
+    label_plainly(axes.yaxis)
+    figure.canvas.draw()
+    low, high = axes.get_ylim()
+    boxes = [
+        label.get_window_extent()
+        for label in axes.get_yticklabels()
+        if label.get_text() and low <= label.get_position()[1] <= high
+    ]
+    assert len(boxes) >= 3
+    assert all(below.y1 < above.y0 for below, above in pairwise(boxes))
+    assert min(each.get_position()[1] for each in axes.get_yticklabels()) <= 2 * values[0]
+
+
+def test_lone_values():
+    assert lone([1.0, math.nan, 2.0, 3.0, math.inf, 4.0]) == [0, 5]
+    assert lone([1.0]) == [0]
+    assert lone([1.0, 2.0]) == lone([math.nan]) == []
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 5])
+def test_captions_are_within_the_figure(number):
+    histogram = {"limit": 1.0, "counts": [1, 4, 3, 1], "beyond": 0}
+    training = {str(key): [2.0, 1.0] for key in range(number)}
+    figures = (
+        plot_distributions({"PSP": {str(layer): histogram for layer in range(number)}})[0],
+        plot_curves({"PSP": [training, training]}, keys=list(training))[0],
+    )
+    for figure in figures:
+        figure.canvas.draw()
+        (caption,) = (text for text in figure.texts if text.get_text() == figure.get_supxlabel())
+        box = caption.get_window_extent()
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
