@@ -175,7 +175,7 @@ def survey(data: Iterable[Any], takes_classes: bool) -> Survey:
             classes.update(_class_labels(batch).tolist())
     if first is None or samples == 0:
         raise ValueError("Expected argument `data` to give at least one batch with samples but got none.")
-    return Survey(samples, torch.tensor(sorted(classes)) if takes_classes else None, first)
+    return Survey(samples, torch.tensor(sorted(classes), device="cpu") if takes_classes else None, first)
 
 
 def _class_labels(batch: Any) -> Tensor:

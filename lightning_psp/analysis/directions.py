@@ -102,7 +102,7 @@ def filter_direction(
 
 def _draw(like: Sequence[Tensor], kept: Sequence[Tensor | None], seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)  # of the processor: the same on every device
-    drawn = [torch.randn(each.shape, generator=generator, dtype=torch.float64) for each in like]
+    drawn = [torch.randn(each.shape, generator=generator, dtype=torch.float64, device="cpu") for each in like]
     return [_masked(each, keep) for each, keep in zip(drawn, kept, strict=True)]
 
 

@@ -76,9 +76,9 @@ class GradientParts:
         return cls(
             parameters=tuple(content["parameters"]),
             layers=tuple(content["layers"]),
-            norms=torch.tensor(content["norms"], dtype=torch.float64),
-            shares=torch.tensor(shares, dtype=torch.float64),
-            total=torch.tensor(content["total"], dtype=torch.float64),
+            norms=torch.tensor(content["norms"], dtype=torch.float64, device="cpu"),
+            shares=torch.tensor(shares, dtype=torch.float64, device="cpu"),
+            total=torch.tensor(content["total"], dtype=torch.float64, device="cpu"),
             reduction=content["reduction"],
         )
 
@@ -190,8 +190,8 @@ def _split(terms: dict[str, Tensor], parameters: Sequence[Tensor]) -> tuple[Tens
     """Norms `[P, L]`, shares `[P, L]` and total `[P]`. Takes the terms out of their dict."""
     device = next(iter(terms.values())).device
     whole = _gradients(torch.stack([term.to(device) for term in terms.values()]).sum(), parameters)
-    norms = torch.zeros(len(parameters), len(terms), dtype=torch.float64)
-    products, total = torch.zeros_like(norms), torch.zeros(len(parameters), dtype=torch.float64)
+    norms = torch.zeros(len(parameters), len(terms), dtype=torch.float64, device="cpu")
+    products, total = torch.zeros_like(norms), torch.zeros(len(parameters), dtype=torch.float64, device="cpu")
     for row, gradient in enumerate(whole):
         if gradient is not None:
             total[row] = _as_vector(gradient).norm()

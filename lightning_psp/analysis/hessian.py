@@ -139,7 +139,7 @@ def hessian_eigenvalues(
             progress.update()
             return image
 
-        dtype = torch.empty(0, dtype=products.dtype).numpy().dtype
+        dtype = torch.empty(0, dtype=products.dtype, device="cpu").numpy().dtype
         pairs = largest_eigenpairs(multiply, products.size, k, tolerance, dtype, seed)
     return HessianSpectrum(
         values=torch.from_numpy(pairs.values),
@@ -200,15 +200,15 @@ def hessian_trace(
     first: tuple[Tensor, Tensor] | None = None
     with progress_bar(samples, "vector", "Hessian") as progress, products.prepared():
         for _ in range(samples):
-            signs = torch.randint(2, (products.size,), generator=generator).to(products.dtype).mul_(2).sub_(1)
-            image = products(signs)
+            signs = torch.randint(2, (products.size,), generator=generator, device="cpu").to(products.dtype)
+            image = products(signs.mul_(2).sub_(1))
             terms.append(float(signs.double() @ image.double()))
             if first is None:
                 first = signs, image
             elif len(terms) == 2:
                 _check_symmetry(first, (signs, image), products.precision)
             progress.update()
-    values = torch.tensor(terms, dtype=torch.float64)
+    values = torch.tensor(terms, dtype=torch.float64, device="cpu")
     if not values.isfinite().all():
         raise ValueError("A product with the Hessian is not finite: there is NaN or infinity in weights or data.")
     return TraceEstimate(value=values.mean().item(), standard_error=values.std().item() / math.sqrt(samples))

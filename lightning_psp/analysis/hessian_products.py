@@ -227,7 +227,7 @@ def _kept_entries(
     """The numbers of the weights that masks keep, in the order of the parameters; None for all."""
     if masks is None:
         return None
-    keeps = {id(weight): torch.ones(weight.shape, dtype=torch.bool) for weight in parameters.values()}
+    keeps = {id(weight): torch.ones(weight.shape, dtype=torch.bool, device="cpu") for weight in parameters.values()}
     for bound in bind_masks(module, masks):
         if id(bound.weight.parameter) in keeps:  # a frozen weight counts neither way
             keeps[id(bound.weight.parameter)] &= ~bound.goes.cpu()

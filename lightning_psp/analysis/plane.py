@@ -228,15 +228,15 @@ def _grid(low: float, high: float, points: int) -> list[float]:
 
 def _plane(x: Sequence[float], y: Sequence[float], points: Sequence[Point]) -> LossPlane:
     def grid(values: Iterable[float]) -> Tensor:
-        return torch.tensor(list(values), dtype=torch.float64).view(len(y), len(x))
+        return torch.tensor(list(values), dtype=torch.float64, device="cpu").view(len(y), len(x))
 
     layers: dict[str, dict[str, None]] = {}
     for point in points:
         for measure, by_layer in point.layers.items():
             layers.setdefault(measure, {}).update(dict.fromkeys(by_layer))
     return LossPlane(
-        x=torch.tensor(x, dtype=torch.float64),
-        y=torch.tensor(y, dtype=torch.float64),
+        x=torch.tensor(x, dtype=torch.float64, device="cpu"),
+        y=torch.tensor(y, dtype=torch.float64, device="cpu"),
         values={measure: grid(point.values[measure] for point in points) for measure in points[0].values},
         layers={
             measure: {layer: grid(point.layers[measure].get(layer, math.nan) for point in points) for layer in names}
