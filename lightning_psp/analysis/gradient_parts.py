@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_psp.analysis.results import replacing
 from lightning_psp.analysis.unchanged import buffers_and_random_numbers_kept
 from lightning_psp.functional.penalty import layer_penalties
 from lightning_psp.functional.precision import widest_float
@@ -48,10 +49,12 @@ class GradientParts:
         """Writes everything to a JSON file, numbers in full precision.
 
         Args:
-            path: the file; one that is there is replaced.
+            path: the file; one that is there is replaced once the new one is written.
         """
         content = {name: _to_json(value) for name, value in vars(self).items()}
-        Path(path).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+        with replacing(Path(path)) as file:
+            file.write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> GradientParts:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from pickle import UnpicklingError
@@ -84,14 +85,21 @@ def _short(value: Any) -> str:
     return repr(value)
 
 
-def write_whole(content: Any, path: Path) -> None:
-    """Writes a file that is complete at any time: one that is there is replaced once the new one is written."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives another file to write to, which takes the place of this one once the block has ended: no half of a file."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
     try:
-        torch.save(content, unfinished)
+        yield unfinished
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def write_whole(content: Any, path: Path) -> None:
+    """Writes a file of PyTorch that is complete at any time."""
+    with replacing(path) as file:
+        torch.save(content, file)
 
 
 def read_plain(path: Path) -> Any:

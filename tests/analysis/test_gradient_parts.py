@@ -1,7 +1,6 @@
 """The parts of the PSP gradient, against the paper's formulas by hand and against autograd of the penalty."""
 
 import copy
-import json
 
 import pytest
 import torch
@@ -363,28 +362,6 @@ def test_on_a_gpu():
     for name in ("norms", "shares", "total"):
         assert getattr(found, name).device.type == "cpu"
         close(getattr(found, name), getattr(expected, name))
-
-
-def test_save_and_load(tmp_path):
-    parts = psp_gradient_parts(LeNet5().double(), random(SAMPLES, 1, 28, 28), reduction="sum", output=False)
-    assert parts.shares.isnan().any()
-    path = tmp_path / "parts.json"
-    parts.save(path)
-    read = GradientParts.load(path)
-    for name, value in vars(parts).items():
-        if isinstance(value, torch.Tensor):
-            torch.testing.assert_close(getattr(read, name), value, rtol=0, atol=0, equal_nan=True)
-        else:
-            assert getattr(read, name) == value
-    json.loads(path.read_text(), parse_constant=pytest.fail)  # NaN is no JSON
-
-
-@pytest.mark.parametrize("content", [b"[]", b"{}", b'{"layers": []}', b"no JSON", b"PK\x03\x80"])
-def test_load_refuses_other_files(tmp_path, content):
-    path = tmp_path / "other.json"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"a file of `GradientParts\.save` but got .*other\.json"):
-        GradientParts.load(path)
 
 
 def test_parts_are_frozen():
