@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_psp import psp_penalty, record_potentials
-from lightning_psp.analysis import GradientParts, psp_gradient_parts
+from lightning_psp.analysis import psp_gradient_parts
 from tests.support.cases import REDUCTIONS
 from tests.support.networks import BasicBlock, LeNet5, SharedWeights
 from tests.support.reference import layer_term, penalty_of_terms
