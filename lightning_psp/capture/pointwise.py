@@ -94,11 +94,11 @@ class Pointwise:
             has_numbers = any(isinstance(value, Tensor) and self._is_number(value) for value in args)
             return None, (self._note_made if number_of_data or has_numbers else self._origins.note_weight)
         is_arithmetic = role is Role.ARITHMETIC
-        is_sum = func in SUMS
-        step = ACTIVATING_STEP if func in ACTIVATING else POLYNOMIAL
-        is_mask = is_masking(func, args) and len(made) == 1 and not _is_condition(made[0])
-        if is_arithmetic or is_mask:
-            step = LINEAR
+        is_choice_of_data = is_masking(func, args) and not any(map(_is_condition, made))
+        is_mask = is_choice_of_data and len(made) == 1
+        # What data choose from several tensors is the sum of these, each times its mask.
+        is_sum = func in SUMS or (is_choice_of_data and not is_mask)
+        step = LINEAR if is_arithmetic or is_choice_of_data else ACTIVATING_STEP if func in ACTIVATING else POLYNOMIAL
         if len(made) == 1 and not (is_sum and number_of_data):
             origin = made[0]
             if is_arithmetic and _is_quotient(func) and not _is_first(origin, args):

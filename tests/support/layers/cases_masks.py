@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.support.layers.case import LayerCase, cross_entropy, one
+from tests.support.layers.case import LayerCase, affine, cross_entropy, one
 from tests.support.layers.cases_logits import CLASSES, mlp, mlp_potentials
-from tests.support.layers.cases_outputs import FEATURES
+from tests.support.layers.cases_outputs import FEATURES, HIDDEN, Trunk, trunk
 
 
 def forbidden() -> tuple[Tensor, Tensor, Tensor]:
@@ -64,6 +64,29 @@ class Masked(nn.Sequential):
         return self.mask(super().forward(x), mask)
 
 
+class Chosen(Trunk):
+    """Adds a token to some of the samples, which data tell, and not to others."""
+
+    def __init__(self, add: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__(CLASSES)
+        self.middle, self.token, self.add = nn.Linear(HIDDEN, HIDDEN), nn.Parameter(torch.ones(HIDDEN)), add
+
+    def forward(self, x: Tensor, some: Tensor) -> Tensor:
+        return self.head(self.add(self.middle(self.hidden(x)), self.token, some[:, None]))
+
+
+def with_tokens(network: Any, batch: Any):
+    first, h, _ = trunk(network, batch[0])
+    z = affine(network.head, affine(network.middle, h) + batch[2][:, None] * network.token)
+    return cross_entropy(z, batch[1]), {"first": one(first), "head": one(z)}
+
+
+def multiple_of_some(network: Any, batch: Any):
+    first, z = mlp_potentials(network, batch[0])
+    logits = z * (1 + 2 * batch[2][:, None])
+    return cross_entropy(logits, batch[1]), {"0": one(first), "?": one(logits)}
+
+
 MASKS = {
     "masked_fill": lambda z, mask: z.masked_fill(mask, -1e9),
     "masked_fill, infinite": lambda z, mask: z.masked_fill(mask, -torch.inf),
@@ -71,6 +94,11 @@ MASKS = {
     "where, infinite": lambda z, mask: torch.where(mask, -torch.inf, z),
     "masked_fill_": lambda z, mask: z.masked_fill_(mask, -1e9),
     "assignment": assign,
+}
+TOKENS = {
+    "where": lambda z, token, some: torch.where(some, z + token, z),
+    "method": lambda z, token, some: z.where(~some, z + token),
+    "by keyword": lambda z, token, some: torch.where(condition=some, input=z + token, other=z),
 }
 MASK_CASES = [
     *(
@@ -88,6 +116,28 @@ MASK_CASES = [
             alone=None,
         )
         for name, mask in MASKS.items()
+    ),
+    *(
+        LayerCase(
+            f"token added to some samples, {name}",
+            partial(Chosen, add),
+            chosen,
+            lambda network, batch: F.cross_entropy(network(batch[0], batch[2]), batch[1]),
+            with_tokens,
+            alone=None,
+        )
+        for name, add in TOKENS.items()
+    ),
+    LayerCase(
+        "multiple of the logits of some samples",
+        mlp,
+        chosen,
+        lambda network, batch: F.cross_entropy(
+            (lambda z: torch.where(batch[2][:, None], 3.0 * z, z))(network(batch[0])), batch[1]
+        ),
+        multiple_of_some,
+        outputs=("?",),
+        alone=None,
     ),
     LayerCase("logits of some samples", mlp, chosen, rows, of_rows, outputs=("2",)),
 ]
