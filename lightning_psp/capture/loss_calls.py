@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -12,12 +13,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_psp.capture.frames import Frames
-from lightning_psp.capture.functions import Handler, TorchFunction, all_forms_of
+from lightning_psp.capture.functions import Handler, TorchFunction, all_forms_of, name_of
 from lightning_psp.capture.ledger import Ledger
 from lightning_psp.capture.nonlinearities import Activation, Nonlinearities
-from lightning_psp.capture.origin import Kept, Origin, Potential
+from lightning_psp.capture.origin import Kept, Potential, Softmax, Source
 from lightning_psp.capture.origins import Origins
-from lightning_psp.capture.outputs import OutputFinder
+from lightning_psp.capture.outputs import OutputFinder, Target
 from lightning_psp.capture.settlement import Settlement
 from lightning_psp.capture.shadow import Graph
 
@@ -78,13 +79,18 @@ class LossCalls(Generic[Kept]):
 
     def start(self) -> None:
         """Forgets everything."""
-        self._last_softmax: Origin | None = None
+        self._softmaxes: weakref.WeakSet[Softmax] = weakref.WeakSet()  # of the running call of the network
 
     def end_call(self) -> None:
         """The network has returned: a softmax that it took belongs to its output, or is let go of."""
-        if self._last_softmax is not None:
-            self._last_softmax.entering = None
-            self._last_softmax = None
+        self._let_go_of_attention()
+        self._softmaxes.clear()
+
+    def _let_go_of_attention(self) -> None:
+        for softmax in [*self._softmaxes]:
+            if softmax.weighs:
+                softmax.entering = None
+                self._softmaxes.discard(softmax)
 
     def handlers(self) -> dict[TorchFunction, Handler]:
         """The functions in question, and what to do with a call of them."""
@@ -156,10 +162,22 @@ class LossCalls(Generic[Kept]):
         if self._ledger.in_call and self._ledger.counts():
             for tensor in [*args, *kwargs.values()][:2]:
                 if isinstance(tensor, Tensor) and self._is_of_network(tensor):
-                    target = self._settlement.target(tensor, "output")
+                    target = self._settlement.target(tensor, None)
                     if target is not None:
-                        self._outputs.inputs_of_losses.append(replace(target, may_be_term=False))
+                        path = self._place_of(target, name_of(func))
+                        self._outputs.inputs_of_losses.append(replace(target, path=path, may_be_term=False))
         return self._run_other(func, args, kwargs)
+
+    def _place_of(self, target: Target[Kept], label: str) -> str:
+        """The name of what enters a loss of the network's own, where no module with weights gives it one."""
+        origin = target.origin
+        if origin is None or (origin.source is not None and origin.source.name is not None):
+            return ""
+        if origin.giver is None:
+            place = Source(None)
+            self._frames.name_place(place, label)
+            origin.giver = place.name
+        return origin.giver or ""
 
     def _log_softmax(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Outside the network it belongs to the loss; inside, its result must reach the output or a loss first.
@@ -182,12 +200,10 @@ class LossCalls(Generic[Kept]):
         result = self._run_other(func, args, kwargs)
         z = args[0] if args else kwargs.get("input")
         if isinstance(z, Tensor) and not self._ledger.is_of_no_network(z) and self._ledger.is_potential(z):
-            # Whether these are probabilities of the output or weights of attention shows later. Of a softmax only the
-            # last can be the network's output: the tensors of all others are let go.
-            origin = self._origins.of(result)
-            origin.entering = z
+            # Whether these are probabilities of the output or weights of attention shows later. Of the latter, only the
+            # last can be the network's output as well: the tensors of all others are let go.
+            softmax = self._origins.of(result).softmax = Softmax(z)
             if func in _SOFTMAX:
-                if self._last_softmax is not None:
-                    self._last_softmax.entering = None
-                self._last_softmax = origin
+                self._let_go_of_attention()
+                self._softmaxes.add(softmax)
         return result

@@ -156,6 +156,20 @@ class Values:
         self.potentials: list[Potential[Any]] = []
 
 
+class Softmax:
+    """What entered a softmax, kept as long as its result may be the network's output.
+
+    Args:
+        entering: the tensor.
+    """
+
+    __slots__ = ("__weakref__", "entering", "weighs")
+
+    def __init__(self, entering: Tensor | None) -> None:
+        self.entering = entering
+        self.weighs = False  # whether other tensors are weighed by the result, as by attention
+
+
 class Origin:
     """What is known of one tensor; most of it is unknown of most tensors.
 
@@ -171,7 +185,7 @@ class Origin:
     is_weight = False  # whether it is a weight, or computed from one alone
     weight: str | None = None  # the parameter of which it is a view
     is_returned = False  # whether a network returned it, or a part or multiple of it
-    giver: str | None = None  # path of the module that returned it, where no module with weights inside gave it
+    giver: str | None = None  # its name where no module with weights gave it: what returned it, or the place of a loss
     weighings = 0  # how many weights have come one after another
     is_pooled = False  # whether it was summed, averaged or pooled
     is_bent = False  # whether it is no linear function of what the source's weights gave
@@ -181,7 +195,7 @@ class Origin:
     step = LINEAR  # that leads from the parent to it
     whole: Origin | None = None  # of which it is a view, a part or a multiple
     potential: Potential[Any] | None = None  # whose nonlinearity gave this tensor
-    entering: Tensor | None = None  # of which this tensor is the softmax or its logarithm
+    softmax: Softmax | None = None  # of which this tensor is the result or its logarithm
     sums: Values | None = None  # of which it is the sum
     is_below_largest = False  # whether it is a tensor less the larger of it and another
     is_largest = False  # whether it is the larger of two tensors in each place
@@ -202,6 +216,11 @@ class Origin:
     @values.setter
     def values(self, values: Values) -> None:
         self._values = values
+
+    @property
+    def entering(self) -> Tensor | None:
+        """Of which this tensor is the softmax or its logarithm."""
+        return None if self.softmax is None else self.softmax.entering
 
     @property
     def path(self) -> str | None:

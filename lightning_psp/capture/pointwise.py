@@ -27,6 +27,7 @@ from lightning_psp.capture.origin import (
     POLYNOMIAL,
     WEIGHED,
     Origin,
+    Softmax,
 )
 from lightning_psp.capture.origins import Origins
 
@@ -126,10 +127,10 @@ class Pointwise:
             if way < ACTIVATING_STEP:
                 origin.source = source
             if len(made) == 2 and is_sum and made[1].normalises is made[0].values:
-                origin.entering = made[0].reference()  # a softmax that is written out
+                origin.softmax = Softmax(made[0].reference())  # one that is written out
             if len(made) == 2 and _is_quotient(func) and made[1].sums is made[0].values:
                 # Probabilities that are made to sum to 1 once more.
-                origin.entering, origin.potential, origin.whole = made[0].entering, made[0].potential, made[0]
+                origin.softmax, origin.potential, origin.whole = made[0].softmax, made[0].potential, made[0]
 
         is_join = meeting is not None and way == ACTIVATING_STEP
         return (Join(meeting, between) if is_join else None), note  # type: ignore[arg-type]
@@ -176,7 +177,7 @@ class Pointwise:
         if keeps_potential:
             derived.potential = origin.potential
         if is_multiple:
-            derived.entering = origin.entering
+            derived.softmax = origin.softmax
         if derived.is_bent:
             self._origins.hold_root(result, origin)
         if origin.unit_dim < result.ndim:

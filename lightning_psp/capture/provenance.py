@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_psp.capture.functions import ADDING_TO_FIRST, FEATURES_LAST, SUMMING, Handler, Role, TorchFunction
-from lightning_psp.capture.origin import LINEAR, Origin, Source, tensors_in
+from lightning_psp.capture.origin import LINEAR, Origin, Softmax, Source, tensors_in
 from lightning_psp.capture.origins import Origins, shape_of
 from lightning_psp.torch_private.tensors import is_view
 
@@ -77,7 +77,7 @@ class Provenance:
                 continue
             derived = self._origins.renew(tensor)
             self._origins.share(derived, origin)
-            derived.potential, derived.entering = origin.potential, origin.entering
+            derived.potential, derived.softmax = origin.potential, origin.softmax
             derived.unit_dim = _unit_dim_of_view(source, tensor, origin.unit_dim, has_same_values)
             derived.whole = origin
             if has_same_values:
@@ -95,6 +95,8 @@ class Provenance:
         shape = None if origin is None else shape_of(origin)
         if origin is not None:
             origin.is_pooled = True
+            if origin.softmax is not None and _is_dropout(func):
+                self._note_weights(origin.softmax)
         result = func(*args, **kwargs)
         if origin is not None:
             for tensor in (result,) if isinstance(result, Tensor) else tensors_in(result):
@@ -142,6 +144,8 @@ class Provenance:
                 is_made, weighings = True, max(weighings, origin.weighings)
                 if position == 0:
                     first = origin
+                if origin.softmax is not None:
+                    self._note_weights(origin.softmax)
         if not is_made and func not in FEATURES_LAST:
             return result, has_weights
         for tensor in (result,) if isinstance(result, Tensor) else tensors_in(result):
@@ -155,6 +159,10 @@ class Provenance:
                 if func in FEATURES_LAST:
                     origin.unit_dim = -1
         return result, has_weights
+
+    def _note_weights(self, softmax: Softmax) -> None:
+        """Notes that a network weighs other tensors by the result of a softmax."""
+        softmax.weighs = softmax.weighs or self._origins.in_call
 
     def _attend(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
@@ -229,6 +237,11 @@ def _is_split(tensor: Tensor) -> bool:
     """Whether this process computes with a part of a tensor, a `DTensor`, of which other processes have the rest."""
     placements: Any = getattr(tensor, "placements", ())
     return any(not placement.is_replicate() for placement in placements)
+
+
+@cache
+def _is_dropout(func: TorchFunction) -> bool:
+    return "dropout" in getattr(func, "__name__", "")
 
 
 @cache

@@ -70,8 +70,13 @@ class Settlement(Generic[Kept]):
             if is_mask and potential.is_output and potential.kept is not None:
                 potential.kept.preserve(tensor)
 
-    def target(self, tensor: Tensor, path: str) -> Target[Kept] | None:
-        """What a tensor that a network returned stands for, if it may be an output layer."""
+    def target(self, tensor: Tensor, path: str | None) -> Target[Kept] | None:
+        """What a tensor stands for, if it may be an output layer.
+
+        Args:
+            tensor: the tensor.
+            path: of the module that returned it; None if it enters a loss of the network's own.
+        """
         edge = self._graph.edge(tensor)
         if tensor.ndim == 0 or edge[0] is None:
             return None
@@ -81,19 +86,22 @@ class Settlement(Generic[Kept]):
         is_term = origin.path is None or origin.is_bent
         root = self._origins.root(origin)
         if root.potential is not None:
-            return Target([edge], None, None, [root.potential], path)
-        if root.entering is not None:
-            return self.target_of(edge, self._origins.whole_of(root.entering), path, False)
+            return Target([edge], None, None, [root.potential], path or "")
+        softmax = root.softmax
+        if softmax is not None and softmax.entering is not None:
+            softmax.weighs = False  # what it gave is returned, whatever else it did
+            return self.target_of(edge, self._origins.whole_of(softmax.entering), path, False)
         if root is not origin and root.values.potentials:
-            return Target([edge], None, None, root.values.potentials[:1], path, is_term)
+            return Target([edge], None, None, root.values.potentials[:1], path or "", is_term)
         whole = None if root.is_bent and root.whole is None else self._origins.whole(root)
         return self.target_of(edge, self._origins.whole_of(tensor) if whole is None else whole, path, is_term)
 
-    def target_of(self, edge: Edge, tensor: Tensor, path: str, may_be_term: bool) -> Target[Kept]:
+    def target_of(self, edge: Edge, tensor: Tensor, path: str | None, may_be_term: bool) -> Target[Kept]:
         """A tensor that may be an output layer."""
         origin = self._origins.of(tensor)
-        origin.is_returned, origin.giver = True, path
-        return Target([edge], tensor, origin, [], path, may_be_term)
+        origin.is_returned = True
+        origin.giver = origin.giver if path is None else path
+        return Target([edge], tensor, origin, [], path or "", may_be_term)
 
     def settle(self, losses: Sequence[Edge]) -> None:
         """Finds the output layers, and which nonlinearities outside the network belong to a loss.

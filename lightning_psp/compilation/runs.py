@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_psp.capture.graph import Edge
-from lightning_psp.capture.origin import GATED, Measured, Origin, Potential, Source, is_within
+from lightning_psp.capture.origin import GATED, Measured, Origin, Potential, Softmax, Source, is_within
 from lightning_psp.capture.outputs import Call, Target, Way
 from lightning_psp.capture.records import Records
 from lightning_psp.compilation.region import Mention, Region, Returned
@@ -87,7 +87,7 @@ class Run:
             origin.weighings = self._weighings + found.weighings
             self._mark(self._tensor(found.place), found.mention)
             if found.entering is not None:
-                origin.entering = self._tensor_of(found.entering)
+                origin.softmax = Softmax(self._tensor_of(found.entering))
             if found.whole is not None:
                 whole = self._tensor_of(found.whole)
                 origin.whole = self._origins.of(whole)

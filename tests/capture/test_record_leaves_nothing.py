@@ -118,3 +118,38 @@ def test_nothing_else_of_the_capture_is_left():
         loss_of(network)
 
     assert objects_of_the_capture() == before
+
+
+class Attentive(nn.Module):
+    """Three layers of attention, which keep weak references to their scores."""
+
+    def __init__(self, weigh):
+        super().__init__()
+        self.layers, self.weigh, self.scores = nn.ModuleList(nn.Linear(6, 6) for _ in range(3)), weigh, []
+
+    def forward(self, x):
+        for layer in self.layers:
+            h = torch.tanh(layer(x))
+            scores = h @ h.mT
+            self.scores.append(weakref.ref(scores))
+            x = self.weigh(scores.softmax(-1), h)
+        return x
+
+
+WEIGHINGS = {
+    "product": lambda weights, h: weights @ h,
+    "einsum": lambda weights, h: torch.einsum("bqk,bkd->bqd", weights, h),
+    "cast": lambda weights, h: (weights.bfloat16() @ h.bfloat16()).float(),
+    "view": lambda weights, h: torch.bmm(weights.mT.contiguous(), h),
+    "multiple": lambda weights, h: (weights / 2) @ h,
+    "dropout": lambda weights, h: functional.dropout(weights, 0.5) @ h,
+}
+
+
+@pytest.mark.parametrize("weigh", WEIGHINGS.values(), ids=WEIGHINGS)
+def test_scores_of_attention_are_let_go_of_while_the_network_runs(weigh):
+    network = Attentive(weigh)
+    with record_potentials(network):
+        y = network(torch.randn(2, 4, 6))
+        assert [scores() is not None for scores in network.scores[:-1]] == [False, False]
+        y.square().mean()

@@ -122,7 +122,50 @@ def energy(network: Any, batch: Any):
     return loss, {"first": one(first), "head": one(z)}
 
 
+class SumHead(nn.Module):
+    """A prediction that no module gives, and its distance from what it should be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(HIDDEN, OUTPUTS), nn.Linear(HIDDEN, OUTPUTS)
+
+    def forward(self, h: Tensor, wanted: Tensor) -> Tensor:
+        return F.mse_loss(self.one(h) + self.other(h), wanted)
+
+
+class SumHeads(Trunk):
+    """Gives the sum of the losses of two heads, and of two predictions of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList([SumHead(), SumHead()])
+        self.more = nn.Linear(HIDDEN, OUTPUTS)
+
+    def forward(self, x: Tensor, wanted: Tensor) -> Tensor:
+        h = self.hidden(x)
+        losses = [head(h, wanted) for head in self.heads]
+        return sum(losses) + F.l1_loss(self.head(h) + self.more(h), wanted) + F.l1_loss(self.head(h) * h[:, :1], wanted)
+
+
+def sum_heads(network: Any, batch: Any):
+    first, h, y = trunk(network, batch[0])
+    sums = [affine(head.one, h) + affine(head.other, h) for head in network.heads]
+    own = [y + affine(network.more, h), y * h[:, :1]]
+    loss = sum(((z - batch[1]) ** 2).mean() for z in sums) + sum((z - batch[1]).abs().mean() for z in own)
+    names = ("heads.0.mse_loss", "heads.1.mse_loss", "l1_loss", "l1_loss:1")
+    return loss, {"first": one(first), **dict(zip(names, map(one, [*sums, *own]), strict=True))}
+
+
 INNER_LOSS_CASES = [
+    LayerCase(
+        "losses inside, of sums",
+        SumHeads,
+        lambda: (torch.randn(BATCH, FEATURES), torch.randn(BATCH, OUTPUTS)),
+        lambda network, batch: network(*batch),
+        sum_heads,
+        outputs=("heads.0.mse_loss", "heads.1.mse_loss", "l1_loss", "l1_loss:1"),
+        alone=None,
+    ),
     *(
         LayerCase(
             f"losses inside, {name}",

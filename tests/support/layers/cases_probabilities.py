@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
-from tests.support.layers.case import LayerCase, affine, one
+from tests.support.layers.case import LayerCase, affine, cross_entropy, one
 from tests.support.layers.cases_distributions import (
     Moments,
     as_it_is,
@@ -57,6 +57,41 @@ def mixture(network: Any, batch: Any):
     densities = (-0.5 * (batch[1][:, None] - means) ** 2).exp() / math.sqrt(2 * math.pi)
     layers = {"first": one(first), "head": one(means), "weights": one(z)}
     return -(shares * densities).sum(-1).log().mean(), layers
+
+
+class Shares(Trunk):
+    """Returns how much each of several normal distributions weighs, and their means."""
+
+    def __init__(self) -> None:
+        super().__init__(CLASSES)
+        self.weights = nn.Linear(HIDDEN, CLASSES)
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.hidden(x)
+        return self.weights(h).softmax(-1), self.head(h)
+
+
+def mixture_in_the_step(network: nn.Module, batch: Any) -> Tensor:
+    shares, means = network(batch[0])
+    return -MixtureSameFamily(Categorical(shares), Normal(means, 1.0)).log_prob(batch[1]).mean()
+
+
+class TwoSoftmaxes(Shares):
+    """Two heads that each end in a softmax, behind an attention over the hidden units."""
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.hidden(x)
+        h = (h[:, :, None] * h[:, None]).softmax(-1) @ h[:, :, None]
+        return self.weights(h[..., 0]).softmax(-1), self.head(h[..., 0]).softmax(-1)
+
+
+def two_softmaxes(network: Any, batch: Any):
+    first, h, _ = trunk(network, batch[0])
+    weights = (h[:, :, None] * h[:, None]).exp()
+    h = (weights / weights.sum(-1, keepdim=True) @ h[:, :, None])[..., 0]
+    heads = affine(network.weights, h), affine(network.head, h)
+    loss = sum(cross_entropy(z, batch[1]) for z in heads)
+    return loss, {"first": one(first), "weights": one(heads[0]), "head": one(heads[1])}
 
 
 def of_probabilities(network: nn.Module, batch: Any) -> Tensor:
@@ -143,6 +178,22 @@ PROBABILITY_CASES = [
         numbers,
         log_prob,
         mixture,
+        outputs=("head", "weights"),
+    ),
+    LayerCase(
+        "returned probabilities, mixture in the step",
+        Shares,
+        numbers,
+        mixture_in_the_step,
+        mixture,
+        outputs=("head", "weights"),
+    ),
+    LayerCase(
+        "returned probabilities of two heads",
+        TwoSoftmaxes,
+        labelled,
+        lambda network, batch: sum(F.nll_loss(p.log(), batch[1]) for p in network(batch[0])),
+        two_softmaxes,
         outputs=("head", "weights"),
     ),
     _scaled("exp", torch.exp, lambda raw: math.e**raw),
