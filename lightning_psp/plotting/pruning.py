@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence, Sized
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from lightning_psp.plotting.style import check_kind, given_axes, label_plainly, new_axes, styles, tidy
 
@@ -61,6 +61,8 @@ def plot_pruning(
     if outside:
         raise ValueError(f"Expected the sparsities of `arms` to be from 0 to less than 1 but got {outside[0]}.")
     axes = new_axes(1, (7.2, 4.4))[0] if ax is None else given_axes(ax, 1, "the arms")[0]
+    axes.set_xscale("log")
+    axes.invert_xaxis()  # before there is a single sparsity, of which matplotlib inverts no interval
     # The first one is drawn last, above the others.
     for label, style in zip(list(arms)[::-1], styles(len(arms), markers=True), strict=True):
         by_share: dict[float, list[float]] = defaultdict(list)
@@ -72,8 +74,6 @@ def plot_pruning(
         deviations = [float(np.std(each, ddof=1)) if len(each) > 1 else 0.0 for each in values]
         bars = deviations if any(deviations) else None
         axes.errorbar(left, means, bars, label=label, capsize=3, linewidth=1.6, markersize=4.5, **style)
-    axes.set_xscale("log")
-    axes.invert_xaxis()
     _label_shares(axes)
     axes.set_xlabel("pruned weights (%)")
     if log_scale and all(value > 0 for points in arms.values() for _, value in points):
@@ -88,11 +88,15 @@ def plot_pruning(
 
 
 def _label_shares(axes: Axes) -> None:
-    """Labels the axis of what is left with what is pruned: 0, 50, 80, 90, 95, 98, 99 and so on."""
+    """Labels the axis of what is left with what is pruned: 0, 50, 80, 90, 95, 98, 99 and so on, or between these."""
     lowest, highest = axes.xaxis.get_data_interval()
-    left = [1.0] + [factor * 10.0**-power for power in range(1, 8) for factor in (5, 2, 1)]
-    axes.xaxis.set_major_locator(
-        FixedLocator([share for share in left if 0.8 * lowest <= share <= 1.01 * max(highest, 0.5)])
-    )
+    marks = [1.0] + [factor * 10.0**-power for power in range(1, 8) for factor in (5, 2, 1)]
+    if lowest == highest:
+        axes.xaxis.set_major_locator(FixedLocator([lowest]))
+    elif sum(lowest <= mark <= highest for mark in marks) < 2:
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+    else:
+        shown = [mark for mark in marks if 0.8 * lowest <= mark <= 1.01 * max(highest, 0.5)]
+        axes.xaxis.set_major_locator(FixedLocator(shown))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * (1 - share):.10g}"))
     axes.xaxis.set_minor_locator(NullLocator())

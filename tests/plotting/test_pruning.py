@@ -37,6 +37,18 @@ def test_equal_steps_are_equal_factors_of_what_is_left():
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["gradual", "one-shot"]
 
 
+@pytest.mark.parametrize("shares", [(0.9909, 0.9912, 0.9915), (0.6, 0.63), (0.985,), (0.9,), (0.0,)])
+def test_sparsities_between_the_usual_marks_have_numbers(shares):
+    figure, axes = plot_pruning({"a": [(share, 1.0) for share in shares]})
+    figure.canvas.draw()
+    high, low = axes.get_xlim()
+    shown = [label for label in axes.get_xticklabels() if low <= label.get_position()[0] <= high]
+    assert len(shown) >= min(2, len(shares))
+    assert [float(label.get_text()) / 100 for label in shown] == pytest.approx(
+        [1 - label.get_position()[0] for label in shown]
+    )
+
+
 def test_the_first_arm_stands_out():
     _, axes = plot_pruning(ARMS)
     colours = {bars.get_label(): bars[0].get_color() for bars in axes.containers}
