@@ -62,13 +62,13 @@ def identity_of(loss: Loss) -> str:
     return _text(loss, None, set())
 
 
-def _text(value: Any, home: str | None, seen: set[CodeType]) -> str:
+def _text(value: Any, home: str | None, seen: set[int]) -> str:
     """Says all of a plain value and a tensor; of a function the name, its code and what that uses; else the type.
 
     Args:
         value: the value.
         home: the module whose functions are looked into; None for that of the first function.
-        seen: the code that was looked into.
+        seen: the functions that were looked into, by their `id`.
     """
     if isinstance(value, partial):
         arguments = [*value.args, *sorted(value.keywords.items())]
@@ -77,15 +77,15 @@ def _text(value: Any, home: str | None, seen: set[CodeType]) -> str:
         return f"({_texts(value, home, seen)})"
     if isinstance(value, (bool, int, float, str, type(None))):
         return repr(value)
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):  # which may be one that is moved
         return digest([value])
     kind: Any = value if hasattr(value, "__qualname__") else type(value)
     name = f"{kind.__module__}.{kind.__qualname__}"
     function = getattr(value, "__func__", value)
-    if not isinstance(function, FunctionType) or function.__code__ in seen:
+    if not isinstance(function, FunctionType) or id(function) in seen:
         return name
     code = function.__code__
-    seen.add(code)  # a function may call itself
+    seen.add(id(function))  # it may call itself
     used: list[Any] = []
     home = function.__module__ if home is None else home
     if function.__module__ == home:
@@ -95,7 +95,7 @@ def _text(value: Any, home: str | None, seen: set[CodeType]) -> str:
     return f"{name} {_digest_of_code(code)} with {_texts(used, home, seen)}"
 
 
-def _texts(values: Iterable[Any], home: str | None, seen: set[CodeType]) -> str:
+def _texts(values: Iterable[Any], home: str | None, seen: set[int]) -> str:
     return ", ".join(_text(each, home, seen) for each in values)
 
 

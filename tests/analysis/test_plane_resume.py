@@ -157,6 +157,10 @@ def of(function):
     return lambda module, batch: function(module(batch[0]), batch[1])
 
 
+def added(one, other):
+    return lambda module, batch: one(module, batch) + other(module, batch)
+
+
 def by_class(weight):
     return lambda module, batch: F.cross_entropy(module(batch[0]), batch[1], weight)
 
@@ -190,6 +194,7 @@ LOSSES = {
     "function in a closure": (of(F.cross_entropy), of(F.multi_margin_loss)),
     "partial of a closure": (partial(of(F.cross_entropy)), partial(of(F.multi_margin_loss))),
     "tensor in a closure": tuple(by_class(torch.tensor([1.0, weight, 1.0]).double()) for weight in (1.0, 2.0)),
+    "two of one function": tuple(added(times(2.0), times(weight)) for weight in (3.0, 4.0)),
     "value of a module": (elsewhere(2.0), elsewhere(3.0)),
 }
 
@@ -220,6 +225,18 @@ def test_a_loss_is_known_again_in_another_run():
     assert [*one] != [*other]
     losses = [defined(one), defined(other)]
     assert identity_of(losses[0]) == identity_of(losses[1])
+
+
+def test_a_loss_of_a_weight_that_is_moved_is_known_again(scene, tmp_path):
+    network, settings = scene[0], {"size": (2, 1), "measures": ("loss",), "path": tmp_path / "points.pt"}
+    weight = network.fc1.weight
+
+    def loss(module, batch):
+        return F.cross_entropy(module(batch[0]), batch[1]) + weight.square().sum()
+
+    found = loss_plane(*scene, loss=loss, **settings)
+    nn.init.zeros_(weight)
+    assert_equal(loss_plane(*scene, loss=loss, **settings), found)
 
 
 @pytest.mark.parametrize("content", [b"", b"text", None])
