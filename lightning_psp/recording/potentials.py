@@ -24,8 +24,9 @@ from lightning_psp.torch_private.tensors import version_of
 class Potentials(dict[str, Tensor]):
     """Layer name to potentials, in order of call.
 
-    Passes of a layer whose shapes differ, and parts of a layer that enter several nonlinearities, are entries of their
-    own, ``name``, ``name:1``, …. :func:`~lightning_psp.psp_penalty` counts them as the one layer that they are.
+    Passes of a layer whose shapes differ or of which some depend on no parameter that is trained, and parts of a layer
+    that enter several nonlinearities, are entries of their own, ``name``, ``name:1``, ….
+    :func:`~lightning_psp.psp_penalty` counts them as the one layer that they are.
 
     `unit_dims` holds the dimension of the neurons of each entry, `layers` its layer and which part of that it is: a
     pair such as ``("gates", 2)``, `passes` how many passes were concatenated in it, and `nonlinearities` the name of
@@ -224,11 +225,12 @@ def _concatenated(passes: list[tuple[Tensor, int]]) -> list[tuple[Tensor, int, i
     """The passes of one part of a layer, those that fit as one tensor, and how many these are."""
     if len(passes) == 1:
         return [(*passes[0], 1)]
-    fitting: dict[tuple[torch.Size, torch.dtype, torch.device, int], list[Tensor]] = {}
+    fitting: dict[tuple[torch.Size, torch.dtype, torch.device, int, bool], list[Tensor]] = {}
     for tensor, unit_dim in passes:
-        shape = tensor.shape[1:], tensor.dtype, tensor.device, unit_dim
-        fitting.setdefault(shape, []).append(tensor)
+        # Constants, such as those of a frozen network on data, are no part of the penalty.
+        kind = tensor.shape[1:], tensor.dtype, tensor.device, unit_dim, tensor.requires_grad
+        fitting.setdefault(kind, []).append(tensor)
     return [
         (torch.cat(tensors) if len(tensors) > 1 else tensors[0], unit_dim, len(tensors))
-        for (_, _, _, unit_dim), tensors in fitting.items()
+        for (_, _, _, unit_dim, _), tensors in fitting.items()
     ]

@@ -1,11 +1,16 @@
 """What is told of recorded potentials besides their values."""
 
+import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import LightningModule
 from torch import nn
+from torch.utils.data import DataLoader
 
-from lightning_psp import record_potentials
+from lightning_psp import PSPCallback, psp_penalty, record_potentials
 from tests.support.networks import SharedWeights, TwoHeads
+from tests.support.reference import REDUCTIONS
+from tests.support.small import quiet_trainer
 
 
 def test_passes_are_counted():
@@ -44,3 +49,40 @@ def test_passes_of_other_shapes_are_entries_of_their_own():
             network(torch.randn(2, 1, length))
     assert potentials.passes == {"0": 2, "0:1": 1}
     assert potentials.outputs == set(potentials)
+
+
+class Perceptual(LightningModule):
+    """A network whose result is compared with data by what a frozen network makes of both."""
+
+    def __init__(self):
+        super().__init__()
+        self.network, self.judge = nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 5), nn.Tanh()).requires_grad_(False)
+        self.gradient = None
+
+    def training_step(self, batch, batch_index):
+        return (self.judge(batch) - self.judge(self.network(batch))).square().mean()
+
+    def on_after_backward(self):
+        self.gradient = self.network.weight.grad.clone()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.network.parameters(), lr=0.0)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_pass_that_depends_on_no_trained_parameter_is_no_part_of_the_penalty(reduction):
+    torch.manual_seed(0)
+    module, batch = Perceptual().double(), torch.randn(4, 3, dtype=torch.float64)
+    quiet_trainer(PSPCallback(lam=0.5, reduction=reduction, include=("judge.0",))).fit(module, DataLoader(batch, 4))
+    with record_potentials(module, include=("judge.0",)) as potentials:
+        loss = module.training_step(batch, 0)
+    assert [len(z) for z in potentials.values()] == [4, 4]
+    z = module.judge[0](module.network(batch))
+    expected = {
+        "mean": z.square().mean(),
+        "sum": z.square().sum() / 2 / len(z),
+        "squared_mean": z.mean(0).square().mean(),
+    }
+    torch.testing.assert_close(psp_penalty(potentials, reduction), expected[reduction])
+    (wanted,) = torch.autograd.grad(loss + 0.5 * expected[reduction], module.network.weight)
+    torch.testing.assert_close(module.gradient, wanted)
