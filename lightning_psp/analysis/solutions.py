@@ -107,14 +107,24 @@ def weight_plane(
     kept = _kept(weights, module, masks)
     if is_line:
         return WeightPlane(ends, None)
-    starts, stops = ([_real(getattr(each, end)).cpu() for each in weights] for end in ("first", "second"))
-    directions = _DIRECTIONS[direction](starts, stops, kept, seed)
-    return WeightPlane(ends, [found.to(_real(each.tensor)) for found, each in zip(directions, weights, strict=True)])
+    starts, stops = ([_as_rows(getattr(each, end)).cpu() for each in weights] for end in ("first", "second"))
+    rows = _DIRECTIONS[direction](starts, stops, kept, seed)
+    shaped = [found.view_as(_real(each.tensor)) for found, each in zip(rows, weights, strict=True)]
+    return WeightPlane(ends, [found.to(_real(each.tensor)) for found, each in zip(shaped, weights, strict=True)])
 
 
 def _real(tensor: Tensor) -> Tensor:
     """A view in which a complex number is two real ones."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _as_rows(tensor: Tensor) -> Tensor:
+    """The real numbers of a tensor in as many dimensions as it has: twice as many in the last if it is complex."""
+    return _flat_pairs(torch.view_as_real(tensor)) if tensor.is_complex() else tensor
+
+
+def _flat_pairs(pairs: Tensor) -> Tensor:
+    return pairs.reshape(*pairs.shape[:-2], -1)
 
 
 def _ends(module: nn.Module, first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Ends]:
@@ -185,6 +195,6 @@ def _kept(weights: Sequence[Ends], module: nn.Module, masks: Masks | None) -> li
     bound = {} if masks is None else {id(each.weight.parameter): ~each.goes.cpu() for each in bind_masks(module, masks)}
     kept = [bound.get(id(each.tensor)) for each in weights]
     return [
-        keep.unsqueeze(-1) if keep is not None and each.tensor.is_complex() else keep
+        _flat_pairs(torch.stack([keep, keep], dim=-1)) if keep is not None and each.tensor.is_complex() else keep
         for keep, each in zip(kept, weights, strict=True)
     ]

@@ -322,6 +322,26 @@ def test_complex_weights():
     assert direction.imag.all()
 
 
+def test_biases_of_complex_numbers_are_not_moved_by_filters():
+    network, data = nn.Linear(4, CLASSES, dtype=torch.complex64), batches(dtype=torch.float32)
+    first, second = solutions(network)
+    seen = []
+
+    def loss(module, batch):
+        seen.append(states_of(module))
+        return module(batch[0].to(torch.complex64)).abs().mean()
+
+    masks = {"weight": torch.arange(12).view(CLASSES, 4) % 4 > 0}
+    settings = {"loss": loss, "measures": ("loss",), "size": (2, 2), "margin": 0, "masks": masks}
+    loss_plane(network, first, second, data[:1], direction="filter", **settings)
+    assert torch.equal(seen[0]["bias"], seen[2]["bias"])
+    moved = torch.view_as_real(seen[2]["weight"] - seen[0]["weight"])
+    difference = torch.view_as_real(second["weight"] - first["weight"])
+    assert not moved[~masks["weight"]].any()
+    torch.testing.assert_close(moved.flatten(1).norm(dim=1), torch.view_as_real(first["weight"]).flatten(1).norm(dim=1))
+    assert ((moved * difference).flatten(1).sum(1).abs() < 1e-5).all()
+
+
 def test_nan_is_told():
     class Rooted(nn.Module):
         def __init__(self):
