@@ -30,11 +30,11 @@ NORMALISATIONS = (
 class Unchanged:
     """Gives back what a network and random number generators had when this was made.
 
-    That is: weights and buffers with their types and devices, and which of them are there, tensors that are neither
-    (pruning and older weight norms keep the weight that they computed last in one), the modules that it is made of,
-    their modes and hooks, what asks for a gradient, the momentum of batch norms, whether gradient is enabled, and the
-    state of the random number generators of Python, NumPy and torch. Metrics inside the network keep what they are
-    given.
+    That is: weights, their gradients and buffers with their types and devices, and which of them are there, tensors
+    that are none of these (pruning and older weight norms keep the weight that they computed last in one), the modules
+    that it is made of, their modes and hooks, what asks for a gradient, the momentum of batch norms, whether gradient
+    is enabled, and the state of the random number generators of Python, NumPy and torch. Metrics inside the network
+    keep what they are given.
 
     To be entered twice, for Ctrl-C may cut short one exit, but not the other.
 
@@ -65,6 +65,8 @@ class Unchanged:
         self._plain = [(part, _plain_tensors(part)) for part in parts if not isinstance(part, Metric)]
         tensors = [*module.named_parameters(), *module.named_buffers()]
         tensors += [named for _, plain in self._plain for named in plain.items()]
+        self._gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
+        tensors += [("", gradient) for _, gradient in self._gradients if gradient is not None]
         for name, tensor in tensors:
             refuse_lazy(name, tensor)
         self._values = [(tensor, tensor.detach().clone()) for _, tensor in tensors]
@@ -103,6 +105,9 @@ class Unchanged:
                 if tensor.dtype != value.dtype or tensor.device != value.device:  # a trainer has moved the network
                     tensor.data = value
                 each_entry_once(tensor.data).copy_(each_entry_once(value, tensor))
+        for parameter, gradient in self._gradients:  # which have the types of their weights
+            if parameter.grad is not gradient:
+                parameter.grad = gradient
         torch.clear_autocast_cache()  # which may hold the weights in another precision
         self._random_numbers.restore()
         torch.set_grad_enabled(self._is_grad_enabled)

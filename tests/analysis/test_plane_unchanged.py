@@ -95,6 +95,33 @@ def test_after_the_end(scene, batch_norm):
     torch.testing.assert_close(gradient, network.fc.weight.sum(0).expand(2, 9))
 
 
+@pytest.mark.parametrize("with_gradients", [True, False])
+@pytest.mark.parametrize("analysis", [loss_plane, hessian_trace])
+def test_gradients_of_a_loss_that_goes_backwards_itself(scene, analysis, with_gradients):
+    """As that of an adversarial example does."""
+    network, first, second, loader, generator = scene
+    before = Everything(network, generator)
+    if not with_gradients:
+        network.zero_grad()
+
+    def loss(module, batch):
+        with torch.enable_grad():
+            x = batch[0].clone().requires_grad_()
+            F.cross_entropy(module(x), batch[1]).backward()
+        if batch[0][0, 0] > 0:
+            module.zero_grad()
+        return F.cross_entropy(module(batch[0] + 0.1 * x.grad.sign()), batch[1])
+
+    if analysis is loss_plane:
+        loss_plane(network, first, second, loader, loss=loss, size=(3, 2), measures=("loss", "z2"))
+    else:
+        hessian_trace(network, loader, loss=loss, samples=2)
+    if with_gradients:
+        before.assert_the_same(generator)
+    else:
+        assert [parameter.grad for parameter in network.parameters()] == [None] * 6
+
+
 def test_random_numbers_are_the_same_at_every_point(scene):
     network, first, second, loader, _ = scene
     orders = []
