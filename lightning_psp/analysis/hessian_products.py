@@ -162,7 +162,8 @@ class HessianProducts:
             return [torch.zeros_like(weight) for weight in self._weights]
         slopes, directions = zip(*pairs, strict=True)
         products = gradients(slopes, self._weights, directions, retain_graph=self._may_keep)
-        return [product.to_dense() for product in products]  # of embeddings they may be sparse
+        # Of embeddings they may be sparse; zeros in place of none ask for a gradient in some versions of torch.
+        return [product.detach().to_dense() for product in products]
 
     def _value(self, batch: Any) -> Tensor:
         if self._lam == 0:
