@@ -72,7 +72,7 @@ def test_mean_of_several_trainings_with_a_band():
     (band,) = z2.collections
     corners = {tuple(corner) for corner in band.get_paths()[0].vertices.tolist()}
     assert {(1, 1), (1, 3), (2, 2), (2, 4), (3, 8), (3, 10)} <= corners
-    assert "mean of 1 or 2 trainings" in figure.get_supxlabel()
+    assert "mean of 1 or 2 trainings" in figure.texts[0].get_text()
     assert z2.get_ylabel() == "mean squared potential ⟨z²⟩ (log scale)"
     assert error.get_ylabel() == "val_error (log scale)"
     assert {error.get_yscale(), z2.get_yscale()} == {"log"}
