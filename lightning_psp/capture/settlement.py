@@ -80,19 +80,22 @@ class Settlement(Generic[Kept]):
         edge = self._graph.edge(tensor)
         if tensor.ndim == 0 or edge[0] is None:
             return None
-        origin = self._origins.of(tensor)
+        origin, giver = self._origins.of(tensor), path or ""
         if origin.is_weight:
             return None
         is_term = origin.path is None or origin.is_bent
         root = self._origins.root(origin)
         if root.potential is not None:
-            return Target([edge], None, None, [root.potential], path or "")
+            return Target([edge], None, None, [root.potential], giver)
         softmax = root.softmax
         if softmax is not None and softmax.entering is not None:
             softmax.weighs = False  # what it gave is returned, whatever else it did
             return self.target_of(edge, self._origins.whole_of(softmax.entering), path, False)
         if root is not origin and root.values.potentials:
-            return Target([edge], None, None, root.values.potentials[:1], path or "", is_term)
+            return Target([edge], None, None, root.values.potentials[:1], giver, is_term)
+        top = self._origins.top(root)
+        if top.reference() is None and top.values.potentials:  # the whole is gone, but for what was kept of it
+            return Target([edge], None, None, top.values.potentials[:1], giver, is_term)
         whole = None if root.is_bent and root.whole is None else self._origins.whole(root)
         return self.target_of(edge, self._origins.whole_of(tensor) if whole is None else whole, path, is_term)
 

@@ -94,6 +94,35 @@ def two_softmaxes(network: Any, batch: Any):
     return loss, {"first": one(first), "weights": one(heads[0]), "head": one(heads[1])}
 
 
+class Binary(Trunk):
+    """Probabilities, joined somehow with what is made of them."""
+
+    def __init__(self, join: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.join = join
+
+    def forward(self, x: Tensor) -> Any:
+        return self.join(super().forward(x).sigmoid())
+
+
+def joined(join: Callable[[Tensor], Tensor]) -> Callable[[Any, Any], Any]:
+    def reference(network: Any, batch: Any):
+        first, _, z = trunk(network, batch[0])
+        return join(1 / (1 + (-z).exp())).square().mean(), {"first": one(first), "head": one(z)}
+
+    return reference
+
+
+def mean_square(network: nn.Module, batch: Any) -> Tensor:
+    return network(batch[0]).square().mean()
+
+
+JOINS: dict[str, Callable[[Tensor], Tensor]] = {
+    "with their complements": lambda p: torch.cat([p, 1 - p], 1),
+    "stacked": lambda p: torch.stack([p, p]),
+}
+
+
 def of_probabilities(network: nn.Module, batch: Any) -> Tensor:
     return -Categorical(network(batch[0])).log_prob(batch[1]).mean()
 
@@ -195,6 +224,10 @@ PROBABILITY_CASES = [
         lambda network, batch: sum(F.nll_loss(p.log(), batch[1]) for p in network(batch[0])),
         two_softmaxes,
         outputs=("head", "weights"),
+    ),
+    *(
+        case(f"returned probabilities, {name}", partial(Binary, join), mean_square, joined(join))
+        for name, join in JOINS.items()
     ),
     _scaled("exp", torch.exp, lambda raw: math.e**raw),
     _scaled("exp of half", lambda raw: torch.exp(0.5 * raw), lambda raw: (math.e**raw) ** 0.5),
