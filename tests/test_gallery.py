@@ -38,10 +38,10 @@ def test_every_picture_is_shown():
 
 @pytest.mark.parametrize("name", SCRIPT.DRAWN)
 def test_the_script_draws_what_is_there(name, tmp_path):
-    """Of the same size: other versions of matplotlib draw other pixels."""
+    """Of the same size: other versions of matplotlib draw other pixels, and the oldest round the size down."""
     pyplot.switch_backend("agg")
     figure = SCRIPT.DRAWN[name]()
     figure.savefig(tmp_path / "picture.png", dpi=100)
     drawn, kept = (pyplot.imread(path).shape for path in (tmp_path / "picture.png", SCRIPT.PICTURES / f"{name}.png"))
     pyplot.close("all")
-    assert drawn == kept
+    assert all(0 <= now - before <= 1 for now, before in zip(kept, drawn, strict=True))
