@@ -40,8 +40,8 @@ def plot_distributions(
 
     Raises:
         TypeError: if `techniques` are no histograms by label and layer.
-        ValueError: if there is nothing to draw, techniques have different layers, or there are not as many axes as
-            layers.
+        ValueError: if there is nothing to draw, bins have no width, techniques have different layers, or there are not
+            as many axes as layers.
 
     Example:
         >>> histogram = {"limit": 1.0, "counts": [0, 3, 4, 1], "beyond": 0}
@@ -68,6 +68,12 @@ def plot_distributions(
             raise ValueError(
                 f"Expected argument `techniques` to have values of {empty[0]!r} for {label!r} but got none."
             )
+        for layer, histogram in histograms.items():
+            if not 0 < histogram["limit"] < float("inf"):
+                raise ValueError(
+                    f"Expected the `limit` of {layer!r} to be a finite number above 0 for {label!r} but got"
+                    f" {histogram['limit']}."
+                )
     size = (3.1 * len(layers), 3.6)
     panels = new_axes(len(layers), size) if ax is None else given_axes(ax, len(layers), ", ".join(layers))
     for axes, layer in zip(panels, layers, strict=True):

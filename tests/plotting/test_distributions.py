@@ -91,6 +91,12 @@ def test_techniques_have_the_same_layers_and_values_in_each():
         plot_distributions({"a": {"fc": {"limit": 1.0, "beyond": 0, "counts": [0, 0]}}})
 
 
+@pytest.mark.parametrize("limit", [0.0, -1.0, float("nan"), float("inf")])
+def test_bins_have_a_width(limit):
+    with pytest.raises(ValueError, match=f"`limit` of 'fc' to be a finite number above 0 for 'PSP' but got {limit}"):
+        plot_distributions({"PSP": {"fc": {"limit": limit, "beyond": 0, "counts": [0, 3, 0]}}})
+
+
 def test_other_kinds_are_an_error():
     with pytest.raises(TypeError, match=r"`techniques` to be a dict of histograms"):
         plot_distributions([])
