@@ -37,7 +37,7 @@ def bytes_of_tensors() -> int:
     gc.collect()
     storages = {}
     for found in gc.get_objects():
-        if type(found) in (Tensor, nn.Parameter):
+        if type(found) in (Tensor, nn.Parameter) and found.layout is torch.strided:
             storage = found.untyped_storage()
             storages[storage._cdata] = storage.nbytes()
     return sum(storages.values())
