@@ -77,9 +77,9 @@ def reach_from(edge: Edge) -> ReachedGraph:
     return ReachedGraph(edges, _above(trained, seen) if has_other_leaves else None)
 
 
-def check_checkpoints(tensor: Tensor) -> None:
+def check_checkpoints(tensors: Iterable[Tensor]) -> None:
     """Raises the error of :func:`reach` alone."""
-    _refuse_reentrant_checkpoints(set(map(type, nodes_below([tensor.grad_fn]))))
+    _refuse_reentrant_checkpoints(set(map(type, nodes_below(tensor.grad_fn for tensor in tensors))))
 
 
 def _refuse_reentrant_checkpoints(kinds: Iterable[type[Node]]) -> None:

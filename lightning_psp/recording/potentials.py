@@ -131,8 +131,7 @@ def recording(
     try:
         with told_of_graphs(capture), capture:
             yield recorded
-        if recorded:
-            check_checkpoints(next(reversed(recorded.values())))
+        check_checkpoints(recorded.values())
         if not capture.potentials and capture.records.ledger.has_skipped:
             raise ValueError(
                 "No potential was recorded: the network was called without gradient in a block that was entered with"

@@ -177,3 +177,10 @@ def test_checkpoints_before_the_block_are_refused():
     hidden = torch.utils.checkpoint.checkpoint(first, torch.ones(2, 4, requires_grad=True), use_reentrant=True)
     with pytest.raises(NotImplementedError, match="called outside of what is watched"), record_potentials(second):
         torch.tanh(second(hidden))
+
+
+def test_passes_on_data_hide_no_checkpoint():
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4).requires_grad_(False)
+    hidden = torch.utils.checkpoint.checkpoint(first, torch.ones(2, 4, requires_grad=True), use_reentrant=True)
+    with pytest.raises(NotImplementedError, match="called outside of what is watched"), record_potentials(second):
+        [torch.tanh(second(x)) for x in (hidden, torch.ones(2, 4))]
