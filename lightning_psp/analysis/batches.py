@@ -14,6 +14,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 _LEFT_OUT = -100  # the label by which torch's cross entropy leaves a sample out of its mean
 
+# The remedy where the tensors of one batch were given as the batches.
+_ONE_BATCH = " A single batch is given as a list of one, [(images, labels)]."
+
 # Gives the loss of a batch, a scalar: the mean over its samples.
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
 
@@ -82,7 +85,7 @@ def input_of(batch: Any) -> Any:
     if not isinstance(batch, (tuple, list)) or not batch:
         raise TypeError(
             "Expected a batch of argument `data` to be a tuple or list whose first item is the network's input, such as"
-            f" (images, labels), but got {type(batch).__name__}."
+            f" (images, labels), but got {type(batch).__name__}.{_ONE_BATCH if isinstance(batch, Tensor) else ''}"
         )
     return batch[0]
 
@@ -98,7 +101,7 @@ def labels_of(batch: Any) -> Tensor:
         found = [type(each).__name__ for each in batch] if is_pair else type(batch).__name__
         raise TypeError(
             "Expected a batch of argument `data` to be a tuple or list whose second item holds the classes of its"
-            f" samples, such as (images, labels), but got {found}."
+            f" samples, such as (images, labels), but got {found}.{_ONE_BATCH if isinstance(batch, Tensor) else ''}"
         )
     return batch[1]
 

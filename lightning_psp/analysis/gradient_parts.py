@@ -156,7 +156,8 @@ def psp_gradient_parts(
     if not isinstance(inputs, Tensor) and type(inputs) is not tuple:  # a packed sequence is a tuple, too
         raise TypeError(
             "Expected argument `inputs` to be a tensor or a tuple of positional arguments but got"
-            f" {type(inputs).__name__}. For a network that takes this as it is, use `inputs=(x,)`."
+            f" {type(inputs).__name__}. Of a batch of inputs and labels give the inputs alone, such as `batch[0]`; for"
+            " a network that takes this as it is, use `inputs=(x,)`."
         )
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     with torch.inference_mode(False), buffers_and_random_numbers_kept(module):  # which lifts no_grad, too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -153,7 +154,9 @@ def _ends(module: nn.Module, first: Mapping[str, Any], second: Mapping[str, Any]
 
 def _check_names(argument: str, state: Any, known: Mapping[str, Any]) -> None:
     if not isinstance(state, Mapping):
-        raise TypeError(f"Expected argument `{argument}` to be a state dict but got {type(state).__name__}.")
+        hint = f" Give its `{argument}.state_dict()`." if isinstance(state, nn.Module) else ""
+        hint = " Give what `torch.load` reads from it." if isinstance(state, (str, os.PathLike)) else hint
+        raise TypeError(f"Expected argument `{argument}` to be a state dict but got {type(state).__name__}.{hint}")
     unknown = [name for name in state if name not in known]
     if unknown:
         hint = f" Of a checkpoint, use `{argument}=checkpoint['state_dict']`." if "state_dict" in unknown else ""

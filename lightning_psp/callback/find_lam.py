@@ -71,7 +71,7 @@ def find_lam(
     Raises:
         ValueError: if an argument is outside what is allowed, if the trainer has several processes, or if `monitor` is
             not logged.
-        TypeError: if trainer and module are of different Lightning packages.
+        TypeError: if trainer and module are of different Lightning packages, or an argument is of the wrong type.
         RuntimeError: if the trainer is training.
 
     Example:
@@ -99,6 +99,11 @@ def find_lam(
             f"Expected argument `trainer` to be a Trainer of Lightning but got {type(trainer).__qualname__}."
         )
     refuse_other_lightning(trainer, module)
+    if datamodule is not None and not hasattr(datamodule, "train_dataloader"):
+        raise TypeError(
+            f"Expected argument `datamodule` to be a LightningDataModule but got {datamodule!r}. Give `lams` and what"
+            " follows by name."
+        )
     check_choice("mode", mode, ("min", "max"))
     check_integer("epochs", epochs, at_least=1)
     is_sequence = isinstance(lams, Iterable) and not isinstance(lams, str)
@@ -139,9 +144,10 @@ def find_lam(
                     raise KeyboardInterrupt
                 found.append({name: float(value) for name, value in trainer.callback_metrics.items()})
             if monitor not in found[-1]:
+                own_names = ", ".join(name for name in found[-1] if not name.startswith("psp_"))  # but not each layer's
                 raise ValueError(
                     f"Expected argument `monitor` to be a value that the module logs in each epoch but got {monitor!r}."
-                    f" Logged were {', '.join(found[-1]) or 'none'}."
+                    f" Logged were {own_names or 'none'}."
                 )
     names = dict.fromkeys(name for values in found for name in values)
     values = {name: tuple(each.get(name, math.nan) for each in found) for name in names}

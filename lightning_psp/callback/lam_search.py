@@ -25,15 +25,45 @@ class LamSearch:
         mode: whether the lowest of its values is the best, or the highest.
 
     Example:
-        >>> search = LamSearch((0.0, 0.1, 1.0), {"val_loss": (0.5, 0.4, 0.9)}, "val_loss", "min")
+        >>> search = LamSearch((0.0, 0.01, 0.1, 1.0), {"val_loss": (0.5, 0.5, 0.4, 0.9)}, "val_loss", "min")
         >>> search.suggestion()
         0.1
+        >>> print(search)
+               λ    val_loss
+               0         0.5
+            0.01         0.5
+             0.1         0.4
+               1         0.9
+        Suggestion: λ = 0.1.
     """
 
     lams: tuple[float, ...]
     values: dict[str, tuple[float, ...]]
     monitor: str
     mode: Mode
+
+    def __str__(self) -> str:
+        """A table of λ, the value that chooses and ⟨z²⟩, and what is suggested."""
+        shown = {self.monitor: self.monitor, "psp/z2_val": "⟨z²⟩ of the validation data"}
+        columns = {title: self.values[name] for name, title in shown.items() if name in self.values}
+        widths = {title: max(10, len(title)) for title in columns}
+        lines = [f"{'λ':>8}" + "".join(f"  {title:>{widths[title]}}" for title in columns)]
+        for place, lam in enumerate(self.lams):
+            cells = (f"  {values[place]:>{widths[title]}.4g}" for title, values in columns.items())
+            lines.append(f"{lam:>8g}" + "".join(cells))
+        return "\n".join([*lines, self._advice()])
+
+    def _advice(self) -> str:
+        """What to do with the suggestion: at an end of the λ that were tried the best one may lie beyond."""
+        if not any(math.isfinite(value) for value in self.values[self.monitor]):
+            return f"No training ended with a finite {self.monitor!r}."
+        suggested = self.suggestion()
+        if suggested == 0:
+            return "Suggestion: λ = 0, no penalty. Of so short trainings that may be chance: try longer ones."
+        tried = [lam for lam in self.lams if lam > 0]
+        ends = {tried[0]: "smallest", tried[-1]: "largest"} if len(tried) > 1 else {}
+        beyond = f", the {ends[suggested]} that was tried: try further ones on that side" if suggested in ends else ""
+        return f"Suggestion: λ = {suggested:g}{beyond}."
 
     def suggestion(self) -> float:
         """The λ with the best value of `monitor`, of equal ones the largest; 0 where no penalty was best.
@@ -73,8 +103,7 @@ class LamSearch:
         missing = [name for name in names if name not in self.values]
         if missing:
             raise ValueError(f"Expected argument `keys` to be among {', '.join(self.values)} but got {missing[0]!r}.")
-        size = (4.6 * len(names), 3.8)
-        axes = new_axes(len(names), size) if ax is None else given_axes(ax, len(names), ", ".join(names))
+        axes = new_axes(len(names), (4.6, 3.8)) if ax is None else given_axes(ax, len(names), ", ".join(names))
         tried = [place for place, lam in enumerate(self.lams) if lam > 0]
         chosen = self.suggestion()
         for name, panel in zip(names, axes, strict=True):

@@ -107,9 +107,15 @@ def find_nonlinearities(activations: Iterable[str | TorchFunction | type[nn.Modu
             dotted name of one.
 
     Raises:
-        TypeError: if an entry is neither a module class nor a function that torch lets a caller watch.
+        TypeError: if `activations` is no sequence, or an entry neither a module class nor a function that torch lets a
+            caller watch.
         ValueError: if a dotted name cannot be imported.
     """
+    if isinstance(activations, str) or not isinstance(activations, Iterable):
+        raise TypeError(
+            "Expected argument `activations` to be a sequence of module classes, functions of torch, or their dotted"
+            f" names, such as ('torch.sin',), but got {activations!r}."
+        )
     named, everything = [], []
     for entry in activations:
         found = _import(entry) if isinstance(entry, str) else entry

@@ -121,7 +121,7 @@ def count_units(potential: Tensor, unit_dim: int) -> int:
 def _describe(found: Any) -> str:
     if isinstance(found, AbstractContextManager):
         return "a block that was not entered: take what it gives behind `as`"
-    return f"a {type(found).__name__}"
+    return type(found).__name__
 
 
 def _check_type(layer: str, potential: Any) -> None:

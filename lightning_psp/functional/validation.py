@@ -48,7 +48,10 @@ def check_input(z: Tensor, target: Tensor, num_classes: int, unit: Unit, unit_di
     if not isinstance(target, Tensor):
         raise TypeError(f"Expected argument `target` to be a tensor but got {type(target).__name__}.")
     if target.dtype not in _INTEGERS:
-        raise TypeError(f"Expected argument `target` to hold integers but got {target.dtype}.")
+        raise TypeError(
+            f"Expected argument `target` to hold integers but got {target.dtype}: give the class of each sample, and no"
+            " scores."
+        )
     if z.ndim == 0 or target.shape != z.shape[:1]:
         raise ValueError(
             "Expected arguments `z` and `target` to have shapes [batch, …] and [batch] but got"

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from lightning_psp.plotting.logs import read_log
+from lightning_psp.plotting.logs import named, read_log
 from lightning_psp.plotting.style import check_kind, explain, given_axes, label_plainly, lone, new_axes, styles, tidy
 
 # A training: its log's file or folder, or the values themselves by key, one an epoch.
@@ -79,7 +79,7 @@ def plot_curves(
     if not trainings or not keys:
         raise ValueError(f"Expected arguments `trainings` and `keys` not to be empty but got {trainings!r}, {keys!r}.")
     curves = {label: _read(label, logs, keys) for label, logs in trainings.items()}
-    axes = new_axes(len(keys), (5 * len(keys), 4.4)) if ax is None else given_axes(ax, len(keys), ", ".join(keys))
+    axes = new_axes(len(keys), (5, 4.4)) if ax is None else given_axes(ax, len(keys), ", ".join(keys))
     for key, panel in zip(keys, axes, strict=True):
         for (label, runs), style in zip(curves.items(), styles(len(curves)), strict=True):
             _draw_band(panel, [run[key] for run in runs], label, style)
@@ -112,7 +112,7 @@ def _read(label: str, logs: Log | Sequence[Log], keys: Sequence[str]) -> list[di
 def _values(log: Mapping[str, Sequence[float]], keys: Sequence[str]) -> dict[str, np.ndarray]:
     missing = [key for key in keys if key not in log]
     if missing:
-        raise ValueError(f"Expected a training with values of {missing[0]!r} but got one with {', '.join(log)}.")
+        raise ValueError(f"Expected a training with values of {missing[0]!r} but got one with {named(log)}.")
     return {key: np.stack([np.arange(1.0, len(log[key]) + 1), np.asarray(log[key], dtype=float)]) for key in keys}
 
 

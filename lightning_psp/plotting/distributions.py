@@ -15,6 +15,7 @@ from lightning_psp.plotting.style import check_kind, explain, given_axes, new_ax
 _SHARE_SHOWN = 0.9995
 _LEAST_SHOWN = 1e-5  # density, as a share of the largest one
 _LEAST_BINS = 40
+_HISTOGRAMS = "histograms, dicts with `counts` (such as `torch.histc(z, 200, -limit, limit)`), `limit` and `beyond`,"
 
 
 def plot_distributions(
@@ -44,8 +45,12 @@ def plot_distributions(
             as many axes as layers.
 
     Example:
-        >>> histogram = {"limit": 1.0, "counts": [0, 3, 4, 1], "beyond": 0}
-        >>> figure, (axes,) = plot_distributions({"none": {"fc1": histogram}, "PSP": {"fc1": histogram}})
+        >>> import torch
+        >>> def histogram(z, limit=4.0):
+        ...     counts = torch.histc(z, 200, -limit, limit).long()
+        ...     return {"limit": limit, "counts": counts.tolist(), "beyond": z.numel() - int(counts.sum())}
+        >>> z = torch.randn(10_000)
+        >>> figure, (axes,) = plot_distributions({"none": {"fc1": histogram(z)}, "PSP": {"fc1": histogram(z / 2)}})
         >>> axes.get_title()
         'fc1'
     """
@@ -53,7 +58,7 @@ def plot_distributions(
     for each in techniques.values():
         check_kind("techniques", each, Mapping, "a dict of histograms by label and layer")
         for histogram in each.values():
-            check_kind("techniques", histogram, Mapping, "histograms, dicts with `counts`, `limit` and `beyond`,")
+            check_kind("techniques", histogram, Mapping, _HISTOGRAMS)
     layers = list(next(iter(techniques.values()), {}))
     if not layers:
         raise ValueError("Expected argument `techniques` to have histograms of at least one layer but got none.")
@@ -74,14 +79,14 @@ def plot_distributions(
                     f"Expected the `limit` of {layer!r} to be a finite number above 0 for {label!r} but got"
                     f" {histogram['limit']}."
                 )
-    size = (3.1 * len(layers), 3.6)
-    panels = new_axes(len(layers), size) if ax is None else given_axes(ax, len(layers), ", ".join(layers))
+    panels = new_axes(len(layers), (3.1, 3.6)) if ax is None else given_axes(ax, len(layers), ", ".join(layers))
     for axes, layer in zip(panels, layers, strict=True):
         of_layer = {label: histograms[layer] for label, histograms in techniques.items()}
         _draw_layer(axes, of_layer)
         axes.set_title(layer, fontweight="bold")
         axes.set_xlabel("\n".join([values, *_left_out(of_layer)]))
-    panels[0].set_ylabel("density (log scale)")
+        if axes is panels[0] or (ax is None and (place := axes.get_subplotspec()) and place.is_first_col()):
+            axes.set_ylabel("density (log scale)")
     figure = panels[0].figure
     if isinstance(figure, Figure) and ax is None:
         caption = (

@@ -46,9 +46,14 @@ def read_log(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
         )
     missing = [key for key in keys if key not in found]
     if missing:
-        raise ValueError(f"Expected {path} to have values of {missing[0]!r} but found {', '.join(sorted(found))}.")
+        raise ValueError(f"Expected {path} to have values of {missing[0]!r} but found {named(found)}.")
     after = _epoch_after_the_training(found)
     return {key: _by_epoch(found[key], after) for key in keys}
+
+
+def named(keys: Iterable[str]) -> str:
+    """The keys of a log, all but those of single layers, and what to do with them."""
+    return f"{', '.join(key for key in sorted(keys) if not key.startswith('psp_'))}: choose with argument `keys`"
 
 
 def _folders_below(path: Path) -> str:

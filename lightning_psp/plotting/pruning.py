@@ -46,7 +46,9 @@ def plot_pruning(
         >>> axes.get_xlabel()
         'pruned weights (%)'
     """
-    check_kind("arms", arms, Mapping, "a dict of pairs of sparsity and error by label")
+    check_kind(
+        "arms", arms, Mapping, "a dict of pairs of sparsity and error by label, such as {'LOBSTER': [(0.9, 1.2)]},"
+    )
     for points in arms.values():
         for point in points:
             check_kind("arms", point, Sized, "pairs of sparsity and error, such as (0.9, 1.2),")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import cycle
@@ -25,6 +26,8 @@ _STYLES: tuple[dict[str, Any], ...] = (
 )
 _EMPHASISED: dict[str, Any] = {"color": "#D55E00", "linestyle": "-", "marker": "D"}
 
+_WIDEST = 20.0  # inches: six panels of distributions, four of curves
+
 FAINT = "#555555"  # captions and marks beside the data
 
 
@@ -41,14 +44,20 @@ def styles(number: int, markers: bool = False) -> list[dict[str, Any]]:
 
 
 def new_axes(number: int, size: tuple[float, float]) -> list[Axes]:
-    """Makes axes side by side in a new figure of pyplot.
+    """Makes axes side by side in a new figure of pyplot, in as many rows as a page is wide for.
 
     Args:
         number: how many axes.
-        size: width and height of the figure in inches.
+        size: width and height of each in inches.
     """
-    _, axes = pyplot.subplots(1, number, figsize=size, dpi=150, layout="constrained", squeeze=False)
-    return list(axes[0])
+    rows = math.ceil(number / max(1, int(_WIDEST / size[0])))
+    columns = math.ceil(number / rows)
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(size[0] * columns, size[1] * rows), dpi=150, layout="constrained", squeeze=False
+    )
+    for left_over in axes.flat[number:]:
+        figure.delaxes(left_over)
+    return list(axes.flat[:number])
 
 
 def given_axes(ax: Axes | Sequence[Axes], number: int, shown: str) -> list[Axes]:

@@ -116,17 +116,16 @@ def bind_masks(module: nn.Module, masks: Masks) -> list[BoundMask]:
     return [each for _, each in bound.values()]
 
 
-def check_masks(masks: Masks) -> None:
+def check_masks(masks: Masks, expected: str = "argument `masks` to map") -> None:
     """Raises an error unless masks are a mapping from names to bool tensors, with at least one entry."""
     if not isinstance(masks, Mapping):
         raise TypeError(
-            f"Expected argument `masks` to map parameter names to bool tensors but got {type(masks).__name__}."
+            f"Expected {expected} parameter names to bool tensors but got {type(masks).__name__}. `magnitude_masks`"
+            " makes such masks."
         )
     for name, mask in masks.items():
         if not isinstance(name, str) or not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-            raise TypeError(
-                f"Expected argument `masks` to map parameter names to bool tensors but got {got} for {name!r}."
-            )
+            raise TypeError(f"Expected {expected} parameter names to bool tensors but got {got} for {name!r}.")
     if not masks:
         raise ValueError("Expected argument `masks` to hold at least one mask but got none.")

@@ -233,6 +233,7 @@ def _inputs(module: nn.Module, data: Iterable[Any]) -> Iterable[Tensor]:
         if not isinstance(batch, (tuple, list)) or not batch or not isinstance(batch[0], Tensor):
             raise TypeError(
                 "Expected a batch of argument `data` to be a tuple or list whose first item is the network's input,"
-                f" such as (images, labels), but got {type(batch).__name__}."
+                f" such as (images, labels), but got {type(batch).__name__}. A single batch is given as a list of one,"
+                " [(images, labels)]."
             )
         yield batch[0].to(device)

@@ -11,7 +11,7 @@ from tests.support.two_layers import SAMPLES, random, two_layers
 
 @pytest.mark.parametrize("inputs", [[torch.ones(1, 4)], {"x": torch.ones(1, 4)}, None])
 def test_inputs_must_be_a_tensor_or_a_tuple(inputs):
-    with pytest.raises(TypeError, match="`inputs` to be a tensor or a tuple"):
+    with pytest.raises(TypeError, match=r"`inputs` to be a tensor or a tuple .* inputs alone, such as `batch\[0\]`"):
         psp_gradient_parts(two_layers(), inputs)
 
 

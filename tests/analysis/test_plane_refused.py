@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_psp.analysis import loss_plane
+from lightning_psp.analysis import hessian_eigenvalues, loss_plane
 from tests.support.analysis.planes import CLASSES, MLP, batches, solutions
 
 
@@ -68,8 +68,10 @@ def test_network(scene):
 
 def test_state_dicts(scene):
     network, first, second, data = scene
-    with pytest.raises(TypeError, match="`second` to be a state dict but got MLP"):
+    with pytest.raises(TypeError, match=r"`second` to be a state dict but got MLP. Give its `second\.state_dict\(\)`"):
         loss_plane(network, first, network, data)
+    with pytest.raises(TypeError, match=r"`second` to be a state dict but got str. Give what `torch\.load` reads"):
+        loss_plane(network, first, "second.ckpt", data)
     with pytest.raises(
         ValueError, match=r"`first` .* has not: epoch, state_dict. .* use `first=checkpoint\['state_dict'\]`"
     ):
@@ -83,6 +85,18 @@ def test_state_dicts(scene):
         loss_plane(network, first, {**second, "fc2.bias": torch.full((5,), torch.nan)}, data)
     with pytest.raises(ValueError, match="to be different solutions but got the same weights"):
         loss_plane(network, first, dict(first), data)
+
+
+def test_one_batch_in_place_of_several(scene):
+    network, first, second, data = scene
+    with pytest.raises(
+        TypeError, match=r"got Tensor\. A single batch is given as a list of one, \[\(images, labels\)\]"
+    ):
+        loss_plane(network, first, second, data[0])
+    with pytest.raises(
+        TypeError, match=r"got Tensor\. A single batch is given as a list of one, \[\(images, labels\)\]"
+    ):
+        hessian_eigenvalues(network, data[0])
 
 
 def test_state_dicts_with_names_and_tensors_of_their_own():

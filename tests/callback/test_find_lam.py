@@ -307,6 +307,28 @@ def test_plot():
     assert figure
 
 
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ((1.0, 0.8, 0.5, 0.7), "Suggestion: λ = 0.1."),
+        ((1.0, 0.3, 0.5, 0.7), "Suggestion: λ = 0.01, the smallest that was tried: try further ones on that side."),
+        ((1.0, 0.8, 0.5, 0.4), "Suggestion: λ = 1, the largest that was tried: try further ones on that side."),
+        (
+            (0.2, 0.8, 0.5, 0.4),
+            "Suggestion: λ = 0, no penalty. Of so short trainings that may be chance: try longer ones.",
+        ),
+        ((math.nan, math.nan, math.inf, math.nan), "No training ended with a finite 'val_loss'."),
+    ],
+)
+def test_a_search_is_printed_as_a_table_with_what_it_suggests(losses, said):
+    values = {"val_loss": losses, "psp/z2_val": (9.0, 7.0, 3.0, 0.25), "psp_z2_val/network.0": (1.0, 1.0, 1.0, 1.0)}
+    title, *rows, advice = str(LamSearch((0.0, 0.01, 0.1, 1.0), values, "val_loss", "min")).splitlines()
+    assert title.split() == ["λ", "val_loss", "⟨z²⟩", "of", "the", "validation", "data"]
+    assert [row.split()[::2] for row in rows] == [["0", "9"], ["0.01", "7"], ["0.1", "3"], ["1", "0.25"]]
+    assert advice == said
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
 def test_bad_arguments():
     module = make()
     for lams in ((), (0.0, 1.0), (-1.0,), (math.inf,), 0.1, "0.1", ("0.1",)):
@@ -324,5 +346,11 @@ def test_bad_arguments():
         find_lam(trainer(), module, *loaders(), mode="lowest")
     with pytest.raises(ValueError, match=r"`monitor`.*'accuracy'.*val_error"):
         find_lam(trainer(), module, *loaders(), epochs=1, monitor="accuracy")
+    with pytest.raises(ValueError, match=r"Logged were [^/]*psp/lam.*psp/z2_train\.$"):  # and not those of each layer
+        find_lam(trainer(), module, loaders()[0], epochs=1)
+    with pytest.raises(
+        TypeError, match=r"`datamodule` to be a LightningDataModule but got \(0\.1, 1\.0\)\. Give `lams`"
+    ):
+        find_lam(trainer(), module, *loaders(), (0.1, 1.0))
     with pytest.raises(ValueError, match=r"one process but got 2.*devices=1"):
         find_lam(trainer(devices=2, strategy="ddp"), module, *loaders())

@@ -172,7 +172,7 @@ Z, TARGET = torch.zeros(4, 3), torch.tensor([0, 1, 0, 1])
         ({"z": torch.zeros(4, 0)}, ValueError, r"at least one unit but got shape \[4, 0\]"),
         ({"z": torch.tensor([[1.0], [math.nan], [math.inf], [-math.inf]])}, ValueError, "infinities but got NaN"),
         ({"target": [0, 1, 0, 1]}, TypeError, "`target` to be a tensor but got list"),
-        ({"target": TARGET.float()}, TypeError, "`target` to hold integers but got torch.float32"),
+        ({"target": TARGET.float()}, TypeError, "`target` to hold integers but got torch.float32: .* class of each"),
         ({"target": TARGET.bool()}, TypeError, "`target` to hold integers but got torch.bool"),
         ({"target": TARGET[:3]}, ValueError, r"but got \[4, 3\] and \[3\]"),
         ({"target": TARGET[:, None]}, ValueError, r"but got \[4, 3\] and \[4, 1\]"),

@@ -192,8 +192,10 @@ def test_nothing_to_draw_is_an_error(tmp_path):
         plot_curves("logs")
     with pytest.raises(TypeError, match=r"such as \('val_loss',\), but got 'val_loss'"):
         plot_curves({"a": trainings()}, keys="val_loss")
-    with pytest.raises(ValueError, match="'other' but got one with val_error, psp/z2_val"):
-        plot_curves({"a": trainings()}, keys=["other"])
+    with pytest.raises(
+        ValueError, match=r"'other' but got one with psp/z2_val, val_error: choose with argument `keys`\.$"
+    ):
+        plot_curves({"a": {**trainings()[0], "psp_z2_val/fc": [1.0]}}, keys=["other"])
     with pytest.raises(FileNotFoundError, match=r"folder with either of them\.$"):
         plot_curves({"a": tmp_path})
     (tmp_path / "version_0").mkdir()
@@ -204,5 +206,5 @@ def test_nothing_to_draw_is_an_error(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*configure_optimizers.*", "ignore:Checkpoint directory")
 def test_a_log_without_the_key_names_those_it_has(tmp_path):
-    with pytest.raises(ValueError, match=r"'psp/z2_val' but found lam, val_error"):
+    with pytest.raises(ValueError, match=r"'psp/z2_val' but found lam, val_error: choose with argument `keys`"):
         plot_curves({"a": fit(CSVLogger(tmp_path), 1).logger.log_dir})

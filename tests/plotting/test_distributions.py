@@ -102,5 +102,5 @@ def test_other_kinds_are_an_error():
         plot_distributions([])
     with pytest.raises(TypeError, match=r"by label and layer but got list"):
         plot_distributions({"a": [1.0]})
-    with pytest.raises(TypeError, match=r"dicts with `counts`, .* but got list"):
+    with pytest.raises(TypeError, match=r"dicts with `counts` \(such as `torch\.histc.* but got list"):
         plot_distributions({"a": {"fc1": [1.0]}})

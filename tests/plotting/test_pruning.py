@@ -78,7 +78,9 @@ def test_bad_input():
 
 
 def test_other_kinds_are_an_error():
-    with pytest.raises(TypeError, match=r"`arms` to be a dict of pairs"):
+    with pytest.raises(
+        TypeError, match=r"`arms` to be a dict of pairs .* such as \{'LOBSTER': \[\(0\.9, 1\.2\)\]\}, but got list"
+    ):
         plot_pruning([])
     with pytest.raises(TypeError, match=r"pairs of sparsity and error, .* but got float"):
         plot_pruning({"a": [0.5]})

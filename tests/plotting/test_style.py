@@ -36,6 +36,18 @@ def test_lone_values():
     assert lone([1.0, 2.0]) == lone([math.nan]) == []
 
 
+@pytest.mark.parametrize(("number", "rows"), [(1, 1), (6, 1), (7, 2), (60, 10)])
+def test_many_panels_stand_in_rows(number, rows):
+    histogram = {"limit": 1.0, "counts": [1, 4, 3, 1], "beyond": 0}
+    figure, panels = plot_distributions({"PSP": {f"layer{place}": histogram for place in range(number)}})
+    assert [panel.get_title() for panel in panels] == [f"layer{place}" for place in range(number)]
+    assert panels == tuple(figure.axes)
+    assert sum(panel.get_ylabel() == "density (log scale)" for panel in panels) == rows
+    assert figure.get_figwidth() <= 20
+    assert figure.get_figheight() == pytest.approx(3.6 * rows)
+    pyplot.close(figure)
+
+
 @pytest.mark.parametrize("number", [1, 2, 3, 5])
 def test_captions_are_within_the_figure(number):
     histogram = {"limit": 1.0, "counts": [1, 4, 3, 1], "beyond": 0}

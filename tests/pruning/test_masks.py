@@ -332,7 +332,7 @@ def test_a_network_without_any_weights_to_prune():
     ("masks", "error", "message"),
     [
         ({}, ValueError, "at least one mask but got none"),
-        ([MASK], TypeError, "but got list"),
+        ([MASK], TypeError, "but got list. `magnitude_masks` makes such masks"),
         ({"weight": MASK.float()}, TypeError, "bool tensors but got torch.float32 for 'weight'"),
         ({"weight": [[True]]}, TypeError, "bool tensors but got list for 'weight'"),
         ({"weight": MASK.T}, ValueError, "the mask of '1.weight' to have the parameter's shape (3, 2) but got (2, 3)"),
