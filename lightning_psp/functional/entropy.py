@@ -25,6 +25,8 @@ from lightning_psp.torch_private.products import multiplies_bytes, multiply_byte
 
 # Entropies that are held at a time in a sum over classes.
 _CHUNK = 2**22
+# Products of float32 may be taken in bfloat16, as users can ask for, which holds every integer up to here.
+_LARGEST_FACTOR = 2**8
 
 
 def psp_entropy(
@@ -225,7 +227,8 @@ def _count_states(z: Tensor, membership: Membership, unit: Unit = "element", uni
     positions = z.numel() // (len(z) * units)
     has_states = unit == "element" or z.ndim <= 2  # one of each unit in a sample
     by_bytes = has_states and multiplies_bytes(z.device)
-    dtype = torch.int8 if by_bytes else torch.float32 if len(z) * positions <= LARGEST_COUNT else torch.float64
+    is_exact = len(z) * positions <= LARGEST_COUNT and (has_states or positions <= _LARGEST_FACTOR)
+    dtype = torch.int8 if by_bytes else torch.float32 if is_exact else widest_float(z.device)
     members = torch.zeros(len(classes), len(z), dtype=dtype, device=z.device)
     members.scatter_(0, rows.unsqueeze(0), 1)
     if by_bytes:

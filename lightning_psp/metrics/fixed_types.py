@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,10 +27,24 @@ class FixedTypeMetric(Metric):
     def keep_synchronised(self) -> None:
         """Takes in what the metrics of all other processes hold, for good; each process has to call this."""
         with self.sync_context():
-            states = dict(self.metric_state)
+            states: dict[str, Any] = dict(self.metric_state)
         for name, state in states.items():
+            if isinstance(self._defaults[name], list):  # which is one tensor now, to which no update could add
+                state = [state] if len(state) > 0 else []
             setattr(self, name, state)
         note_updates(self, 1)
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Adds the states of another metric; see ``torchmetrics.Metric.merge_state``."""
+        super().merge_state(incoming_state)  # type: ignore[misc]  # the oldest version has none
+        note_updates(self, 1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Updates would write into the states of the one who gives them.
+        own = {name: copy.deepcopy(state) for name, state in state_dict.items() if name.startswith(prefix)}
+        number = 1 if own else 0
+        super()._load_from_state_dict(own, prefix, *args)
+        note_updates(self, number)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
         result: Module = super()._apply(_keeping_types(fn), exclude_state)

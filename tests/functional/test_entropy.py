@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
-from lightning_psp.functional import EntropyEstimate, estimate_psp_entropy, mean_square_potential, psp_entropy
+from lightning_psp.functional import EntropyEstimate, entropy, estimate_psp_entropy, mean_square_potential, psp_entropy
 from lightning_psp.functional.binary_entropy import LARGEST_COUNT
 from lightning_psp.functional.entropy import _psp_entropy_compute, _psp_entropy_update
 from tests.support.entropy_cases import CASES, batch
@@ -104,6 +105,26 @@ def test_autocast_rounds_no_count():
     expected = classwise(*observations(z, target), 1).mean()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert psp_entropy(z, target, 1).item() == pytest.approx(expected, abs=1e-12)
+
+
+class RoundedProducts(TorchFunctionMode):
+    """Has products of float32 taken in bfloat16, as `torch.set_float32_matmul_precision` allows some hardware."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.matmul and args[0].dtype == torch.float32:
+            args = tuple(factor.bfloat16().float() for factor in args)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("positions", [1, 255, 257, 55 * 55])
+def test_precision_of_products_rounds_no_count(positions, monkeypatch):
+    monkeypatch.setattr(entropy, "multiplies_bytes", lambda device: False)
+    z, target = batch((6, 3, positions))
+    z[:, 0] = 1.0
+    with RoundedProducts():
+        found = psp_entropy(z, target, 3, unit="channel", reduction="none")
+    expected = classwise(*observations(z, target, "channel"), 3).sum(0)
+    torch.testing.assert_close(found, torch.from_numpy(expected), rtol=0.0, atol=1e-12)
 
 
 def test_gradients_are_not_asked_for():

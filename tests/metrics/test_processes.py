@@ -50,6 +50,17 @@ def test_processes_go_on_with_their_own_samples(results, name):
         assert result["values"]["again order 2"].item() == pytest.approx(expected.item(), abs=1e-12)
 
 
+@pytest.mark.parametrize("name", ["uneven", "by_class", "one_rests", "both_rest"])
+@pytest.mark.parametrize("order", [1, 2])
+def test_a_metric_that_keeps_the_samples_of_all_takes_more(results, name, order):
+    z, target = data()
+    more = -z.roll(1, dims=0)
+    together = (more, target) if name == "both_rest" else (torch.cat([z, more]), torch.cat([target, target]))
+    expected = psp_entropy(*together, CLASSES, order).item()
+    for result in results[name]:
+        assert result["values"][f"kept order {order}"].item() == pytest.approx(expected, abs=1e-12)
+
+
 def test_no_sample_in_any_process(results):
     for result in results["both_rest"]:
         for order in (1, 2, 3, 5):

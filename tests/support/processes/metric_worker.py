@@ -62,6 +62,18 @@ def value_of(metric: Any, name: str) -> Any:
         return str(error)
 
 
+def kept_and_gone_on(batches: list[Batch], order: int) -> Tensor:
+    """The entropy of the batches of all processes, and of one more that each of them has."""
+    metric = PSPEntropy(CLASSES, order, sync_on_compute=False)
+    for z, target in batches:
+        metric.update(z, target)
+    metric.keep_synchronised()
+    z, target = data()
+    metric.update(-z.roll(1, dims=0), target)
+    value: Tensor = metric.compute()
+    return value
+
+
 def run(name: str, rank: int) -> dict[str, Any]:
     metrics: dict[str, Any] = {f"order {order}": PSPEntropy(CLASSES, order, max_sets=100) for order in (1, 2, 3, 5)}
     metrics["units"] = PSPEntropy(CLASSES, reduction="none")
@@ -81,6 +93,8 @@ def run(name: str, rank: int) -> dict[str, Any]:
             for z, target in uneven(rank) if name != "different_units" else []:
                 metric.update(z, target)
             found[f"again order {order}"] = value_of(metric, "compute")
+        if name != "different_units":
+            found.update({f"kept order {order}": kept_and_gone_on(RUNS[name](rank), order) for order in (1, 2)})
     return {"values": found, "warnings": [str(warning.message) for warning in said]}
 
 
