@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lightning_psp.callback.auto_lam import Lam
 from lightning_psp.lightnings import AnyCallback
@@ -92,15 +92,19 @@ def refuse_second_callback(trainer: Trainer, callback: AnyCallback, kind: type[A
 
 def learning_rate(trainer: Trainer) -> float:
     """Learning rate of the first parameter group of the first optimiser; 0 without an optimiser."""
-    return float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else 0.0
+    return float(_first_group(trainer)["lr"])
 
 
 def first_learning_rate(trainer: Trainer) -> float:
     """The same before any scheduler changed it."""
-    if not trainer.optimizers:
-        return 0.0
-    group = trainer.optimizers[0].param_groups[0]
+    group = _first_group(trainer)
     return float(group.get("initial_lr", group["lr"]))
+
+
+def _first_group(trainer: Trainer) -> Mapping[str, Any]:
+    # What Lightning puts in the place of an optimiser where a module configures none has no parameter group.
+    groups = trainer.optimizers[0].param_groups if trainer.optimizers else []
+    return groups[0] if groups else {"lr": 0.0}
 
 
 def training_progress(trainer: Trainer, first_rate: float) -> TrainingProgress:

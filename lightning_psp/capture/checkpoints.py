@@ -99,8 +99,12 @@ class Checkpoints:
         """Has a copy take the place of the first argument of the running call."""
         self._argument = copied
 
-    def save(self, z: Tensor) -> Tensor | None:
+    def save(self, z: Tensor, in_place: bool) -> Tensor | None:
         """Has the first argument of the running call saved for the backward pass without being held.
+
+        Args:
+            z: the tensor.
+            in_place: whether the call is about to overwrite it.
 
         Returns:
             What :func:`restore` makes the tensor of in the backward pass; None outside a checkpointed function, or
@@ -111,7 +115,8 @@ class Checkpoints:
         self._can_save = False
         region = self.regions[-1]
         region.saved.add(region.calls)
-        return _save_for_backward(z)
+        # Hooks for saved tensors that are entered inside the function may hold what they are given.
+        return _save_for_backward(z.clone() if in_place else z)
 
     def unseen(self) -> AbstractContextManager[Any]:
         """Hides what happens inside from the modes of a selective checkpoint, which would replay it."""

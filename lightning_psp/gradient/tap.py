@@ -44,7 +44,7 @@ class Tap:
         potential: Potential[Any],
         in_place: bool,
         reduction: Reduction | None,
-        save: Callable[[Tensor], Tensor | None],
+        save: Callable[[Tensor, bool], Tensor | None],
         states: ClassStates | None = None,
     ) -> None:
         self.potential = potential
@@ -74,8 +74,8 @@ class Tap:
             self._square_sum = square_sum(z)
         self._version = 0 if self._witness is None else version_of(self._witness)
 
-    def _hold(self, z: Tensor, in_place: bool, save: Callable[[Tensor], Tensor | None]) -> None:
-        if (placeholder := save(z)) is not None:
+    def _hold(self, z: Tensor, in_place: bool, save: Callable[[Tensor, bool], Tensor | None]) -> None:
+        if (placeholder := save(z, in_place)) is not None:
             self._placeholder = placeholder
             if not in_place:
                 self._witness = z.detach()

@@ -117,6 +117,35 @@ def test_losses_of_manual_optimisation(kind, loss, scale):
     assert_close(module.gradients[0], reference(module, loss, scale))
 
 
+def test_optimisers_that_step_within_the_backward_pass():
+    """Of which Lightning knows nothing, and has no other."""
+
+    class WithinBackward(Manual):
+        def configure_optimizers(self):
+            self.steps = {p: torch.optim.SGD([p], lr=0.1) for p in self.parameters()}
+            self.found = {}
+            for parameter in self.parameters():
+                parameter.register_post_accumulate_grad_hook(self.step)
+
+        def step(self, parameter):
+            self.found[parameter] = parameter.grad.clone()
+            self.steps[parameter].step()
+            parameter.grad = None
+
+        def training_step(self, batch, batch_index):
+            expected = reference(self, functional.cross_entropy)
+            super().training_step(batch, batch_index)
+            assert_close([self.found[p] for p in self.parameters()], expected)
+
+        def on_after_backward(self):
+            """The gradients are gone."""
+
+    module = WithinBackward().double()
+    with pytest.warns(UserWarning, match="returned `None`"):
+        quiet_trainer(PSPCallback(lam=LAM), max_epochs=2).fit(module, loader(1))
+    assert len(module.found) == 6
+
+
 def test_a_graph_that_is_kept_is_penalised_once():
     class Twice(Manual):
         def run_backward(self, logits, labels):

@@ -118,6 +118,18 @@ class LossInCheckpoint(nn.Module):
         return self.loss(torch.tanh(self.first(x)), labels)
 
 
+class Offloaded(nn.Module):
+    """Keeps tensors for the backward pass by hooks of its own, which hold what lies on the CPU already as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = layer()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autograd.graph.save_on_cpu():
+            return self.part(x)
+
+
 def layer() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8), nn.ReLU(inplace=True))
 
@@ -189,6 +201,7 @@ def checkpoint_cases(reentrant: bool) -> dict[str, Case]:
         "twice": lambda: around(Twice(reentrant)),
         "segments": lambda: around(Segments(reentrant)),
         "nested": partial(nested, reentrant),
+        "offloaded": partial(checkpointed, Offloaded, reentrant),
         "frozen": partial(frozen, reentrant),
     }
     plain = [
