@@ -25,7 +25,7 @@ def put_back(module: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Gives all parameters and buffers the values that they had.
 
     A buffer whose shape has changed since, such as a table that grows with its inputs, is replaced by a copy of what it
-    was; one that has come since stays as it is.
+    was, and so is one that is expanded; one that has come since stays as it is.
 
     Args:
         module: the module.
@@ -54,8 +54,15 @@ def put_back(module: nn.Module, values: Mapping[str, Tensor]) -> None:
     for name, buffer in module.named_buffers():
         if name not in values:
             continue
-        if buffer.shape == values[name].shape:
+        if buffer.shape == values[name].shape and not _is_expanded(buffer):
             buffer.copy_(values[name])
         else:
             path, _, own = name.rpartition(".")
             setattr(module.get_submodule(path), own, values[name].to(buffer.device, copy=True))
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    """Whether entries of a tensor lie in one place, so that torch writes to none of them."""
+    if tensor.layout != torch.strided:
+        return False
+    return any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -42,8 +43,9 @@ def validations_without_trace(
     Every run is one of Lightning's own validation loop over the trainer's validation data: the LightningModule's hooks
     are called, limits and several dataloaders are respected, values are synchronised as the user asked for. All runs
     draw the same random numbers. Callbacks are not called and loggers write nothing, though they are there to be looked
-    at. Afterwards, metrics and progress of the trainer, random states, modes and attributes of the modules are as they
-    were; parameters and buffers are the caller's business. To be used within a validation (`on_validation_end`).
+    at. Afterwards, metrics and progress of the trainer, learning rates and their schedulers, random states, modes and
+    attributes of the modules are as they were; parameters and buffers are the caller's business. To be used within a
+    validation (`on_validation_end`).
 
     Args:
         trainer: the trainer that fits.
@@ -56,7 +58,11 @@ def validations_without_trace(
 
             def run(at_first_step: Callable[[], None]) -> dict[str, float]:
                 before.restore()
-                with _random_states_kept(trainer), _called_once(trainer.strategy, at_first_step):
+                with (
+                    _random_states_kept(trainer),
+                    _course_kept(trainer),
+                    _called_once(trainer.strategy, at_first_step),
+                ):
                     validate()
                 return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
@@ -107,6 +113,33 @@ def _random_states_kept(trainer: Trainer) -> Iterator[None]:
             random.setstate(of_python)
             if numpy is not None:
                 numpy.random.set_state(of_numpy)
+
+
+@contextmanager
+def _course_kept(trainer: Trainer) -> Iterator[None]:
+    """Gives learning rates and their schedulers the states back that they had, and the training its wish to stop.
+
+    Hooks of the LightningModule may change them when a validation has ended.
+    """
+    should_stop = trainer.should_stop
+    schedulers = [(each.scheduler, copy.deepcopy(each.scheduler.state_dict())) for each in trainer.lr_scheduler_configs]
+    groups = [
+        (group, copy.deepcopy({name: value for name, value in group.items() if name != "params"}))
+        for optimizer in trainer.optimizers
+        for group in optimizer.param_groups
+    ]
+    try:
+        yield
+    finally:
+        trainer.should_stop = should_stop
+        for scheduler, state in schedulers:
+            scheduler.load_state_dict(state)
+        for group, kept in groups:
+            for name, value in kept.items():
+                if isinstance(value, torch.Tensor):
+                    group[name].copy_(value)  # compiled code may read it where it is
+                else:
+                    group[name] = value
 
 
 class _Silence:

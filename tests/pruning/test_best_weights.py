@@ -39,6 +39,18 @@ def test_a_buffer_of_another_shape_is_what_it_was():
     assert not before["0.table"].any()
 
 
+@pytest.mark.parametrize(
+    "buffer", [torch.tensor([3.0]).expand(4), torch.tensor([3.0, 0.0]).to_sparse()], ids=["expanded", "sparse"]
+)
+def test_a_buffer_of_another_layout_is_what_it_was(buffer):
+    found = module()
+    found.register_buffer("mask", buffer)
+    before = copied(found)
+    put_back(found, before)
+    assert torch.equal(found.mask.to_dense(), buffer.to_dense())
+    assert found.mask.layout == buffer.layout
+
+
 def test_a_buffer_that_has_come_or_gone_stays_so():
     found = module()
     before = copied(found)

@@ -267,6 +267,55 @@ def test_each_run_gives_what_the_validation_logged(tmp_path):
         assert changed[MONITOR] != logged[MONITOR]
 
 
+class Steers(Model):
+    """Sets its learning rates, and asks for the end of the training, when a validation has ended."""
+
+    def on_validation_epoch_end(self):
+        super().on_validation_epoch_end()
+        for scheduler in self.lr_schedulers():
+            scheduler.step()
+        group = self.optimizers()[0].param_groups[0]
+        group["momentum"] = 0.5 * group["momentum"]
+        if not self.network[0].weight.any():  # in a search alone
+            self.trainer.should_stop = True
+
+    def training_step(self, batch, batch_index):
+        groups = [group for optimizer in self.optimizers() for group in optimizer.param_groups]
+        self.rates.append([(float(group["lr"]), group["momentum"]) for group in groups])
+        for optimizer in self.optimizers():
+            optimizer.step()
+
+    def configure_optimizers(self):
+        self.automatic_optimization, self.rates = False, []
+        first = torch.optim.SGD(self.network[:3].parameters(), lr=0.1, momentum=0.9)
+        second = torch.optim.SGD(self.network[3:].parameters(), lr=torch.tensor(0.1), momentum=0.9, foreach=False)
+        kinds = torch.optim.lr_scheduler
+        return [first, second], [kinds.ExponentialLR(first, 0.5), kinds.MultiStepLR(second, [1, 3], 0.1)]
+
+
+def test_learning_rates_and_the_wish_to_stop_are_those_of_before(tmp_path):
+    found = []
+    for runs in (0, RUNS):
+        searches, module = Searches(runs), Steers()
+        folder = tmp_path / str(runs)
+        loggers = [Keeps(), Writes(folder, name="csv", version=0)]
+        trainer = quiet_trainer(
+            searches,
+            ModelCheckpoint(folder / "saved"),
+            logger=loggers,
+            max_epochs=4,
+            num_sanity_val_steps=0,
+            precision="32-true",
+            enable_checkpointing=True,
+        )
+        trainer.fit(module, data(2, 0), [data(2, 1), data(1, 2)])
+        assert len(searches.found) == (4 if runs else 0)
+        assert not trainer.should_stop
+        found.append(module.rates)
+    assert len(found[0]) == 8
+    assert found[0] == found[1]
+
+
 class Crashes(Searches):
     """In the middle of a run."""
 
