@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 
 from lightning_psp.capture.origin import ACTIVATED, ACTIVATING_STEP, Origin, Potential, Source, is_within
 from lightning_psp.torch_private.tensors import is_held_elsewhere, is_memory_held_elsewhere, swap
@@ -104,6 +105,7 @@ class Origins:
             and weakref.getweakrefcount(tensor) <= own
             and not is_held_elsewhere(tensor)
             and not is_memory_held_elsewhere(tensor)
+            and unpack_dual(tensor).tangent is None  # what forward-mode derivatives hold cannot change places
         )
 
     def exchange(self, tensor: Tensor, other: Tensor) -> None:

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 from lightning_psp import PSPCallback
-from tests.support.followed import LAM, Followed, assert_same, mean_square, total
+from tests.support.followed import LAM, Followed, assert_same, mean_square, potentials, total
 from tests.support.small import BATCH, FEATURES, Classifier, loader, quiet_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
@@ -118,6 +119,33 @@ class Adapted(Followed):
 
 def test_a_loss_after_a_step_that_is_differentiated_through():
     module = seeded(Adapted)
+    fit(module, batches=2)
+    module.check(steps=2)
+
+
+class ForwardMode(Followed):
+    """Its loss has the derivative of the network along a direction, taken in the forward pass."""
+
+    def training_step(self, batch, batch_index):
+        self.batch = features, labels = batch
+        with forward_ad.dual_level():
+            found = forward_ad.unpack_dual(self(forward_ad.make_dual(features, torch.ones_like(features))))
+            return functional.cross_entropy(found.primal, labels) + found.tangent.square().mean()
+
+    def on_after_backward(self):
+        Classifier.on_after_backward(self)
+        with torch.enable_grad():
+            first, second, _ = potentials(self, self.batch[0])
+            sigmoid = torch.sigmoid(first)
+            along = self.first.weight.sum(1) * sigmoid * (1 + first * (1 - sigmoid))
+            loss = ((along @ self.second.weight.T * (second > 0)) @ self.third.weight.T).square().mean()
+            loss = loss + total(self, self.batch)
+            self.expected.append(torch.autograd.grad(loss, list(self.parameters())))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own use of it
+def test_a_derivative_in_forward_mode():
+    module = seeded(ForwardMode)
     fit(module, batches=2)
     module.check(steps=2)
 
