@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_psp.functional.entropy import Membership, _count_states, class_membership
 from lightning_psp.functional.precision import widest_float
+from lightning_psp.functional.states import _joint_entropy_update
 from lightning_psp.gradient.kernels import square_sum
 from lightning_psp.metrics import PSPEntropy
 from lightning_psp.recording.potentials import Potentials
@@ -54,10 +56,14 @@ class LayerMeasures:
             self._elements[layer] = self._elements.get(layer, 0) + potentials[entry].numel()
         if labels is None or self._classes is None:
             return
-        ranks = torch.searchsorted(self._classes.to(labels.device), labels)
+        known = self._classes.to(labels.device)
+        ranks = torch.searchsorted(known, labels)
+        if len(labels) > 0 and (known[ranks.clamp(max=len(known) - 1)] != labels).any():
+            raise ValueError("Expected argument `data` to give the same class labels in every pass but got others.")
+        classes = _Classes(ranks)
         for layer, parts in layers.items():
             if not any(entry in potentials.outputs for entries in parts.values() for entry in entries):
-                self._add_states(layer, potentials, list(parts.values()), ranks)
+                self._add_states(layer, potentials, list(parts.values()), classes)
 
     def mean_squares(self) -> dict[str, float]:
         """⟨z²⟩ of every layer."""
@@ -71,12 +77,12 @@ class LayerMeasures:
             if units >= order
         }
 
-    def _add_states(self, layer: str, potentials: Potentials, parts: list[list[str]], ranks: Tensor) -> None:
+    def _add_states(self, layer: str, potentials: Potentials, parts: list[list[str]], classes: _Classes) -> None:
         for entry in (entry for entries in parts for entry in entries):
-            if len(potentials[entry]) != potentials.passes[entry] * len(ranks):
+            if len(potentials[entry]) != potentials.passes[entry] * len(classes):
                 raise ValueError(
-                    f"The potentials {[*potentials[entry].shape]} of layer {layer!r} do not go with {len(ranks)} class"
-                    f" labels. {_REMEDY}"
+                    f"The potentials {[*potentials[entry].shape]} of layer {layer!r} do not go with {len(classes)}"
+                    f" class labels. {_REMEDY}"
                 )
         if len({tuple(potentials.passes[entry] for entry in entries) for entries in parts}) > 1:
             raise ValueError(f"The parts of layer {layer!r} were not evaluated equally often. {_REMEDY}")
@@ -88,12 +94,13 @@ class LayerMeasures:
                 raise ValueError(
                     f"Layer {layer!r} has {units} units in one pass and {z.shape[1]} in another. {_REMEDY}"
                 )
-            if self._squares[layer].isnan():
-                continue  # of which a state says nothing
+            target, membership = classes.of(potentials.passes[together[0]], z.device)
             for order in self._orders:
-                if units >= order:
-                    metric = self._metric(layer, order, z.device)
-                    metric.update(z, ranks.to(z.device).repeat(potentials.passes[together[0]]))
+                # A NaN, which a metric would refuse, has no state, but the layer's sum of squares keeps it.
+                if order == 1 <= units:
+                    self._metric(layer, 1, z.device).add_counts(units, _count_states(z, membership))
+                elif order <= units:
+                    self._metric(layer, order, z.device).add_states(units, *_joint_entropy_update(z, target))
 
     def _metric(self, layer: str, order: int, device: torch.device) -> PSPEntropy:
         if (layer, order) not in self._metrics:
@@ -101,6 +108,30 @@ class LayerMeasures:
             # Each process has points of its own, of which it sees all samples.
             self._metrics[layer, order] = PSPEntropy(len(self._classes), order, sync_on_compute=False).to(device)
         return self._metrics[layer, order]
+
+
+class _Classes:
+    """The classes of the samples of a batch, wherever they are asked for.
+
+    Args:
+        ranks: the classes, as numbers from 0 on, ``[batch]``.
+    """
+
+    def __init__(self, ranks: Tensor) -> None:
+        self._ranks = ranks
+        self._found: dict[tuple[int, torch.device], tuple[Tensor, Membership]] = {}
+
+    def __len__(self) -> int:
+        return len(self._ranks)
+
+    def of(self, passes: int, device: torch.device) -> tuple[Tensor, Membership]:
+        """The classes of some passes over the batch, and which of them each sample belongs to, on a device."""
+        if (passes, device) not in self._found:
+            target = self._ranks.repeat(passes)
+            # Looked up where the labels are: on an accelerator, that would wait for it.
+            membership = Membership(*(each.to(device) for each in class_membership(target)))
+            self._found[passes, device] = target.to(device), membership
+        return self._found[passes, device]
 
 
 _REMEDY = "Leave the entropies out of argument `measures`."

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_psp.analysis.batches import Loss, Survey, device_of, labels_of, moved, samples_in
@@ -147,10 +148,11 @@ def _error(returned: Sequence[Any], batch: Any) -> Tensor:
             "Expected argument `module` to return scores [batch, classes, …] of classes [batch, …] but got"
             f" {found} and a tensor {[*labels.shape]} of {labels.dtype}. {remedy}"
         )
-    if len(labels) > 0 and not (int(labels.min()) >= 0 and int(labels.max()) < scores.shape[1]):
+    lowest, highest = torch.stack(labels.aminmax()).tolist() if len(labels) > 0 else (0, 0)
+    if lowest < 0 or highest >= scores.shape[1]:
         raise ValueError(
             f'Expected classes from 0 to {scores.shape[1] - 1}, of which "error" is made, but got some from'
-            f" {int(labels.min())} to {int(labels.max())}. {remedy}"
+            f" {lowest} to {highest}. {remedy}"
         )
     is_wrong = (scores.argmax(1) != labels) | scores.isnan().any(1)
     share: Tensor = is_wrong.to(widest_float(is_wrong.device)).mean()

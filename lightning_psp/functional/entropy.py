@@ -12,7 +12,7 @@ from lightning_psp.functional.binary_entropy import LARGEST_COUNT, entropy_term
 from lightning_psp.functional.estimate import NO_ESTIMATE, EntropyEstimate
 from lightning_psp.functional.joint_entropy import DEFAULT_MAX_SETS, _joint_entropy_compute
 from lightning_psp.functional.precision import widest_float
-from lightning_psp.functional.states import _joint_entropy_update
+from lightning_psp.functional.states import _joint_entropy_update, states_of
 from lightning_psp.functional.validation import (
     Reduction,
     Unit,
@@ -232,12 +232,11 @@ def _count_states(z: Tensor, membership: Membership, unit: Unit = "element", uni
     members = torch.zeros(len(classes), len(z), dtype=dtype, device=z.device)
     members.scatter_(0, rows.unsqueeze(0), 1)
     if by_bytes:
-        states = (z > 0).view(torch.int8).reshape(len(z), -1)
-        return ClassCounts(classes, multiply_bytes(members, states), sizes)
+        return ClassCounts(classes, multiply_bytes(members, states_of(z).reshape(len(z), -1)), sizes)
     if has_states:
         states = torch.gt(z, 0, out=torch.empty(z.shape, dtype=dtype, device=z.device)).view(len(z), -1)
     else:
-        states = (z > 0).sum([dim for dim in range(1, z.ndim) if dim != unit_dim % z.ndim], dtype=dtype)
+        states = states_of(z).sum([dim for dim in range(1, z.ndim) if dim != unit_dim % z.ndim], dtype=dtype)
     with torch.autocast(z.device.type, enabled=False):  # it would round the counts
         counts = members @ states
     return ClassCounts(classes, counts, sizes * positions)

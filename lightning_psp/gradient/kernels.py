@@ -8,9 +8,9 @@ from torch import Tensor
 from lightning_psp.functional.precision import accumulation_dtype
 from lightning_psp.torch_private.tensors import is_memory_held_elsewhere
 
-# Potentials are worked through in parts of this length, short enough for a part to stay in a processor's cache from its
-# sum of squares to its sum with the gradient.
-_PART = 2**18
+# Potentials are worked through in parts of this length, short enough for one to stay in a processor's last cache from
+# its sum of squares to its sum with the gradient. Shorter ones would cost more calls than they spare reads.
+_PART = 2**21
 # The error of a float32 sum that is taken in one go grows with its length: a dot product of equal values has none up to
 # this length. Longer vectors are summed by rows.
 _LONGEST_DOT = 2**15

@@ -159,6 +159,21 @@ def test_data(scene):
         loss_plane(network, first, second, Shrinking())
 
 
+def test_classes_that_were_not_there_before(scene):
+    """A class between those of the first pass would be taken for the next one."""
+    network, first, second, data = scene
+    passes = 0
+
+    class Changing:
+        def __iter__(self):
+            nonlocal passes
+            passes += 1
+            return ((x, 2 * labels + (passes > 1)) for x, labels in data)
+
+    with pytest.raises(ValueError, match="the same class labels in every pass but got others"):
+        loss_plane(network, first, second, Changing(), measures=("entropy",), loss=lambda m, b: m(b[0]).sum())
+
+
 def test_losses(scene):
     network, first, second, data = scene
     for loss, found in (
