@@ -23,7 +23,7 @@ PINNED := --constraint requirements-dev.txt
 BUILD := hatchling editables
 PROJECT := --no-build-isolation --editable
 
-.PHONY: help demo test test-oldest test-newest test-libraries pin docs package release clean
+.PHONY: help demo test test-oldest test-newest test-libraries pin docs docs-version package release clean
 
 help:
 	@echo "make demo         set up .venv and run the quickstart (about two minutes after the set-up)"
@@ -33,6 +33,7 @@ help:
 	@echo "make test-libraries  set up .venv-libraries, then run the tests over networks of other libraries (Python 3.11)"
 	@echo "make pin          have the other commands install what make test-newest last installed: requirements-dev.txt"
 	@echo "make docs         set up .venv and build the documentation in site/"
+	@echo "make docs-version  put the documentation beside that of other versions, on the branch gh-pages"
 	@echo "make package      set up .venv, then build the package in dist/ and check it"
 	@echo "make release      make the release that CHANGELOG.md announces: see CONTRIBUTING.md"
 	@echo "make clean        remove the environments, caches and the output of the examples"
@@ -69,6 +70,13 @@ test-libraries: $(LIBRARIES)/.has-libraries
 
 docs: $(VENV)/.has-dev
 	$(RUN) mkdocs build --strict
+
+# Which version's pages these are, with its aliases: `make docs-version DOCS_VERSION="0.1.0 latest"`.
+DOCS_VERSION ?= dev
+
+docs-version: $(VENV)/.has-dev
+	$(VENV)/bin/mike deploy --update-aliases $(DOCS_VERSION)
+	$(VENV)/bin/mike list latest > /dev/null 2>&1 && $(VENV)/bin/mike set-default latest || $(VENV)/bin/mike set-default dev
 
 package: $(VENV)/.has-dev
 	rm -rf dist
