@@ -74,9 +74,11 @@ docs: $(VENV)/.has-dev
 # Which version's pages these are, with its aliases: `make docs-version DOCS_VERSION="0.1.0 latest"`.
 DOCS_VERSION ?= dev
 
+# mike calls mkdocs by its name.
+docs-version: export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 docs-version: $(VENV)/.has-dev
-	$(VENV)/bin/mike deploy --update-aliases $(DOCS_VERSION)
-	$(VENV)/bin/mike list latest > /dev/null 2>&1 && $(VENV)/bin/mike set-default latest || $(VENV)/bin/mike set-default dev
+	mike deploy --update-aliases $(DOCS_VERSION)
+	mike list latest > /dev/null 2>&1 && mike set-default latest || mike set-default dev
 
 package: $(VENV)/.has-dev
 	rm -rf dist
