@@ -66,6 +66,10 @@ def test_every_page_is_there(site):
     assert {page.replace("README.html", "index.html") for page in pages} <= set(site)
 
 
+def test_pages_look_for_other_versions(site):
+    assert all('"provider": "mike"' in page for name, page in site.items() if name != "404.html")
+
+
 def test_the_notebook_is_a_page_with_its_pictures(site):
     page = site["tutorial.html"]
     assert re.findall(r'src="(tutorial_\d+\.png)"', page) == [f"tutorial_{number}.png" for number in range(1, 10)]
