@@ -1,13 +1,13 @@
 """What a soft-entropy term beside the loss does to error, PSP-entropy and transfer.
 
 Trains a small LeNet with several values of `entropy_weight` and several seeds, on scikit-learn's handwritten digits
-and, where `--mnist-root` is given, on a part of MNIST. Each training is done twice:
+and, where `--data` is given, on a part of MNIST. Each training is done twice:
 
 - on all ten digits, for the error, the PSP-entropy of order 1 and ⟨z²⟩ on unseen images;
 - on the digits 0 to 4, whose hidden layers are then frozen; a linear classifier on the last of them learns the digits 5
   to 9. Its error on unseen images of these is the transfer error.
 
-    python examples/entropy_study.py [--mnist-root FOLDER] [--seeds N] [--output FOLDER]
+    python examples/entropy_study.py [--data FOLDER] [--seeds N] [--output FOLDER]
 
 `results.json` in the output folder has an entry for each run that is done; the study goes on where it was stopped.
 """
@@ -41,7 +41,7 @@ from support.resumable import silence_lightning
 CAPTION = (
     "Mean ± standard deviation over seeds, on images that were not trained on. A positive `entropy_weight` lowers the"
     " soft entropy at the temperature T, a negative one raises it. The entropies here are those of binary states, of"
-    " order 1. Printed by `python examples/entropy_study.py --mnist-root FOLDER`, which draws the picture, too."
+    " order 1. Printed by `python examples/entropy_study.py --data FOLDER`, which draws the picture, too."
 )
 SOURCE_CLASSES = range(5)  # the digits that are trained on for the transfer
 
@@ -221,13 +221,18 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--mnist-root", type=Path, help="folder with MNIST as torchvision stores it; none: no MNIST")
+    parser.add_argument(
+        "--data", type=Path, help="folder of MNIST, as torchvision stores it; without it the digits alone"
+    )
     parser.add_argument("--seeds", type=positive_integer, default=3, help="trainings of each setting on the digits")
     parser.add_argument("--mnist-seeds", type=positive_integer, default=3, help="the same on MNIST")
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).parent / "output" / "entropy_study", help="folder of the results"
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.data is not None and not (arguments.data / "MNIST").is_dir():
+        parser.error(f"--data {arguments.data} has no folder MNIST")
+    return arguments
 
 
 def main() -> None:
@@ -238,10 +243,8 @@ def main() -> None:
         warnings.filterwarnings("ignore", message=message)
     torch.set_num_threads(1)  # so small a network gains nothing from a second core
     tasks = [digits_task(arguments.seeds)]
-    if arguments.mnist_root is None or not (arguments.mnist_root / "MNIST").is_dir():
-        print("No MNIST: --mnist-root does not name a folder with it.")
-    else:
-        tasks.append(mnist_task(arguments.mnist_root, arguments.mnist_seeds))
+    if arguments.data is not None:
+        tasks.append(mnist_task(arguments.data, arguments.mnist_seeds))
     arguments.output.mkdir(parents=True, exist_ok=True)
     path = arguments.output / "results.json"
     runs = load(path)

@@ -123,8 +123,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--epochs", type=positive_integer, help=f"of a training on the digits (default: {DIGITS_EPOCHS})"
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "output" / "gradient_split")
+    parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: 0)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(__file__).parent / "output" / "gradient_split",
+        help="folder of the results (default: %(default)s)",
+    )
     options = parser.parse_args()
     if (options.data is None) != (options.trainings is None):
         parser.error("LeNet-5 on MNIST needs both --data and --trainings")

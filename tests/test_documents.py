@@ -74,6 +74,21 @@ def test_files_that_a_page_links_to_are_there_without_the_site(name):
     assert not [link for link in linked if "://" not in link and not (ROOT / name).parent.joinpath(link).is_file()]
 
 
+def anchors_of(path):
+    """The anchors that GitHub gives the headings of a page; the site's are checked when it is built."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", path.read_text()), flags=re.MULTILINE)
+    plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower() for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("name", ["README.md", *PAGES])
+def test_anchors_that_a_page_links_to_are_there_without_the_site(name):
+    text = FENCE.sub("", PAGES.get(name, README).text)
+    linked = [link.partition("#") for link in re.findall(r"\]\(([^)\s:]*#[^)\s]+)\)", text)]
+    pages = [((ROOT / name).parent / target if target else ROOT / name, anchor) for target, _, anchor in linked]
+    assert not [f"{page}#{anchor}" for page, anchor in pages if anchor not in anchors_of(page)]
+
+
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 KIT = ["CONTRIBUTING.md", "CODE_OF_CONDUCT.md", "SECURITY.md", "examples/README.md", "examples/configs/README.md"]
 
