@@ -55,6 +55,10 @@ class WarmUp(Schedule):
     Args:
         steps: optimiser steps until the full value; by default a tenth of the training.
 
+    Raises:
+        TypeError: if `steps` is no integer.
+        ValueError: if `steps` is below 1; in training, if they are not given and its end is not known.
+
     Example:
         >>> WarmUp(steps=100).factor(TrainingProgress(25, 0.5, 0.1, 0.1))
         0.25
@@ -81,6 +85,10 @@ class Linear(Schedule):
     Args:
         end: factor at the end of training, 0 or more.
 
+    Raises:
+        TypeError: if `end` is no number.
+        ValueError: if `end` is below 0 or not finite; in training, if its end is not known.
+
     Example:
         >>> Linear(end=0.0).factor(TrainingProgress(10, 0.25, 0.1, 0.1))
         0.75
@@ -103,6 +111,10 @@ class Cosine(Schedule):
 
     Args:
         end: factor at the end of training, 0 or more.
+
+    Raises:
+        TypeError: if `end` is no number.
+        ValueError: if `end` is below 0 or not finite; in training, if its end is not known.
 
     Example:
         >>> Cosine().factor(TrainingProgress(0, 0.0, 0.1, 0.1))
@@ -129,6 +141,11 @@ class ProportionalToLearningRate(Schedule):
         reference: learning rate at which λ has its full value; by default the learning rate at the
             start of training (the `initial_lr` that a scheduler notes in the parameter group, where
             there is one).
+
+    Raises:
+        TypeError: if `reference` is no number.
+        ValueError: if `reference` is not a finite number above 0; in training, if it is not given and the learning rate
+            is 0 at the start.
 
     Example:
         >>> ProportionalToLearningRate().factor(TrainingProgress(10, 0.5, 0.05, 0.1))
