@@ -127,6 +127,15 @@ def test_every_fence_says_its_language(name):
     assert len(opening) == len(FENCE.findall(page.text))  # none is indented, where its code would not be found
 
 
+@pytest.mark.parametrize("name", ["README.md", *PAGES])
+def test_formulas_are_written_as_github_and_the_site_both_read_them(name):
+    text = re.sub(r"`[^`\n]*`", "", FENCE.sub("", PAGES.get(name, README).text))
+    assert not re.search(r"\\[(\[]", text)  # GitHub shows \( and \[ as they are
+    assert not re.search(r"\$[^$]*\\[,;!{}]", text)  # and takes the backslash before these away
+    for block in re.findall(r"^\$\$\n(.*?)^\$\$$", text, flags=re.DOTALL | re.MULTILINE):
+        assert not re.search(r"^[-+*=]", block, flags=re.MULTILINE)  # a list or a heading
+
+
 def test_every_situation_names_a_test_that_exists():
     rows = re.findall(r"^\| (?!situation)([^|]*)\|([^|]*)\|([^|]*)\|$", SUPPORTED, flags=re.MULTILINE)
     assert len(rows) == SUPPORTED.count("\n| ") - SUPPORTED.count("\n| situation") > 50
