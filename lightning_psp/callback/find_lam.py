@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 LAMS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+# What a trainer holds of what was logged.
+_LOGGED = ("callback_metrics", "logged_metrics", "progress_bar_metrics")
 
 
 def find_lam(
@@ -46,10 +48,11 @@ def find_lam(
     Trains `module` once without penalty and once for each λ, with the trainer's own settings and random numbers, and
     notes everything that was logged by the end, ⟨z²⟩ included. The penalty's other settings are those of the trainer's
     `PSPCallback` where it has one, or of that which the module configures. Other callbacks, those that the module
-    configures included, and the trainer's loggers take no part. Weights, gradients, attributes of
-    the modules (counters, lists, metrics), random states, those of dataloaders included, and the trainer's counters are
-    the same at the start of each training and afterwards, also after an exception or Ctrl-C. Objects that the module
-    holds and that are neither modules, tensors nor plain containers are the exception: they go through all trainings.
+    configures included, and the trainer's loggers and profiler take no part. Weights, gradients, attributes of
+    the modules (counters, lists, metrics), random states, those of dataloaders included, the scale of losses in half
+    precision, and the trainer's counters and logged values are the same at the start of each training and afterwards,
+    also after an exception or Ctrl-C. Objects that the module or a data set holds and that are neither modules, tensors,
+    random number generators of torch nor plain containers are the exception: they go through all trainings.
 
     Short trainings tell which λ are far too weak or too strong, not the last factor of two; and a cross-entropy can
     rise with λ while the error falls, so `monitor` should be what counts in the end.
@@ -207,6 +210,7 @@ def _short_training(trainer: Trainer, module: LightningModule, callback: PSPCall
         (trainer, "callbacks", [callback]),
         (module, "configure_callbacks", configure_penalty),
         (trainer, "loggers", _silent_loggers(trainer, package)),
+        (trainer, "profiler", importlib.import_module(f"{package}.profilers").PassThroughProfiler()),
         (trainer, "check_val_every_n_epoch", 1 if trainer.check_val_every_n_epoch else None),
         (trainer, "num_sanity_val_steps", 0),
         (trainer, "should_stop", False),
@@ -217,6 +221,8 @@ def _short_training(trainer: Trainer, module: LightningModule, callback: PSPCall
     before = [getattr(owner, name) for owner, name, _ in settings]
     level = says_how_it_ended.level
     counters = copy.deepcopy(loop.state_dict())
+    scale = copy.deepcopy(trainer.precision_plugin.state_dict())  # of losses in half precision
+    logged = {name: dict(getattr(trainer, name)) for name in _LOGGED}
     # Such as whether the loop goes on from a checkpoint, which is what loading its state tells it.
     flags = [
         (each, {name: value for name, value in vars(each).items() if isinstance(value, bool)}) for each in _loops(loop)
@@ -231,6 +237,10 @@ def _short_training(trainer: Trainer, module: LightningModule, callback: PSPCall
             setattr(owner, name, value)
         says_how_it_ended.setLevel(level)
         loop.load_state_dict(counters)
+        trainer.precision_plugin.load_state_dict(scale)
+        for name, values in logged.items():
+            getattr(trainer, name).clear()
+            getattr(trainer, name).update(values)
         for each, before_training in flags:
             vars(each).update(before_training)
 

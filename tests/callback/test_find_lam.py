@@ -130,6 +130,28 @@ def test_everything_is_as_before(failure):
     assert module.training
 
 
+def test_loss_scaling_starts_alike_in_all_trainings():
+    scaler, scales = torch.amp.GradScaler("cpu", growth_interval=2), []
+    precision = importlib.import_module("lightning.pytorch.plugins").MixedPrecision("16-mixed", "cpu", scaler)
+    module = make()
+    type(module).on_train_start = lambda self: scales.append(scaler.get_scale())
+    type(module).on_train_end = lambda self: scales.append(scaler.get_scale())
+    find_lam(trainer(precision=None, plugins=[precision]), module, *loaders(), lams=LAMS, epochs=1)
+    assert scales[::2] == [65536.0, 65536.0, 65536.0]
+    assert scales[1] > 65536.0
+    assert scaler.get_scale() == 65536.0
+
+
+def test_logged_values_and_profiles_are_those_of_before():
+    module, found = make(), trainer(profiler="simple")
+    found.validate(module, loaders()[1], verbose=False)
+    values, profile = numbers_of(found.callback_metrics), copy.deepcopy(found.profiler.recorded_durations)
+    assert "val_loss" in values
+    find_lam(found, module, *loaders(), lams=LAMS, epochs=1)
+    assert numbers_of(found.callback_metrics) == numbers_of(found.logged_metrics) == values
+    assert found.profiler.recorded_durations == profile
+
+
 @pytest.mark.parametrize("by_datamodule", [False, True])
 def test_all_trainings_start_alike_whatever_a_module_gathers(by_datamodule):
     """With a λ that is lost in rounding the second training is the first one again."""
