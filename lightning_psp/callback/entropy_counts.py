@@ -63,6 +63,7 @@ class EntropyCounts:
         self._unit: Unit = unit
         self._max_bytes = max_bytes
         self._num_classes = num_classes
+        self._is_given = num_classes is not None
         self._target: Tensor | None = None  # of the current batch
         self._memberships: dict[torch.device, Membership] = {}  # the same, where potentials are
         self._highest = 0  # class label of the current batch
@@ -128,6 +129,11 @@ class EntropyCounts:
         batch, self._batch, self._target = self._batch, [], None
         if self._num_classes is None:
             self._take_num_classes(output_sizes)
+        elif output_sizes and not self._is_given and self._num_classes not in {max(2, size) for size in output_sizes}:
+            self.give_up(
+                f"the output layer tells of {self._num_classes} classes in one batch and of {max(2, *output_sizes)} in"
+                " another: evaluate data sets with classes of their own one at a time"
+            )
         for layer in not_hidden:
             self._not_hidden.add(layer)
             self._forget(layer)

@@ -137,6 +137,8 @@ class EntropyMeasure:
                 values[f"psp/{name}_{stage}"] = sum(layers.values()) / len(layers)
             if by_layer:
                 values.update({f"psp_{name}_{stage}/{layer}": value for layer, value in layers.items()})
+        for layer in broken:
+            self._counts.metrics.pop(layer, None)
         empty = self._counts.empty_classes()
         if empty:
             self._say(

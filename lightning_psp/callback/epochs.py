@@ -51,6 +51,7 @@ class Epochs:
         self._entropy = entropy
         self._logs_layers = logs_layers
         self._epochs: dict[Stage, Epoch] = {"train": Epoch({}), "val": Epoch({}), "test": Epoch({})}
+        self._number: int | None = None  # of the epoch of training, None before its first step
 
     def metrics(self) -> dict[str, dict[str, LayerMetrics]]:
         """The metrics of each layer by stage."""
@@ -63,6 +64,15 @@ class Epochs:
     def start_training(self) -> None:
         """Starts an epoch of training."""
         self._epochs["train"] = Epoch({})
+        self._number = None
+
+    def start_step(self, trainer: Trainer) -> None:
+        """Starts an epoch of training with its first step."""
+        # Some versions of Lightning announce an epoch once more where they resume it, others not even the next one. The
+        # first batch may be None, which no step gets.
+        if trainer.fit_loop.batch_idx == 0 or self._number not in (None, trainer.current_epoch):
+            self.start_training()
+        self._number = trainer.current_epoch
 
     def start_evaluation(self, trainer: Trainer, stage: Stage) -> None:
         """Starts an epoch of evaluation."""
@@ -96,10 +106,11 @@ class Epochs:
         return layers
 
     def state(self) -> dict[str, Any]:
-        """The sums of the epoch of training, as tensors."""
-        return self._epochs["train"].mean_squares.state()
+        """The number of the epoch of training, and its sums as tensors."""
+        return {"train_epoch": self._number, "train_sums": self._epochs["train"].mean_squares.state()}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Takes up the epoch of training that :meth:`state` was made of."""
         self.start_training()
-        self._epochs["train"].mean_squares.load(state)
+        self._number = state.get("train_epoch")  # not in a checkpoint of an earlier version
+        self._epochs["train"].mean_squares.load(state["train_sums"])

@@ -51,8 +51,8 @@ def find_lam(
     configures included, and the trainer's loggers and profiler take no part. Weights, gradients, attributes of
     the modules (counters, lists, metrics), random states, those of dataloaders included, the scale of losses in half
     precision, and the trainer's counters and logged values are the same at the start of each training and afterwards,
-    also after an exception or Ctrl-C. Objects that the module or a data set holds and that are neither modules, tensors,
-    random number generators of torch nor plain containers are the exception: they go through all trainings.
+    also after an exception or Ctrl-C. Objects that the module or a data set holds and that are neither modules,
+    tensors, random number generators of torch nor plain containers are the exception: they go through all trainings.
 
     Short trainings tell which λ are far too weak or too strong, not the last factor of two; and a cross-entropy can
     rise with λ while the error falls, so `monitor` should be what counts in the end.

@@ -252,9 +252,7 @@ class PSPCallback(OnlyOne):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Starts an epoch of metrics with each epoch, and has the last batch of an epoch sampled for histograms."""
-        # Some versions of Lightning announce an epoch once more where they resume it, others not even the next one.
-        if batch_idx == 0:
-            self._epochs.start_training()
+        self._epochs.start_step(trainer)
         if self._watch is None:
             self._attach_late(trainer, pl_module)
         if self._watch is not None:
@@ -391,9 +389,9 @@ class PSPCallback(OnlyOne):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training needs: what λ depends on, and the sums of an epoch that has begun."""
-        return {**self._strength.state(), "train_sums": self._epochs.state()}
+        return {**self._strength.state(), **self._epochs.state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up a training where a checkpoint left it."""
         self._strength.load(state_dict)
-        self._epochs.load(state_dict["train_sums"])
+        self._epochs.load(state_dict)

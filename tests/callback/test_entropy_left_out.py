@@ -122,6 +122,30 @@ def test_without_an_output_layer_the_number_of_classes_is_asked_for():
         assert logged[f"psp_entropy_test/{layer}"] == pytest.approx(entropy_by_hand(z, labels, 1), rel=1e-6)
 
 
+@pytest.mark.parametrize("sizes", [(5, 3), (3, 5), (1, 3)])
+def test_data_sets_with_classes_of_their_own_are_not_counted_as_one(sizes, caplog):
+    class Heads(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.heads = nn.ModuleList([nn.Linear(8, size) for size in sizes])
+
+        def test_step(self, batch, batch_index, dataloader_idx=0):
+            self.third = self.heads[dataloader_idx]
+            logits, labels = self(batch[0]), batch[1].clamp(max=1)
+            if logits.shape[1] == 1:
+                functional.binary_cross_entropy_with_logits(logits[:, 0], labels.double())
+            else:
+                functional.cross_entropy(logits, labels)
+
+    module, (_, features, labels) = module_of(Heads), data()
+    loaders = [DataLoader(TensorDataset(features, labels.clamp(max=1)), batch_size=4) for _ in sizes]
+    with caplog.at_level(logging.INFO):
+        assert evaluated(PSPCallback(), module, loaders) == {}
+    (message,) = messages(caplog)
+    assert f"tells of {max(2, sizes[0])} classes in one batch and of {sizes[1]} in another" in message
+    assert "psp_entropy_test/first" in evaluated(PSPCallback(entropy=(1,)), module, loaders[:1])
+
+
 class OfLengths(Classifier):
     """The second layer has another number of units in the last batch, or other rows than the batch."""
 
@@ -180,9 +204,13 @@ def test_a_class_without_samples_is_warned_about_once():
 def test_a_layer_with_nan_has_no_entropy():
     module, (loaders, *_) = module_of(), data()
     module.second.weight.data[0, 0] = float("nan")
+    callback = PSPCallback()
     with pytest.warns(UserWarning, match="'second' hold NaN"):
-        logged = evaluated(PSPCallback(), module, loaders)
+        logged = evaluated(callback, module, loaders)
     assert math.isfinite(logged["psp_entropy_test/first"])
+    assert callback.metrics["test"]["first"].entropy.compute() == pytest.approx(logged["psp_entropy_test/first"])
+    with pytest.raises(AttributeError, match="was not measured of this layer"):
+        _ = callback.metrics["test"]["second"].entropy
     assert math.isnan(logged["psp_entropy_test/second"])
     assert math.isnan(logged["psp/entropy_test"])
 

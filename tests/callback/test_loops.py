@@ -8,6 +8,7 @@ from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import DataLoader
 
 from lightning_psp import PSPCallback
 from tests.support.followed import LAM, Followed, assert_same, mean_square, potentials, total
@@ -36,6 +37,33 @@ def mean_over_all(module, loaders):
     with torch.no_grad():
         batches = [potentials(module, features) for each in loaders for features, _ in each]
         return sum(mean_square(*passes) for passes in zip(*batches, strict=True)).item() / 3
+
+
+class Fetching(Followed):
+    """Takes its batches from the loader's iterator itself."""
+
+    def training_step(self, dataloader_iter):
+        self.batch, _, _ = next(dataloader_iter)
+        return functional.cross_entropy(self(self.batch[0]), self.batch[1])
+
+
+@pytest.mark.filterwarnings("ignore:.*`dataloader_iter`")
+@pytest.mark.parametrize("kind", [Followed, Fetching])
+def test_a_mean_over_an_epoch_is_that_of_its_steps(kind):
+    module = seeded(kind)
+    trainer = fit(module, max_epochs=2)
+    module.check(steps=6)
+    trained = sum(torch.stack(step).mean() for step in module.mean_squares[3:]) / 3
+    assert logged(trainer, "psp/z2_train") == pytest.approx(trained.item(), rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:train_dataloader yielded None")
+def test_epochs_that_begin_with_no_batch():
+    module, trainer = seeded(), quiet_trainer(PSPCallback(lam=LAM), max_epochs=2)
+    trainer.fit(module, DataLoader([None, *loader(2)], batch_size=None))
+    module.check(steps=4)
+    trained = sum(torch.stack(step).mean() for step in module.mean_squares[2:]) / 2
+    assert logged(trainer, "psp/z2_train") == pytest.approx(trained.item(), rel=1e-6)
 
 
 # --- validation, prediction ------------------------------------------------------------------------------------------
