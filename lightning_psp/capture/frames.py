@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from enum import Enum, auto
 from typing import Any, NamedTuple
@@ -223,9 +224,13 @@ class Frames:
         of_metrics = {cls for cls in set(map(type, parts.paths)) if issubclass(cls, _METRICS)}
         metrics = [path for module, path in parts.paths.items() if path and type(module) in of_metrics]
         self._has_metrics = bool(metrics)
+        neurons = _paths_of_neurons(parts)
         self._known = {
             module: self._describe(
-                module, _cleaned(path), parts, any(path == metric or is_within(path, metric) for metric in metrics)
+                module,
+                _cleaned(neurons[module]),
+                parts,
+                any(path == metric or is_within(path, metric) for metric in metrics),
             )
             for module, path in parts.paths.items()
         }
@@ -250,6 +255,25 @@ class Frames:
         if issubclass(cls, _ACTIVATION_MODULES):
             return Kind.ACTIVATION
         return None if cls.__module__.startswith("torch.nn.") else Kind.CANDIDATE
+
+
+def _paths_of_neurons(parts: Parts) -> Mapping[nn.Module, str]:
+    """The path of each module; of modules of one class that share all of their parameters, that of the first."""
+    counts = Counter(id(parameter) for module in parts.paths for parameter in module.parameters(recurse=False))
+    shared = {parameter for parameter, count in counts.items() if count > 1}
+    if not shared:
+        return parts.paths
+    found: dict[nn.Module, str] = {}
+    by_path: dict[str, str] = {}
+    first: dict[Any, str] = {}
+    for module, path in parts.paths.items():
+        parent, _, name = path.rpartition(".")
+        own = f"{by_path[parent]}.{name}" if parent else name
+        if module in parts.parameterised and all(id(parameter) in shared for parameter in module.parameters()):
+            key = type(module), *((name, id(parameter)) for name, parameter in module.named_parameters())
+            own = first.setdefault(key, own)
+        found[module] = by_path[path] = own
+    return found
 
 
 def refuse_scripted(modules: Mapping[nn.Module, str]) -> None:

@@ -60,7 +60,10 @@ _NAMES: dict[Role, str] = {
         " reshape reshape_as squeeze swapaxes swapdims t to transpose type type_as unflatten unsqueeze view view_as"
         " cuda cpu"
     ),
-    Role.PART: "__getitem__ chunk dsplit hsplit narrow select split tensor_split unbind unsafe_chunk vsplit",
+    Role.PART: (
+        "__getitem__ chunk diagonal dsplit gather hsplit masked_select narrow select split take_along_dim tensor_split"
+        " unbind unsafe_chunk vsplit"
+    ),
     Role.REARRANGEMENT: "_pad_packed_sequence index_select",
     Role.HANDING: (
         "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d"

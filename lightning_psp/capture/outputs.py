@@ -224,10 +224,11 @@ def made_of(target: Target[Any], weighings: Mapping[Edge, int]) -> list[Edge]:
         target: the input of a loss.
         weighings: by edge, how many weights have come one after another before the tensor.
     """
-    if target.origin is None or target.origin.path is not None:
+    origin = target.origin
+    if origin is None or (origin.path is not None and not origin.is_pooled):
         return []
     below = set().union(*map(edges_below, target.edges)).difference(target.edges)
-    return [edge for edge, number in weighings.items() if edge in below and number == target.origin.weighings]
+    return [edge for edge, number in weighings.items() if edge in below and number == origin.weighings]
 
 
 def _weighings(target: Target[Any]) -> int:

@@ -69,21 +69,22 @@ class Pointwise:
         """
         made, number_of_data, has_weights = self._sort(args if not kwargs else (*args, *kwargs.values()))
         if func in MAXIMA and made and number_of_data + len(made) > 1:
-            join, note = self._follow(func, role, args, made, number_of_data, has_weights)
+            join, note = self._follow(func, role, args, kwargs, made, number_of_data, has_weights)
             return join, lambda result: self._note_largest(note, result)
         if func in DIFFERENCES and len(made) > 1 and made[1].is_largest:
             # Perhaps exponents below the largest one, as a softmax has them: no activation by itself.
-            _, note = self._follow(func, role, args, made, number_of_data, has_weights)
+            _, note = self._follow(func, role, args, kwargs, made, number_of_data, has_weights)
             return None, lambda result: self._note_below_largest(note, result)
         if func in EXPONENTIALS and made and made[0].is_below_largest:
             return None, self._note_made
-        return self._follow(func, role, args, made, number_of_data, has_weights)
+        return self._follow(func, role, args, kwargs, made, number_of_data, has_weights)
 
     def _follow(
         self,
         func: TorchFunction,
         role: Role,
         args: tuple[Any, ...],
+        kwargs: dict[str, Any],
         made: list[Origin],
         number_of_data: int,
         has_weights: bool,
@@ -99,7 +100,8 @@ class Pointwise:
         is_mask = is_choice_of_data and len(made) == 1
         # What data choose from several tensors is the sum of these, each times its mask.
         is_sum = func in SUMS or (is_choice_of_data and not is_mask)
-        step = LINEAR if is_arithmetic or is_choice_of_data else ACTIVATING_STEP if func in ACTIVATING else POLYNOMIAL
+        is_activating = func in ACTIVATING and not _is_guard(func, args, kwargs)
+        step = LINEAR if is_arithmetic or is_choice_of_data else ACTIVATING_STEP if is_activating else POLYNOMIAL
         if len(made) == 1 and not (is_sum and number_of_data):
             origin = made[0]
             if is_arithmetic and _is_quotient(func) and not _is_first(origin, args):
@@ -176,6 +178,8 @@ class Pointwise:
             derived.source = None  # a multiple of what nonlinearities gave is no output of a module
         if keeps_potential:
             derived.potential = origin.potential
+        if step == LINEAR:
+            derived.is_pooled = origin.is_pooled
         if is_multiple:
             derived.softmax = origin.softmax
         if derived.is_bent:
@@ -223,6 +227,12 @@ def _is_first(origin: Origin, args: tuple[Any, ...]) -> bool:
 def _is_condition(origin: Origin) -> bool:
     tensor = origin.reference()
     return tensor is not None and tensor.dtype is torch.bool
+
+
+def _is_guard(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call bounds values on one side by a number other than 0, as for a logarithm or a quotient."""
+    bounds = [bound for bound in (*args[1:], *kwargs.values()) if bound is not None]
+    return func in BOUNDS and len(bounds) == 1 and isinstance(bounds[0], (int, float)) and bounds[0] != 0
 
 
 def _is_quotient(func: TorchFunction) -> bool:

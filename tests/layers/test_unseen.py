@@ -166,3 +166,20 @@ def test_a_bound_is_no_nonlinearity(bound):
     layers, messages = trained(lambda: Two(lambda z: torch.max(z, bound)))
     assert layers == {"network.second", "network.head"}
     assert not messages
+
+
+class PowerNorm(nn.Module):
+    """A normalisation by a power of a mean."""
+
+    def forward(self, x):
+        return x * torch.pow(x.pow(2).mean(-1, keepdim=True) + 1e-6, -0.5)
+
+
+def test_a_power_of_a_mean_is_a_part_of_a_norm():
+    class Normed(Two):
+        def forward(self, x):
+            return self.head(torch.tanh(self.second(torch.relu(self.act(self.first(x))))))
+
+    layers, messages = trained(lambda: Normed(PowerNorm()))
+    assert len(layers) == 3
+    assert not [text for text in messages if "activations" in text]

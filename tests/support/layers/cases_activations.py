@@ -178,6 +178,30 @@ def normalised(network: Any, batch: Any):
     return mse_loss(y, batch[1]), {"norm": one(z), "head": one(y)}
 
 
+class Refined(nn.Module):
+    """Moves points between 0 and 1 by a step on the scale of logits, which guards keep finite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.step, self.head = (
+            nn.Linear(FEATURES, HIDDEN),
+            nn.Linear(FEATURES, HIDDEN),
+            nn.Linear(HIDDEN, OUTPUTS),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        points = torch.sigmoid(self.first(x)).clamp(min=0, max=1)
+        logits = torch.log(points.clamp(min=1e-5) / (1 - points).clamp(min=1e-5))
+        return self.head(torch.sigmoid(self.step(x) + logits))
+
+
+def refined(network: Any, batch: Any):
+    first = affine(network.first, batch[0])
+    z = affine(network.step, batch[0]) + first  # far from the guards
+    y = affine(network.head, 1 / (1 + (-z).exp()))
+    return mse_loss(y, batch[1]), {"first": one(first), "sigmoid": one(z), "head": one(y)}
+
+
 def _case(name: str, network: Any, reference: Any) -> LayerCase:
     return LayerCase(name, network, batch, mse, reference)
 
@@ -219,4 +243,5 @@ ACTIVATION_CASES = [
     ),
     _case("gated unit of two maps", partial(Projected, TwoMaps), two_maps),
     _case("normalisation written out", Normalised, normalised),
+    _case("logits of points that guards keep finite", Refined, refined),
 ]

@@ -103,6 +103,7 @@ def changed(change: Callable[[Tensor], Tensor]) -> Callable[[Any, Any], Any]:
 
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "gathered": lambda y: y.gather(1, torch.ones(len(y), 1, dtype=torch.int64)),
+    "sliced": lambda y: y[:, 1:],
     "rounded": lambda y: y + (y.round() - y).detach(),
     "advantages": lambda y: y[:, :1] + y[:, 1:] - y[:, 1:].mean(1, keepdim=True),
 }

@@ -39,6 +39,7 @@ PARTS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] 
     "squeezed slice": (lambda y: y[:, :1].squeeze(-1), lambda y: y[:, 0]),
     "chunk": (lambda y: y.chunk(2, -1)[0], lambda y: y[:, :2]),
     "unbind": (lambda y: y.unbind(-1)[1], lambda y: y[:, 1]),
+    "gathered": (lambda y: y.gather(-1, y.new_ones(BATCH, 1).long()), lambda y: y[:, 1]),
     "last row": (lambda y: y[-1:], lambda y: y[BATCH - 1]),
     "multiple": (lambda y: y / 3, lambda y: y * (1 / 3)),
 }

@@ -14,6 +14,7 @@ from tests.support.layers.cases_parts import PART_CASES
 from tests.support.layers.cases_passes import PASS_CASES
 from tests.support.layers.cases_places import PLACE_CASES
 from tests.support.layers.cases_probabilities import PROBABILITY_CASES
+from tests.support.layers.cases_tied import TIED_CASES
 
 CASES: list[LayerCase] = [
     *OUTPUT_CASES,
@@ -26,6 +27,7 @@ CASES: list[LayerCase] = [
     *MASK_CASES,
     *ACTIVATION_CASES,
     *PASS_CASES,
+    *TIED_CASES,
     *EXPERT_CASES,
     *NAME_CASES,
     *PLACE_CASES,
