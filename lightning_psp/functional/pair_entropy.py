@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,7 +23,8 @@ from lightning_psp.torch_private.products import multiplies_bytes, multiply_byte
 
 # Units whose pairs are counted in one product, a multiple of 8.
 BLOCK = 1024
-# Rows of a block that are looked up at a time: the counts stay in cache, and a call is still long.
+# Rows of a block that a processor looks up at a time: the counts stay in cache, and a call is still long. An
+# accelerator, which would wait for the calls, looks up all.
 ROWS = 64
 # Observations that are unpacked at a time, a multiple of 8.
 OBSERVATIONS = 8192
@@ -48,8 +50,6 @@ def sum_over_pairs(parts: Sequence[Tensor], units: int) -> float:
         for packed, (patterns, active, numbers) in zip(parts, found_patterns, strict=True):
             table = entropy_table(len(packed), packed.device)
             weights = numbers.to(table.dtype)
-            # Blocks on the diagonal hold every pair twice, and every unit with itself.
-            twice = -(weights @ (table[active] + table[len(packed) - active])).item()
             rules = _rules(active, table)
             blocks = list(itertools.combinations_with_replacement(range(0, len(patterns), BLOCK), 2))
             block_sum = partial(
@@ -59,14 +59,16 @@ def sum_over_pairs(parts: Sequence[Tensor], units: int) -> float:
                 weights=weights,
                 rules=rules,
             )
-            in_block = [int(part.sum()) for part in torch.split(numbers, BLOCK)]
+            in_block = torch.stack([part.sum() for part in torch.split(numbers, BLOCK)]).tolist()
+            # Blocks on the diagonal hold every pair twice, and every unit with itself.
+            sums = [-(weights @ (table[active] + table[len(packed) - active]))]
             # A single block is not worth the time of handing it to another thread.
-            sums = map_tasks(block_sum, blocks) if len(blocks) > 1 else map(block_sum, blocks)
-            for (left, right), found in zip(blocks, sums, strict=True):
+            found_sums = map_tasks(block_sum, blocks) if len(blocks) > 1 else map(block_sum, blocks)
+            for (left, right), found in zip(blocks, found_sums, strict=True):
                 times = 1 if left == right else 2
-                twice += times * found
+                sums.append(times * found)
                 progress.update(times * in_block[left // BLOCK] * in_block[right // BLOCK])
-            total += twice / 2
+            total += math.fsum(torch.stack(sums).tolist()) / 2  # at once, for reading waits for an accelerator
     return total
 
 
@@ -127,7 +129,7 @@ def _sum_over_block(
     active: Tensor,
     weights: Tensor,
     rules: Sequence[SinglyCounted] | Sequence[CountedInPairs],
-) -> float:
+) -> Tensor:
     """Weighted sum of the joint entropies of the pairs of a pattern from one block and a pattern from another.
 
     Args:
@@ -141,18 +143,19 @@ def _sum_over_block(
     together = _count_together(patterns[left], patterns[right])
     rule = rules[block[0] // BLOCK]
     columns = active[right] + rule.shift
-    size = (min(ROWS, len(together)), rule.lookups, len(columns))
+    height = min(ROWS if active.is_cpu else BLOCK, len(together))
+    size = (height, rule.lookups, len(columns))
     places = torch.empty(size, dtype=torch.int32, device=active.device)
     terms = weights.new_empty(places.numel())  # taken once: memory that is new to the process is slow
     sums = weights.new_empty(len(together), rule.lookups)
-    for start in range(0, len(together), ROWS):
-        rows = slice(start, start + ROWS)
+    for start in range(0, len(together), height):
+        rows = slice(start, start + height)
         part = together[rows]
         used = places[: len(part)]
         rule.place(part, rows, columns, out=used)
         found = torch.index_select(rule.table, 0, used.flatten(), out=terms[: used.numel()])
         torch.mv(found.view(-1, len(columns)), weights[right], out=sums[rows].view(-1))
-    return (weights[left] @ sums.sum(1)).item()
+    return weights[left] @ sums.sum(1)
 
 
 def _count_together(left: Tensor, right: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Pictures of results. Needs matplotlib, which the extra `plot` installs.
 
 Results of :mod:`lightning_psp.analysis` and of pruning, and logs of trainings go in; each function draws into the axes
-that it is given, or into a new figure of pyplot, and gives figure and axes. Nothing else in the package imports this but
-`LamSearch.plot` when it is called. Start with `style.py`, which all pictures share: they can be read in grey and by colour-blind readers.
+that it is given, or into a new figure of pyplot, and gives figure and axes. Nothing else in the package imports this
+but `LamSearch.plot` when it is called. Start with `style.py`, which all pictures share: they can be read in grey and by
+colour-blind readers.
 """
 
 try:
