@@ -61,9 +61,11 @@ class LamSearch:
         if suggested == 0:
             return "Suggestion: λ = 0, no penalty. Of so short trainings that may be chance: try longer ones."
         tried = [lam for lam in self.lams if lam > 0]
-        ends = {tried[0]: "smallest", tried[-1]: "largest"} if len(tried) > 1 else {}
-        beyond = f", the {ends[suggested]} that was tried: try further ones on that side" if suggested in ends else ""
-        return f"Suggestion: λ = {suggested:g}{beyond}."
+        beyond = {
+            tried[-1]: ", the largest that was tried: try larger ones, too",
+            tried[0]: ", the smallest that was tried: try smaller ones, too, or longer trainings",
+        }
+        return f"Suggestion: λ = {suggested:g}{beyond.get(suggested, '')}."
 
     def suggestion(self) -> float:
         """The λ with the best value of `monitor`, of equal ones the largest; 0 where no penalty was best.

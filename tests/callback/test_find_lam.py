@@ -333,8 +333,8 @@ def test_plot():
     ("losses", "said"),
     [
         ((1.0, 0.8, 0.5, 0.7), "Suggestion: λ = 0.1."),
-        ((1.0, 0.3, 0.5, 0.7), "Suggestion: λ = 0.01, the smallest that was tried: try further ones on that side."),
-        ((1.0, 0.8, 0.5, 0.4), "Suggestion: λ = 1, the largest that was tried: try further ones on that side."),
+        ((1.0, 0.3, 0.5, 0.7), "Suggestion: λ = 0.01, the smallest that was tried: try smaller ones, too, or longer trainings."),
+        ((1.0, 0.8, 0.5, 0.4), "Suggestion: λ = 1, the largest that was tried: try larger ones, too."),
         (
             (0.2, 0.8, 0.5, 0.4),
             "Suggestion: λ = 0, no penalty. Of so short trainings that may be chance: try longer ones.",
