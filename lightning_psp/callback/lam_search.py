@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,6 +53,10 @@ class LamSearch:
             cells = (f"  {values[place]:>{widths[title]}.4g}" for title, values in columns.items())
             lines.append(f"{lam:>8g}" + "".join(cells))
         return "\n".join([*lines, self._advice()])
+
+    def _repr_html_(self) -> str:
+        """The table in a notebook."""
+        return f"<pre>{html.escape(str(self))}</pre>"
 
     def _advice(self) -> str:
         """What to do with the suggestion: at an end of the λ that were tried the best one may lie beyond."""

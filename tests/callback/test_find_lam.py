@@ -1,6 +1,7 @@
 """The search for λ: each short training is what a training of its own would be, and nothing is left of them."""
 
 import copy
+import html
 import importlib
 import math
 
@@ -333,7 +334,10 @@ def test_plot():
     ("losses", "said"),
     [
         ((1.0, 0.8, 0.5, 0.7), "Suggestion: λ = 0.1."),
-        ((1.0, 0.3, 0.5, 0.7), "Suggestion: λ = 0.01, the smallest that was tried: try smaller ones, too, or longer trainings."),
+        (
+            (1.0, 0.3, 0.5, 0.7),
+            "Suggestion: λ = 0.01, the smallest that was tried: try smaller ones, too, or longer trainings.",
+        ),
         ((1.0, 0.8, 0.5, 0.4), "Suggestion: λ = 1, the largest that was tried: try larger ones, too."),
         (
             (0.2, 0.8, 0.5, 0.4),
@@ -344,7 +348,9 @@ def test_plot():
 )
 def test_a_search_is_printed_as_a_table_with_what_it_suggests(losses, said):
     values = {"val_loss": losses, "psp/z2_val": (9.0, 7.0, 3.0, 0.25), "psp_z2_val/network.0": (1.0, 1.0, 1.0, 1.0)}
-    title, *rows, advice = str(LamSearch((0.0, 0.01, 0.1, 1.0), values, "val_loss", "min")).splitlines()
+    search = LamSearch((0.0, 0.01, 0.1, 1.0), values, "val_loss", "min")
+    title, *rows, advice = str(search).splitlines()
+    assert search._repr_html_() == f"<pre>{html.escape(str(search))}</pre>"
     assert title.split() == ["λ", "val_loss", "⟨z²⟩", "of", "the", "validation", "data"]
     assert [row.split()[::2] for row in rows] == [["0", "9"], ["0.01", "7"], ["0.1", "3"], ["1", "0.25"]]
     assert advice == said
