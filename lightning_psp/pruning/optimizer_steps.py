@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from lightning_psp.torch_private.optimizers import has_unscaled
+
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
@@ -103,11 +105,13 @@ def is_of_torch(optimizer: Optimizer) -> bool:
 def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> float:
     """The factor that gradients still have in `on_before_optimizer_step`, where this optimiser unscales them itself.
 
-    That is so for fused optimisers under fp16 loss scaling; otherwise the factor is 1.
+    That is so for fused optimisers under fp16 loss scaling; otherwise the factor is 1, also where the user's own code
+    has unscaled them.
     """
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
     unscales_itself = getattr(optimizer, "_step_supports_amp_scaling", False)
-    return float(scaler.get_scale()) if scaler is not None and unscales_itself else 1.0
+    is_scaled = scaler is not None and unscales_itself and not has_unscaled(scaler, optimizer)
+    return float(scaler.get_scale()) if is_scaled else 1.0
 
 
 def _was_skipped(optimizer: Optimizer) -> bool:

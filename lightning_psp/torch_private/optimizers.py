@@ -1,6 +1,8 @@
-"""Optimisers: which of them have their steps told to hooks on the steps of all optimisers."""
+"""Optimisers: which of them have their steps told to hooks on the steps of all, and whose gradients are unscaled."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +27,23 @@ def tells_of_steps(optimizer: Optimizer) -> bool:
         (True, False)
     """
     return hasattr(type(optimizer).step, _MARK) or not _marks()
+
+
+def has_unscaled(scaler: Any, optimizer: Optimizer) -> bool:
+    """Whether a scaler of losses was asked to unscale an optimiser's gradients; False where this is not told.
+
+    Example:
+        >>> weight = torch.ones(1, requires_grad=True)
+        >>> optimizer, scaler = torch.optim.SGD([weight], lr=0.1), torch.amp.GradScaler("cpu")
+        >>> scaler.scale(weight.sum()).backward()
+        >>> has_unscaled(scaler, optimizer)
+        False
+        >>> scaler.unscale_(optimizer)
+        >>> has_unscaled(scaler, optimizer)
+        True
+    """
+    state = getattr(scaler, "_per_optimizer_states", {}).get(id(optimizer), {})
+    return getattr(state.get("stage"), "name", "") == "UNSCALED"
 
 
 def _marks() -> bool:

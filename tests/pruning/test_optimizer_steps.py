@@ -109,16 +109,16 @@ def test_a_step_that_failed_hides_no_later_one(layer, noticed):
     assert len(noticed.found) == 1
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_loss_scaling(fused, layer, noticed):
-    """A step that is skipped is none; a fused optimiser gets scaled gradients."""
+@pytest.mark.parametrize(("fused", "by_hand"), [(False, True), (True, False), (True, True)])
+def test_loss_scaling(fused, by_hand, layer, noticed):
+    """A step that is skipped is none; a fused optimiser gets scaled gradients, unless the user unscales them."""
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     trainer = SimpleNamespace(precision_plugin=MixedPrecision("16-mixed", "cpu", scaler=scaler))
     optimizer = torch.optim.SGD([layer.weight], lr=0.1, fused=fused)
     for value, steps in ((1.0, 1), (float("inf"), 1), (1.0, 2)):
         optimizer.zero_grad()
         scaler.scale((layer.weight * torch.tensor([value, 1.0])).sum()).backward()
-        if not fused:
+        if by_hand:
             scaler.unscale_(optimizer)
         expected = torch.tensor([[value, 1.0]])
         torch.testing.assert_close(layer.weight.grad / gradient_scale(trainer, optimizer), expected)

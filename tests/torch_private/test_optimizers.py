@@ -1,4 +1,4 @@
-"""Optimisers: which of them tell of their steps."""
+"""Optimisers: which of them tell of their steps, and whose gradients are unscaled."""
 
 import torch
 
@@ -18,3 +18,8 @@ def test_a_version_that_does_not_tell(monkeypatch):
     assert not optimizers.tells_of_steps(optimizer)
     monkeypatch.setattr(optimizers, "_MARK", "no such name")
     assert optimizers.tells_of_steps(optimizer)
+
+
+def test_a_scaler_that_does_not_tell():
+    optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1)
+    assert not optimizers.has_unscaled(object(), optimizer)
