@@ -125,7 +125,7 @@ class Watch:
 
     def _release(self) -> None:
         """Lets go of everything kept of the last step."""
-        self._injector.disarm()
+        self._injector.forget()
         self._capture.forget()
         self._forget()
 
@@ -343,8 +343,10 @@ class Watch:
             self._witnessed.add(layers)
             self._unseen = self._unseen or self._capture.unseen_message()
 
-    def _check_backward(self, loss: Tensor) -> None:
-        if self._is_training and self.adds_gradients and not self._injector.is_armed:
+    def _check_backward(self, takes_some: bool) -> None:
+        if self._injector.is_armed:
+            self._injector.takes_some |= takes_some
+        elif self._is_training and self.adds_gradients:
             self._on_unseen_backward()
 
 

@@ -76,7 +76,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         on_drop: Callable[[Potential[Kept]], None] | None = None,
     ) -> None:
         super().__init__()
-        self.on_backward: Callable[[Tensor], None] | None = None  # called before a backward pass inside the watch
+        # Called before a backward pass inside the watch, with whether it is for some parameters alone.
+        self.on_backward: Callable[[bool], None] | None = None
         self.on_outputs: Callable[[], None] | None = None  # called when the output layer of a call is known
         self.message = ""  # of what could not be seen, when the watch has ended
         self.root = root
@@ -382,7 +383,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     def _backward(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._outputs.note_backward(self._graph.edge(args[0]))
         if self.on_backward is not None:
-            self.on_backward(args[0])
+            self.on_backward(len(args) > 4 or kwargs.get("inputs") is not None)
         return func(*args, **kwargs)
 
     def _differentiate(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from lightning_psp.capture.graph import ReachedGraph
+from lightning_psp.capture.graph import Edge, ReachedGraph
 from lightning_psp.capture.origin import Measured, Potential
 from lightning_psp.gradient.arriving import Arriving
 from lightning_psp.gradient.tap import Tap
@@ -67,6 +67,10 @@ class CompiledTap:
             coefficient.data.zero_()
 
         return end
+
+    def edges(self) -> list[Edge]:
+        """Where its compiled function is in the graph."""
+        return [*self.potential.results]
 
     def preserve(self, z: Tensor) -> None:
         """Needs nothing: the compiled function keeps what it needs."""

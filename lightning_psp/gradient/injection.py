@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from lightning_psp.capture.graph import reach
+from lightning_psp.capture.graph import Edge, ReachedGraph, reach
 from lightning_psp.functional.reductions import RULES, Reduction
 from lightning_psp.functional.totals import Total, read_on_processor
 from lightning_psp.gradient.arriving import Arriving
@@ -106,7 +106,9 @@ class Injector:
         self._means = means
         self._armed: list[AnyTap] = []
         self._loss_handle: RemovableHandle | None = None
+        self._partly: dict[Edge, str] = {}  # the layers of potentials that were penalised for some parameters alone
         self.is_armed = False
+        self.takes_some = False  # whether the backward pass was asked for the gradients of some parameters alone
 
     def arm(self, loss: Tensor, taps: list[AnyTap], lam: float, scale: LossScale) -> Terms:
         """Prepares the backward pass that is about to start from `loss`.
@@ -116,9 +118,14 @@ class Injector:
             taps: all potentials of the step so far.
             lam: λ of this step.
             scale: the factor by which the loss was already multiplied (loss scaling, accumulation).
+
+        Raises:
+            NotImplementedError: if an earlier backward pass through a potential was for some parameters alone.
         """
         self.is_armed = True
-        layers = _live_layers(loss, taps)
+        graph = reach(loss)
+        self._refuse_further_part(graph)
+        layers = _live_layers(graph, taps)
         terms = Terms(self._penalty_terms(layers, lam), self._entropy_term(layers))
         if not layers:
             return terms
@@ -161,7 +168,7 @@ class Injector:
             norm: gives the norm of the gradients by all parameters, None for one that has none.
         """
         of_loss = norm(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)) / scale
-        terms = self._penalty_terms(_live_layers(loss, taps), lam)
+        terms = self._penalty_terms(_live_layers(reach(loss), taps), lam)
         with ExitStack() as stack:
             for term in terms.values():
                 for end in term.arm_to_measure(scale):
@@ -203,17 +210,32 @@ class Injector:
     def disarm(self) -> None:
         """Ends the backward pass: each potential is penalised once."""
         for tap in self._armed:
+            if self.takes_some:
+                self._partly.update(dict.fromkeys(tap.edges(), tap.layer))
             tap.release()
         self._armed = []
-        self.is_armed = False
+        self.is_armed = self.takes_some = False
         if self._loss_handle is not None:
             self._loss_handle.remove()
             self._loss_handle = None
 
+    def forget(self) -> None:
+        """Ends the training step."""
+        self.disarm()
+        self._partly = {}
 
-def _live_layers(loss: Tensor, taps: list[AnyTap]) -> dict[str, list[AnyTap]]:
+    def _refuse_further_part(self, graph: ReachedGraph) -> None:
+        layer = next((layer for edge, layer in self._partly.items() if edge in graph.edges), None)
+        if layer is not None:
+            raise NotImplementedError(
+                f"A second backward pass through the potentials of layer {layer!r} would have no penalty on them, for"
+                " the first one, with the argument `inputs`, took it for some parameters alone. Take the gradients of"
+                " all parameters in one backward pass, or call the network anew for each."
+            )
+
+
+def _live_layers(graph: ReachedGraph, taps: list[AnyTap]) -> dict[str, list[AnyTap]]:
     """The layers whose potentials lie between trained parameters and the loss, with these potentials."""
-    graph = reach(loss)
     layers: dict[str, list[AnyTap]] = {}
     for tap in taps:
         if tap.is_live(graph):

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import CheckpointError
 from torch.utils.hooks import RemovableHandle
 
 from lightning_psp.capture.checkpoints import restore
-from lightning_psp.capture.graph import ReachedGraph
+from lightning_psp.capture.graph import Edge, ReachedGraph
 from lightning_psp.capture.origin import Potential
 from lightning_psp.functional.penalty import count_units
 from lightning_psp.functional.precision import accumulation_dtype
@@ -106,6 +106,10 @@ class Tap:
         return graph.holds(self.edge) and (
             self.potential.is_differentiated or any(e[0] is not None and e in graph.edges for e in results)
         )
+
+    def edges(self) -> list[Edge]:
+        """Where it is in the graph."""
+        return [self.edge]
 
     def preserve(self, z: Tensor) -> None:
         """Copies the potential, which is about to be overwritten."""

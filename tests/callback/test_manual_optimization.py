@@ -238,3 +238,41 @@ def test_a_backward_to_some_parameters_only():
     assert float(trainer.callback_metrics["psp/penalty"]) == pytest.approx(
         LAM * float(trainer.callback_metrics["psp/z2"]), rel=1e-6
     )
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("first", ["first", "third"])
+def test_a_second_backward_to_other_parameters_is_refused(first, is_compiled):
+    class Parts(Manual):
+        def training_step(self, batch, batch_index):
+            loss = functional.cross_entropy(self(batch[0]), batch[1])
+            self.manual_backward(loss, retain_graph=True, inputs=list(getattr(self, first).parameters()))
+            self.manual_backward(loss, inputs=list(self.second.parameters()))
+
+        def on_after_backward(self):
+            """Some gradients are missing."""
+
+    module = Parts().double()
+    if is_compiled:
+        module.compile(backend="aot_eager")
+    with pytest.raises(
+        NotImplementedError, match=r"layer '(first|third)' would have no penalty.* in one backward pass"
+    ):
+        quiet_trainer(PSPCallback(lam=LAM)).fit(module, loader(1))
+
+
+def test_backward_passes_to_some_parameters_each_of_its_own_call():
+    class Calls(Manual):
+        def training_step(self, batch, batch_index):
+            for layer in (self.first, self.third):
+                loss = functional.cross_entropy(self(batch[0]), batch[1])
+                self.manual_backward(loss, inputs=list(layer.parameters()))
+            found = [p.grad for layer in (self.first, self.third) for p in layer.parameters()]
+            expected = reference(self, functional.cross_entropy)
+            assert_close(found, [*expected[:2], *expected[-2:]])
+
+        def on_after_backward(self):
+            """Some gradients are missing."""
+
+    torch.manual_seed(0)
+    quiet_trainer(PSPCallback(lam=LAM)).fit(Calls().double(), loader(1))
