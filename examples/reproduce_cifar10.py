@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from tqdm import tqdm
 
@@ -117,7 +118,8 @@ def make(read: Callable[..., TrainCLI], seed: int, milestones: list[int]) -> Cal
 
     def make_now() -> tuple[LightningModule, LightningDataModule, list[Callback]]:
         cli = read(f"--seed_everything={seed}", f"--model.milestones={milestones}")
-        return cli.model, cli.datamodule, [cli.config_init.psp]
+        # Convolutions are quicker so, on a CPU and, in half precision, on a GPU.
+        return cli.model.to(memory_format=torch.channels_last), cli.datamodule, [cli.config_init.psp]
 
     return make_now
 
