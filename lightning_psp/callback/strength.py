@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,9 @@ class Strength:
         """λ of the step that is about to start."""
         if self._first_learning_rate is None:
             self._first_learning_rate = first_learning_rate(trainer)
-        self._factor = schedule.factor(training_progress(trainer, self._first_learning_rate))
+        self._factor = float(schedule.factor(training_progress(trainer, self._first_learning_rate)))
+        if not 0.0 <= self._factor < math.inf:
+            raise ValueError(f"Expected {schedule!r} to give a finite factor of at least 0 but got {self._factor}.")
         return self.at_full(lam) * self._factor
 
     def is_due(self, lam: Lam, trainer: Trainer) -> bool:

@@ -7,8 +7,11 @@ from torch import Tensor
 
 from lightning_psp.functional.arguments import check_number
 from lightning_psp.functional.binary_entropy import binary_entropy
-from lightning_psp.functional.precision import accumulation_dtype
+from lightning_psp.functional.precision import accumulation_dtype, widest_float
 from lightning_psp.functional.validation import Reduction, Unit, check_arguments, check_input
+
+# Samples that are added one after another in float32, which rounds a sum more the longer it is.
+_ROWS = 256
 
 
 def soft_psp_entropy(
@@ -87,6 +90,11 @@ def class_sums(states: Tensor, labels: Tensor, number_of_classes: int) -> Tensor
     Returns:
         The sums ``[number_of_classes, units]``.
     """
-    states = states.reshape(len(states), -1)
+    states, labels = states.reshape(len(states), -1), labels.long()
     zeros = states.new_zeros(number_of_classes, states.shape[1])
-    return zeros.index_add(0, labels.long(), states)
+    if len(states) <= _ROWS:
+        return zeros.index_add(0, labels, states)
+    total = zeros.to(widest_float(states.device))
+    for part, part_labels in zip(states.split(_ROWS), labels.split(_ROWS), strict=True):
+        total = total + zeros.index_add(0, part_labels, part)
+    return total.to(states.dtype)

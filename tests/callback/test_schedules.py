@@ -1,5 +1,7 @@
 """λ over training."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -9,6 +11,7 @@ from lightning_psp.schedules import (
     Constant,
     Linear,
     ProportionalToLearningRate,
+    Schedule,
     TrainingProgress,
     WarmUp,
 )
@@ -60,6 +63,17 @@ def test_a_training_without_end_is_an_error_where_the_end_is_needed():
     trainer = quiet_trainer(PSPCallback(schedule="cosine"), max_epochs=-1)
     with pytest.raises(ValueError, match="max_epochs"):
         trainer.fit(Classifier(), loader())
+
+
+@pytest.mark.parametrize("factor", [-0.5, float("nan"), float("inf")])
+def test_a_factor_below_0_or_beyond_all_bounds_is_an_error(factor):
+    @dataclass(frozen=True)
+    class Own(Schedule):
+        def factor(self, progress):
+            return factor
+
+    with pytest.raises(ValueError, match=rf"Own\(\) to give a finite factor of at least 0 but got {factor}"):
+        quiet_trainer(PSPCallback(schedule=Own())).fit(Classifier(), loader())
 
 
 def test_a_learning_rate_of_zero_is_no_reference():

@@ -128,6 +128,17 @@ def test_half_precision_is_computed_in_float32(dtype):
     assert found.item() == pytest.approx(soft_psp_entropy(z.double(), LABELS, 5).item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("samples", [256, 257, 100_000])
+def test_sums_of_many_samples_are_not_rounded_away(samples):
+    z = torch.full((samples, 1), -0.85).requires_grad_()
+    found = soft_psp_entropy(z, torch.zeros(samples, dtype=torch.int64), 1)
+    found.backward()
+    p = graded(1.0)(z[0].item())
+    assert found.item() == pytest.approx(bits(p), rel=1e-5)
+    slope = math.log2((1 - p) / p) * p * (1 - p)
+    assert (z.grad * samples).flatten()[[0, -1]].tolist() == pytest.approx([slope, slope], rel=2e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
 def test_labels_of_every_integer_type(dtype):
     z = potentials(5)
