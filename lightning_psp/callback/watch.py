@@ -24,8 +24,7 @@ from lightning_psp.functional.totals import Total, add_up, add_up_weighted, read
 from lightning_psp.gradient.batch_means import BatchMeans
 from lightning_psp.gradient.class_states import BatchClasses, ClassStates
 from lightning_psp.gradient.compiled_tap import AnyTap, CompiledTap
-from lightning_psp.gradient.entropy_term import EntropyTerm
-from lightning_psp.gradient.injection import Injector, LayerTerm
+from lightning_psp.gradient.injection import Injector, Terms
 from lightning_psp.gradient.loss_scale import LossScale
 from lightning_psp.gradient.tap import Tap
 from lightning_psp.torch_private.autograd import function_of
@@ -130,9 +129,7 @@ class Watch:
         self._forget()
 
     def _forget(self) -> None:
-        self._terms: list[LayerTerm] = []  # of all backward passes of the step so far
-        self._entropy_terms: list[EntropyTerm] = []  # the same
-        self._losses: list[Total] = []  # the same
+        self._passes: list[tuple[Total, Terms]] = []  # the loss of each backward pass so far, and what was added to it
         self._samples: dict[str, Tensor] = {}
         self._unsampled: dict[str, None] = {}
 
@@ -161,9 +158,11 @@ class Watch:
             layers=self.layers(),
             sums=self._sums(),
             lam=self.lam if self._is_training else 0.0,
-            penalty=add_up_weighted([summand for term in self._terms for summand in term.summands()]),
-            entropy_term=add_up([term.value() for term in self._entropy_terms]),
-            loss=add_up(self._losses) if self._losses else None,
+            penalty=add_up_weighted(
+                [summand for _, terms in self._passes for term in terms.penalty.values() for summand in term.summands()]
+            ),
+            entropy_term=add_up([terms.entropy.value() for _, terms in self._passes if terms.entropy is not None]),
+            loss=add_up([loss for loss, _ in self._passes]) if self._passes else None,
             not_hidden=tuple(potential.layer for potential in outputs),
             output_sizes=frozenset(potential.units for potential in outputs),
             logit_sizes=frozenset(potential.units for potential in self._capture.potentials if potential.enters_loss),
@@ -247,12 +246,12 @@ class Watch:
         """
         if self._is_running:  # with manual optimisation
             self._capture.settle([self._capture.edge_of(loss)])
-        self._injector.disarm()
+        if self._injector.is_armed:  # the pass before has failed, which its caller has caught
+            self._injector.take_sums()
+            self._injector.disarm(has_failed=True)
+            self._passes.pop()
         terms = self._injector.arm(loss, self._taps(), self.lam, scale)
-        self._losses.append(_size(loss, scale))
-        self._terms.extend(terms.penalty.values())
-        if terms.entropy is not None:
-            self._entropy_terms.append(terms.entropy)
+        self._passes.append((_size(loss, scale), terms))
         return Additions(tuple(terms.penalty), () if terms.entropy is None else tuple(terms.entropy.layers))
 
     def disarm(self) -> None:

@@ -24,6 +24,7 @@ from lightning_psp.gradient.compiled_tap import AnyTap
 from lightning_psp.gradient.entropy_term import EntropyTerm
 from lightning_psp.gradient.loss_scale import LossScale
 from lightning_psp.torch_private.autograd import hooks_of
+from lightning_psp.torch_private.tensors import version_of
 
 
 class LayerTerm:
@@ -106,7 +107,8 @@ class Injector:
         self._means = means
         self._armed: list[AnyTap] = []
         self._loss_handle: RemovableHandle | None = None
-        self._partly: dict[Edge, str] = {}  # the layers of potentials that were penalised for some parameters alone
+        # The layers of potentials that no later backward pass of the step may come by, and why.
+        self._spoilt: dict[Edge, tuple[str, str]] = {}
         self.is_armed = False
         self.takes_some = False  # whether the backward pass was asked for the gradients of some parameters alone
 
@@ -120,17 +122,28 @@ class Injector:
             scale: the factor by which the loss was already multiplied (loss scaling, accumulation).
 
         Raises:
-            NotImplementedError: if an earlier backward pass through a potential was for some parameters alone.
+            NotImplementedError: if an earlier backward pass through a potential was for some parameters alone, or
+                failed.
         """
         self.is_armed = True
         graph = reach(loss)
-        self._refuse_further_part(graph)
+        self._refuse_spoilt(graph)
         layers = _live_layers(graph, taps)
         terms = Terms(self._penalty_terms(layers, lam), self._entropy_term(layers))
         if not layers:
             return terms
         arriving = Arriving(scale.correction)
-        self._loss_handle = loss.register_hook(arriving.note)
+        witness, version = loss.detach(), version_of(loss)
+
+        def note(gradient: Tensor) -> None:
+            if version_of(witness) != version:
+                raise RuntimeError(
+                    "The loss was overwritten after PSPCallback had been told of it, by a hook `on_before_backward`,"
+                    " which would change the penalty, too. Change the loss in `training_step`."
+                )
+            arriving.note(gradient)
+
+        self._loss_handle = loss.register_hook(note)
         # Hooks of the user change the gradient of the loss, not that of the penalty: they run after this one.
         hooks = hooks_of(loss)
         assert self._loss_handle is not None
@@ -207,11 +220,11 @@ class Injector:
             for tap in self._armed:
                 _ = tap.square_sum
 
-    def disarm(self) -> None:
+    def disarm(self, has_failed: bool = False) -> None:
         """Ends the backward pass: each potential is penalised once."""
         for tap in self._armed:
-            if self.takes_some:
-                self._partly.update(dict.fromkeys(tap.edges(), tap.layer))
+            if has_failed or self.takes_some:
+                self._spoilt.update(dict.fromkeys(tap.edges(), (tap.layer, _FAILED if has_failed else _TAKES_SOME)))
             tap.release()
         self._armed = []
         self.is_armed = self.takes_some = False
@@ -222,16 +235,22 @@ class Injector:
     def forget(self) -> None:
         """Ends the training step."""
         self.disarm()
-        self._partly = {}
+        self._spoilt = {}
 
-    def _refuse_further_part(self, graph: ReachedGraph) -> None:
-        layer = next((layer for edge, layer in self._partly.items() if edge in graph.edges), None)
-        if layer is not None:
+    def _refuse_spoilt(self, graph: ReachedGraph) -> None:
+        layer, reason = next((why for edge, why in self._spoilt.items() if edge in graph.edges), ("", ""))
+        if reason:
             raise NotImplementedError(
                 f"A second backward pass through the potentials of layer {layer!r} would have no penalty on them, for"
-                " the first one, with the argument `inputs`, took it for some parameters alone. Take the gradients of"
-                " all parameters in one backward pass, or call the network anew for each."
+                f" the first one {reason}"
             )
+
+
+_TAKES_SOME = (
+    "took it for some parameters alone, with the argument `inputs`. Take the gradients of all parameters in one"
+    " backward pass, or call the network anew for each."
+)
+_FAILED = "ended with an error. Call the network anew before another backward pass."
 
 
 def _live_layers(graph: ReachedGraph, taps: list[AnyTap]) -> dict[str, list[AnyTap]]:

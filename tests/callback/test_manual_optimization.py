@@ -1,5 +1,7 @@
 """Several backward passes in one step: each potential is penalised once, in the first pass that reaches it."""
 
+from contextlib import suppress
+
 import pytest
 import torch
 from torch.nn import functional
@@ -276,3 +278,41 @@ def test_backward_passes_to_some_parameters_each_of_its_own_call():
 
     torch.manual_seed(0)
     quiet_trainer(PSPCallback(lam=LAM)).fit(Calls().double(), loader(1))
+
+
+class Failing(Manual):
+    """Catches the failure of a backward pass, such as for want of memory, and takes another one."""
+
+    def __init__(self, calls_anew):
+        super().__init__()
+        self.calls_anew = calls_anew
+
+    def loss(self, batch):
+        return functional.cross_entropy(self(batch[0]), batch[1])
+
+    def training_step(self, batch, batch_index):
+        def fail(gradient):
+            raise MemoryError
+
+        loss = self.loss(batch)
+        hook = self.second.weight.register_hook(fail)
+        with suppress(MemoryError):
+            self.manual_backward(loss, retain_graph=True)
+        hook.remove()
+        self.zero_grad()
+        self.manual_backward(self.loss(batch) if self.calls_anew else loss)
+
+
+def test_a_backward_after_one_that_failed():
+    torch.manual_seed(0)
+    module = Failing(calls_anew=True).double()
+    trainer = quiet_trainer(PSPCallback(lam=LAM))
+    trainer.fit(module, loader(1))
+    assert_close(module.gradients[0], reference(module, functional.cross_entropy))
+    logged = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    assert logged["psp/penalty"] == pytest.approx(LAM * logged["psp/z2"], rel=1e-6)
+
+
+def test_a_failed_backward_that_is_taken_again_is_refused():
+    with pytest.raises(NotImplementedError, match=r"layer '.*' would have no .* ended with an error. Call the network"):
+        quiet_trainer(PSPCallback(lam=LAM)).fit(Failing(calls_anew=False).double(), loader(1))

@@ -204,6 +204,13 @@ def test_a_hook_of_the_user_on_the_loss(manual):
     assert module.seen == [1.0, 1.0]
 
 
+def test_a_loss_that_is_overwritten_before_its_backward_pass_is_refused():
+    module = seeded(Followed)
+    module.on_before_backward = lambda loss: loss.mul_(2)
+    with pytest.raises(RuntimeError, match="Change the loss in `training_step`"):
+        fit(module)
+
+
 def test_hooks_of_the_user_on_parameters_get_the_whole_gradient():
     module = seeded(Followed)
     seen = []
