@@ -1,5 +1,6 @@
 """Maps and curves of a plane's values."""
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
@@ -100,6 +101,16 @@ def test_given_axes_are_used():
     assert (figure, axes) == (right.figure, right)
     assert len(figure.axes) == 2
     assert not left.collections
+
+
+@pytest.mark.parametrize("log_scale", [False, True])
+def test_heights_and_colours_go_in_equal_steps_or_by_equal_factors(levels, log_scale):
+    mesh = plot_plane(plane(), log_scale=log_scale)[1].collections[0]
+    heights = np.log(levels) if log_scale else np.array(levels)
+    assert len(heights) == 9
+    assert np.diff(heights) == pytest.approx(np.diff(heights)[0])
+    middle = (mesh.norm.vmin * mesh.norm.vmax) ** 0.5 if log_scale else (mesh.norm.vmin + mesh.norm.vmax) / 2
+    assert mesh.norm(middle) == pytest.approx(0.5)
 
 
 def test_a_flat_plane_has_no_lines_of_equal_height():
