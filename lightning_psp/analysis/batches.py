@@ -65,17 +65,6 @@ def moved(batch: Any, device: torch.device | None) -> Any:
     return apply_to_collection(batch, dtype=Tensor, function=lambda tensor: tensor.to(device, non_blocking=True))
 
 
-def check_data(data: Any) -> None:
-    """Raises an error unless data can be iterated again and again."""
-    if not isinstance(data, Iterable):
-        raise TypeError(f"Expected argument `data` to be an iterable of batches but got {type(data).__name__}.")
-    if isinstance(data, Iterator):
-        raise TypeError(
-            "Expected argument `data` to be an iterable that starts again each time, such as a DataLoader or a list of"
-            f" batches, but got {type(data).__name__}, which ends after one pass."
-        )
-
-
 def input_of(batch: Any) -> Any:
     """The first item of a batch, which the network is called with.
 

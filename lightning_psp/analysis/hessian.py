@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_psp.analysis.batches import Loss, check_data, check_loss, cross_entropy
+from lightning_psp.analysis.batches import Loss, check_loss, cross_entropy
 from lightning_psp.analysis.eigenpairs import largest_eigenpairs
 from lightning_psp.analysis.hessian_products import HessianProducts
 from lightning_psp.analysis.results import Result
-from lightning_psp.functional.arguments import check_choice, check_integer, check_number
+from lightning_psp.functional.arguments import check_choice, check_data, check_integer, check_number
 from lightning_psp.functional.progress import progress_bar
 from lightning_psp.functional.reductions import REDUCTIONS, Reduction
 from lightning_psp.recording.potentials import check_module

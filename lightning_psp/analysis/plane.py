@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_psp.analysis.batches import Loss, check_data, check_loss, cross_entropy, survey
+from lightning_psp.analysis.batches import Loss, check_loss, cross_entropy, survey
 from lightning_psp.analysis.identity import digest, identity_of, identity_of_network
 from lightning_psp.analysis.point import ENTROPIES, MEASURES, Point, PointMeasures
 from lightning_psp.analysis.points import measured_points
@@ -20,7 +20,7 @@ from lightning_psp.analysis.results import Result
 from lightning_psp.analysis.solutions import Direction, weight_plane
 from lightning_psp.analysis.statistics import reestimate_statistics
 from lightning_psp.analysis.unchanged import Unchanged, seed_everything
-from lightning_psp.functional.arguments import check_bool, check_choice, check_integer, check_number
+from lightning_psp.functional.arguments import check_bool, check_choice, check_data, check_integer, check_number
 from lightning_psp.recording.potentials import check_module
 
 BatchNorm: TypeAlias = Literal["keep", "reestimate"]

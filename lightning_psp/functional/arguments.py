@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 
@@ -52,3 +52,14 @@ def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
     """Raises an error unless an argument is one of the names that are allowed."""
     if value not in tuple(allowed):
         raise ValueError(f"Expected argument `{name}` to be one of {', '.join(allowed)} but got {value!r}.")
+
+
+def check_data(data: Any) -> None:
+    """Raises an error unless data can be iterated again and again."""
+    if not isinstance(data, Iterable):
+        raise TypeError(f"Expected argument `data` to be an iterable of batches but got {type(data).__name__}.")
+    if isinstance(data, Iterator):
+        raise TypeError(
+            "Expected argument `data` to be an iterable that starts again each time, such as a DataLoader or a list of"
+            f" batches, but got {type(data).__name__}, which ends after one pass."
+        )

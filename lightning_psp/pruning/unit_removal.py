@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_psp.capture.selection import LayerSelection
+from lightning_psp.functional.arguments import check_data
 from lightning_psp.pruning.chain import TRANSPOSED, Link, follow_chain
 from lightning_psp.pruning.prunable import select
 
@@ -46,7 +47,8 @@ def remove_constant_units(
         A copy of the network, in the modes it was in, whose layers have fewer units.
 
     Raises:
-        TypeError: if `module` is no module, a pattern is no string, or a batch is neither a tuple nor a list.
+        TypeError: if `module` is no module, a pattern is no string, `data` ends after one pass, or a batch is neither a
+            tuple nor a list.
         ValueError: if there is no batch, or a pattern matches no layer.
         NotImplementedError: if the network is no such chain, or its code relies on the sizes of its layers; the message
             says where and why.
@@ -65,6 +67,7 @@ def remove_constant_units(
     if not isinstance(module, nn.Module):
         raise TypeError(f"Expected argument `module` to be a `torch.nn.Module` but got {type(module).__name__}.")
     LayerSelection(include, exclude)  # checks their types
+    check_data(data)
     links = follow_chain(module)
     original = copy.deepcopy(module).eval()
     chosen = (

@@ -128,6 +128,12 @@ def test_code_that_computes_something_else_without_units():
     [
         ({"module": "network"}, TypeError, "`module` to be a `torch.nn.Module` but got str"),
         ({"data": []}, ValueError, "`data` to give at least one sample but got none"),
+        (
+            {"data": iter(data(4))},
+            TypeError,
+            "`data` to be an iterable that starts again each time, such as a DataLoader",
+        ),
+        ({"data": 3}, TypeError, "`data` to be an iterable of batches but got int"),
         ({"data": data(4, samples=0)}, ValueError, "`data` to give at least one sample but got none"),
         ({"data": [torch.zeros(2, 4)]}, TypeError, "but got Tensor. A single batch is given as a list of one"),
         ({"include": "0"}, TypeError, "`include` to be a sequence of glob patterns"),
