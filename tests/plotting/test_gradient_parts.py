@@ -54,6 +54,22 @@ def test_weights_by_layers():
     figure.canvas.draw()
 
 
+def test_numbers_are_light_on_dark_cells():
+    _, axes = plot_gradient_parts(parts())
+    image = axes.images[0]
+    for text in axes.texts:
+        column, row = text.get_position()
+        *colour, _ = image.cmap(image.norm(image.get_array()[row, column]))
+        assert text.get_color() == ("white" if sum(colour) / 3 < 0.55 else "black")
+
+
+def test_a_colour_bar_ends_in_points_where_shares_lie_beyond_it():
+    within = parts()
+    within.shares.clamp_(-1, 1)
+    for shown, extend in ((parts(), "both"), (within, "neither")):
+        assert plot_gradient_parts(shown)[1].images[0].colorbar.extend == extend
+
+
 def test_a_part_at_a_right_angle_is_zero_and_not_empty():
     _, axes = plot_gradient_parts(parts(), parameters=("*.bias",))
     assert numbers(axes) == {(0, 1): "0.0", (0, 2): "100"}
