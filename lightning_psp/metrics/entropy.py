@@ -215,11 +215,11 @@ class PSPEntropy(FixedTypeMetric):
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Adds the states of another metric; see ``torchmetrics.Metric.merge_state``."""
-        if isinstance(incoming_state, PSPEntropy) and incoming_state.num_classes != self.num_classes:
-            raise ValueError(
-                f"Expected a metric of as many classes as this one, `num_classes={self.num_classes}`, but got"
-                f" {incoming_state.num_classes}."
-            )
+        if isinstance(incoming_state, PSPEntropy):
+            for name in ("num_classes", "unit"):
+                own, other = getattr(self, name), getattr(incoming_state, name)
+                if own != other:
+                    raise ValueError(f"Expected a metric with the same `{name}={own!r}`, but got {other!r}.")
         states: dict[str, Any] = incoming_state.metric_state if isinstance(incoming_state, Metric) else incoming_state
         if "units" in states and 0 not in (int(self.units), int(states["units"])):
             check_same_units(int(states["units"]), int(self.units), self.unit)

@@ -127,6 +127,8 @@ def test_merged_states(order):
         assert metric.compute().item() == pytest.approx(psp_entropy(z, target, 3, order).item(), abs=1e-12)
     with pytest.raises(ValueError, match="`num_classes=3`, but got 4"):
         one.merge_state(PSPEntropy(4, order))
+    with pytest.raises(ValueError, match="`unit='element'`, but got 'channel'"):
+        one.merge_state(PSPEntropy(3, order, "channel"))
 
 
 def two_of(make):
