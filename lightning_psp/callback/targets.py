@@ -25,7 +25,7 @@ def find_target(batch: Any, target: Target = None) -> Tensor | None:
             ``"target"`` and ``"y"`` of a mapping.
 
     Returns:
-        The labels ``[batch]``, of an integer type; None where `target` is None and there are none.
+        The labels ``[batch]``, int64 whatever integers they were; None where `target` is None and there are none.
 
     Raises:
         ValueError: if an index or key is not in the batch, or what is found by `target` is no tensor of one dimension
@@ -41,7 +41,7 @@ def find_target(batch: Any, target: Target = None) -> Tensor | None:
         True
     """
     if target is None:
-        return next((found for found in _usual_places(batch) if _is_labels(found)), None)
+        return next((found.long() for found in _usual_places(batch) if _is_labels(found)), None)
     if callable(target):
         found = target(batch)
     else:
@@ -56,7 +56,7 @@ def find_target(batch: Any, target: Target = None) -> Tensor | None:
             "Expected argument `target` to find the class labels of a batch, a tensor [batch] of an integer type, but"
             f" target={target!r} found {describe(found)}."
         )
-    labels: Tensor = found
+    labels: Tensor = found.long()  # torch cannot compare unsigned integers of more than 8 bits
     return labels
 
 

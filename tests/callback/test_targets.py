@@ -31,9 +31,15 @@ def test_usual_places(batch):
     assert find_target(batch) is LABELS
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
-def test_integer_types(dtype):
-    assert find_target((INPUTS, LABELS.to(dtype))).dtype == dtype
+UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+
+
+@pytest.mark.parametrize("dtype", [*UNSIGNED, torch.int8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("target", [None, 1, lambda batch: batch[1]])
+def test_integer_types(dtype, target):
+    found = find_target((INPUTS, LABELS.to(dtype)), target)
+    assert found.dtype == torch.int64
+    assert torch.equal(found, LABELS)
 
 
 @pytest.mark.parametrize(
