@@ -162,11 +162,15 @@ class LossCalls(Generic[Kept]):
         if self._ledger.in_call and self._ledger.counts():
             for tensor in [*args, *kwargs.values()][:2]:
                 if isinstance(tensor, Tensor) and self._is_of_network(tensor):
-                    target = self._settlement.target(tensor, None)
-                    if target is not None:
-                        path = self._place_of(target, name_of(func))
-                        self._outputs.inputs_of_losses.append(replace(target, path=path, may_be_term=False))
+                    self._outputs.inputs_of_losses.extend(self._targets(func, tensor))
         return self._run_other(func, args, kwargs)
+
+    def _targets(self, func: TorchFunction, tensor: Tensor) -> list[Target[Kept]]:
+        """What enters a loss of the network's own, if it may be an output layer."""
+        target = self._settlement.target(tensor, None)
+        if target is None:
+            return []
+        return [replace(target, path=self._place_of(target, name_of(func)), may_be_term=False)]
 
     def _place_of(self, target: Target[Kept], label: str) -> str:
         """The name of what enters a loss of the network's own, where no module with weights gives it one."""
@@ -206,4 +210,7 @@ class LossCalls(Generic[Kept]):
             if func in _SOFTMAX:
                 self._let_go_of_attention()
                 self._softmaxes.add(softmax)
+            else:
+                edges = [self._graph.edge(result)]
+                self._outputs.log_softmaxes.extend(replace(target, edges=edges) for target in self._targets(func, z))
         return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple
 
 from torch import Tensor
@@ -81,9 +81,13 @@ class OutputFinder(Generic[Kept]):
         """Forgets everything."""
         self.calls: list[Call[Kept]] = []
         self.inputs_of_losses: list[Target[Kept]] = []  # of losses that a network computes itself
+        self.log_softmaxes: list[
+            Target[Kept]
+        ] = []  # what entered those of the network, with the edges to their results
         # Of which what enters a loss's own sigmoid is a part or a multiple, in every backward pass so far.
         self.wholes: list[Origin] = []
         self.inside: dict[Edge, list[Way]] = {}  # the ways inside compiled functions, from one of their results
+        self.settled: Sequence[Edge] = ()  # to the losses for which outputs were sought last
         self._scalars: list[tuple[weakref.ref[Tensor] | None, Edge]] = []
         self._of_metrics: list[tuple[weakref.ref[Tensor] | None, Edge]] = []
         self._backward: list[Edge] = []
@@ -122,6 +126,7 @@ class OutputFinder(Generic[Kept]):
             losses: to the losses; none where none was seen.
             logits: the potentials that enter a loss's own softmax or sigmoid.
         """
+        self.settled = losses
         entering = [Target(potential.results, None, None, [potential], "") for potential in logits]
         any_trained = any(call.is_trained for call in self.calls)
         calls = [call for call in self.calls if call.is_trained or not any_trained]
@@ -137,7 +142,13 @@ class OutputFinder(Generic[Kept]):
             if call.is_trained or not any_trained or any(target.origin is whole for whole in self.wholes)
         ]
         inputs = [target for target in self.inputs_of_losses if not _is_made_of(target, returned)]
-        return _walk(losses, [*entering, *returned, *inputs], self.inside)
+        softmaxes = {edge: _weighings(target) for target in self.log_softmaxes for edge in target.edges}
+        # Logarithms of probabilities of which a loss is the mean are terms of it.
+        returned = [
+            replace(target, may_be_term=True) if softmaxes and target.origin and _below(target, softmaxes) else target
+            for target in returned
+        ]
+        return _walk(losses, [*entering, *returned, *inputs, *self.log_softmaxes], self.inside)
 
     def is_hidden(self, potential: Potential[Kept]) -> bool:
         """Whether a call of the network that came after a nonlinearity outside of it uses its result."""
@@ -227,8 +238,13 @@ def made_of(target: Target[Any], weighings: Mapping[Edge, int]) -> list[Edge]:
     origin = target.origin
     if origin is None or (origin.path is not None and not origin.is_pooled):
         return []
+    return _below(target, weighings)
+
+
+def _below(target: Target[Any], weighings: Mapping[Edge, int]) -> list[Edge]:
+    assert target.origin is not None
     below = set().union(*map(edges_below, target.edges)).difference(target.edges)
-    return [edge for edge, number in weighings.items() if edge in below and number == origin.weighings]
+    return [edge for edge, number in weighings.items() if edge in below and number == target.origin.weighings]
 
 
 def _weighings(target: Target[Any]) -> int:

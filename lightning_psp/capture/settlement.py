@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Generic
 
+import torch
 from torch import Tensor
 
 from lightning_psp.capture.frames import Frames
@@ -15,6 +16,7 @@ from lightning_psp.capture.origins import Origins
 from lightning_psp.capture.outputs import OutputFinder, Target
 from lightning_psp.capture.recurrent import RECURRENT_MODULES
 from lightning_psp.capture.shadow import Graph
+from lightning_psp.capture.unlisted import weights_past
 
 _SIGMOIDS = ("sigmoid", "softplus", "logsigmoid")
 
@@ -57,6 +59,17 @@ class Settlement(Generic[Kept]):
         """Whether there are layers and a loss, and nothing was found where it begins."""
         has_output = any(potential.is_output for potential in self._ledger.potentials) or self._has_recurrent_output
         return bool(self._ledger.potentials) and self._has_loss and not has_output
+
+    def unlisted(self) -> list[str]:
+        """What has weights that the loss reaches past every layer."""
+        potentials, losses = self._ledger.potentials, self._outputs.settled
+        # A gradient in a loss is made of weights once more, and what has no sample is no layer.
+        if self._ledger.saw_empty_batch or any(potential.is_differentiated for potential in potentials):
+            return []
+        if not torch.is_grad_enabled() or not any(potential.is_output for potential in potentials):
+            return []
+        names = [self._frames.name_of_parameter(weight) for weight in weights_past(losses, potentials)]
+        return [name.removesuffix(".weight") for name in names if name is not None]
 
     def save_overwritten(self, origin: Origin, tensor: Tensor, is_mask: bool) -> None:
         """Keeps what a network returned, or logits that are masked, before it is overwritten."""
@@ -120,12 +133,13 @@ class Settlement(Generic[Kept]):
                 potential.is_output = potential.enters_loss
         self._settled = [] if self.revises else self._settled
         self._ledger.take_up(self.overwritten)
-        logits = [potential for potential in self._ledger.potentials if potential.enters_loss]
         outside = [potential for potential in self._ledger.outside if not self._outputs.is_hidden(potential)]
         behind = [potential for potential in outside if self._outputs.is_behind_network(potential)]
         entering = [potential for potential in behind if potential.label in _SIGMOIDS]
         own = [potential for potential in entering if _is_computed(potential)]
         self._outputs.wholes.extend(origin for potential in entering for origin in _and_wholes(potential.origin))
+        self._drop_parts_of_outputs()  # of which the logits take over what was made
+        logits = [potential for potential in self._ledger.potentials if potential.enters_loss]
         found, between = self._outputs.find(losses, [*logits, *own])
         self._has_loss = self._has_loss or bool(losses)
         marked = [potential for target in found for potential in self._mark(target)]

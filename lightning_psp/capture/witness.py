@@ -115,12 +115,13 @@ class Witness:
         if isinstance(node, BackwardCFunction):
             self._places.setdefault(node, path)
 
-    def message(self, potentials: Sequence[Potential[Any]], lacks_output: bool) -> str:
+    def message(self, potentials: Sequence[Potential[Any]], lacks_output: bool, unlisted: Sequence[str]) -> str:
         """What to tell of what could not be seen; empty if nothing is to be told.
 
         Args:
             potentials: all potentials.
             lacks_output: whether there is a loss, and nothing was found where it begins.
+            unlisted: what has weights that the loss reaches past every layer.
         """
         outputs = [edge for potential in potentials if potential.is_output for edge in potential.results]
         has_more = any(potential.enters_nonlinearity for potential in potentials)
@@ -128,6 +129,7 @@ class Witness:
             self.unseen(potentials, outputs),
             sees_output_alone=bool(potentials) and not has_more and len(self.weights) > 1,
             lacks_output=lacks_output,
+            unlisted=unlisted,
         )
 
     def unseen(self, potentials: Sequence[Potential[Any]], outputs: Iterable[Edge]) -> dict[str, str]:
@@ -187,13 +189,16 @@ def _is_foreign(node: Any) -> bool:
     return not f"{function_of(node).__module__}.".startswith(_KNOWN)
 
 
-def unseen_message(unseen: Mapping[str, str], *, sees_output_alone: bool, lacks_output: bool) -> str:
+def unseen_message(
+    unseen: Mapping[str, str], *, sees_output_alone: bool, lacks_output: bool, unlisted: Sequence[str] = ()
+) -> str:
     """What to tell of a network that could not be seen whole; empty where there is nothing to tell.
 
     Args:
         unseen: where a function is called that no potential accounts for, and what to name for it.
         sees_output_alone: whether a network of several layers shows none but its output.
         lacks_output: whether there is a loss, and nothing was found where it begins.
+        unlisted: what has weights that the loss reaches past every layer.
 
     Example:
         >>> unseen_message({"block.exp": "'torch.exp'"}, sees_output_alone=False, lacks_output=False)
@@ -212,5 +217,10 @@ def unseen_message(unseen: Mapping[str, str], *, sees_output_alone: bool, lacks_
         sentences.append(
             "No output layer was found: the network returns no tensor that the loss is computed from, and its loss is"
             " none of torch's functions. Have `forward` return the prediction, in a tuple, dict or dataclass."
+        )
+    if unlisted:
+        sentences.append(
+            f"The loss reaches {', '.join(unlisted)} past every layer. If a prediction comes from there, have `forward`"
+            " return it, in a tuple, dict or dataclass: it is an output layer then."
         )
     return " ".join(sentences)

@@ -183,3 +183,55 @@ def test_a_power_of_a_mean_is_a_part_of_a_norm():
     layers, messages = trained(lambda: Normed(PowerNorm()))
     assert len(layers) == 3
     assert not [text for text in messages if "activations" in text]
+
+
+class TwoHeads(nn.Module):
+    """Computes its loss itself: a loss of torch for one head, and a given one for the other."""
+
+    def __init__(self, other_loss):
+        super().__init__()
+        self.first, self.head, self.other = (
+            nn.Linear(FEATURES, HIDDEN),
+            nn.Linear(HIDDEN, OUTPUTS),
+            nn.Linear(HIDDEN, 2),
+        )
+        self.other_loss = other_loss
+
+    def forward(self, x, y):
+        h = torch.relu(self.first(x))
+        return functional.mse_loss(self.head(h), y) + self.other_loss(self, h)
+
+
+def heads_of(other_loss):
+    def step(network, batch):
+        return network(*batch)
+
+    return trained_case(LayerCase("heads", lambda: TwoHeads(other_loss), batch, step, plain))
+
+
+def test_a_head_whose_loss_is_written_out_is_said():
+    layers, messages = heads_of(lambda network, h: (network.other(h) - 1).abs().mean())
+    assert layers == {"network.first", "network.head"}
+    (message,) = [text for text in messages if "past every layer" in text]
+    assert "network.other " in message
+    assert "have `forward` return it" in message
+
+
+def decay(network, h):
+    return network.other.weight.square().sum()
+
+
+def orthogonality(network, h):
+    return (network.other.weight @ network.other.weight.mT - torch.eye(2)).square().sum()
+
+
+def smoothness(network, h):
+    (gradient,) = torch.autograd.grad(network.other(h).sum(), h, create_graph=True)
+    return gradient.square().mean()
+
+
+@pytest.mark.parametrize("penalty", [decay, orthogonality, smoothness])
+def test_penalties_on_weights_and_gradients_are_no_heads(penalty):
+    layers, messages = heads_of(penalty)
+    assert layers >= {"network.first", "network.head"}
+    assert not [text for text in messages if "past every layer" in text]

@@ -157,7 +157,112 @@ def sum_heads(network: Any, batch: Any):
     return loss, {"first": one(first), **dict(zip(names, map(one, [*sums, *own]), strict=True))}
 
 
+class Likelihood(Trunk):
+    """Gives how likely each class is that it is told, in one of several ways, or the mean of that."""
+
+    def __init__(self, chosen: Callable[[Tensor, Tensor], Tensor], gives_mean: bool) -> None:
+        super().__init__(CLASSES)
+        self.chosen, self.gives_mean = chosen, gives_mean
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        likelihood = self.chosen(F.log_softmax(super().forward(x), -1), labels)
+        return likelihood.mean() if self.gives_mean else likelihood
+
+
+def likelihood(network: Any, batch: Any):
+    first, _, z = trunk(network, batch[0])
+    return cross_entropy(z, batch[1]), {"first": one(first), "head": one(z)}
+
+
+CHOSEN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gathered": lambda logarithms, labels: logarithms.gather(-1, labels[:, None]).squeeze(-1),
+    "indexed": lambda logarithms, labels: logarithms[torch.arange(len(labels)), labels],
+    "masked": lambda logarithms, labels: (logarithms * F.one_hot(labels, CLASSES)).sum(-1),
+}
+
+
+class Adaptive(nn.Module):
+    """Frequent classes have logits of their own, rare ones share one of these and are told apart by a further head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(FEATURES, HIDDEN)
+        self.head = nn.AdaptiveLogSoftmaxWithLoss(HIDDEN, 4, [2], div_value=1)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Any:
+        return self.head(torch.relu(self.first(x)), labels)
+
+
+def adaptive(network: Any, batch: Any):
+    x, labels = batch
+    first = affine(network.first, x)
+    h = first * (first > 0)
+    is_rare = labels > 1
+    frequent = h @ network.head.head.weight.mT
+    rare = h[is_rare] @ network.head.tail[0][0].weight.mT @ network.head.tail[0][1].weight.mT
+    loss = (
+        cross_entropy(frequent, labels.clamp(max=2))
+        + cross_entropy(rare, labels[is_rare] - 2) * is_rare.double().mean()
+    )
+    return loss, {"first": one(first), "head.head": one(frequent), "head.tail.0.1": one(rare)}
+
+
+class Masks(Trunk):
+    """Scores each place of a map and of a finer one, and compares the latter with masks in two ways."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+
+    def forward(self, x: Tensor, masks: Tensor) -> Any:
+        coarse = super().forward(x)
+        fine = (coarse[..., None] + coarse[:, None]).unsqueeze(1)
+        scores = fine[:, 0].flatten(1)
+        overlap = (scores.sigmoid() * masks).sum(1) / (scores.sigmoid() + masks).sum(1)
+        return F.binary_cross_entropy_with_logits(scores, masks) - overlap.mean(), coarse
+
+
+def masked(network: Any, batch: Any):
+    first, _, coarse = trunk(network, batch[0])
+    z = coarse[..., None] + coarse[:, None]
+    p = 1 / (1 + (-z.flatten(1)).exp())
+    entropies = -batch[1] * p.log() - (1 - batch[1]) * (1 - p).log()
+    loss = entropies.mean() - ((p * batch[1]).sum(1) / (p + batch[1]).sum(1)).mean()
+    return loss, {"first": one(first), "?fine": one(z.unsqueeze(1))}
+
+
 INNER_LOSS_CASES = [
+    *(
+        LayerCase(
+            f"likelihood inside, {name}, {'mean' if gives_mean else 'of each sample'}",
+            partial(Likelihood, chosen, gives_mean),
+            lambda: objects()[:2],
+            lambda network, batch: -network(*batch).mean(),
+            likelihood,
+            alone=None,
+        )
+        for name, chosen in CHOSEN.items()
+        for gives_mean in (True, False)
+    ),
+    LayerCase(
+        "adaptive softmax",
+        Adaptive,
+        lambda: (torch.randn(BATCH, FEATURES), torch.arange(BATCH) % 4),
+        lambda network, batch: network(*batch).loss,
+        adaptive,
+        outputs=("head.head", "head.tail.0.1"),
+        reductions=("mean",),
+        alone=None,
+    ),
+    LayerCase(
+        "losses inside, two of one map",
+        Masks,
+        lambda: (torch.randn(BATCH, FEATURES), torch.randint(2, (BATCH, 16)).double()),
+        lambda network, batch: network(*batch)[0],
+        masked,
+        outputs=("?fine",),
+        reductions=("mean",),
+        alone=None,
+    ),
     LayerCase(
         "losses inside, of sums",
         SumHeads,
