@@ -334,8 +334,9 @@ class LobsterPruning(HoldsMasks):
                 return found
 
             losses: set[float] = set()
+            is_first = not self.history
             loss = evaluate(None)
-            if not self.history:
+            if is_first:
                 warn_of_chance(self.monitor, self._plateau.best, loss, self.tolerance)
             left = self._magnitudes_left(pl_module)
             together = torch.cat([each.to(left[0].device) for each in left])
@@ -346,9 +347,9 @@ class LobsterPruning(HoldsMasks):
                 loss + self.tolerance * abs(loss),
                 start=sum(means) / len(means) if means else 0.0,  # as in the authors' code
                 most=self._still_prunable(),
-                evaluations=EVALUATIONS - 1,
+                evaluations=EVALUATIONS - evaluations - is_first,  # the first search may end with a further one
             )
-            none_matters = found is not None and losses == {loss} and not self.history
+            none_matters = found is not None and losses == {loss} and is_first
             if none_matters and evaluate(2.0 * float(together.max())) == loss:
                 refuse_constant(self.monitor, loss)
         return found, loss, evaluations

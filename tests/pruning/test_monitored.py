@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from lightning_psp.pruning import LobsterPruning
@@ -117,6 +118,26 @@ def test_a_limit_at_which_nothing_changes_is_no_error():
     assert step.loss_after == step.loss_before
     assert step.evaluations <= 15
     assert step.sparsity > 0
+
+
+class Largest(Model):
+    """Has many weights, of which the largest alone counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide = nn.Linear(300, 300, bias=False).double()
+        self.wide.weight.data.mul_(1000)  # so that the search starts far from its end
+
+    def validation_step(self, batch, batch_index):
+        self.log("val_loss", self.wide.weight.abs().max())
+
+
+@pytest.mark.filterwarnings("error:LobsterPruning")
+def test_a_search_in_which_nothing_changes_takes_no_evaluation_more():
+    """The one that finds out whether anything would is among the fifteen."""
+    train(pruning := LobsterPruning(**AT_ONCE, max_sparsity=0.9), module=Largest(), epochs=2)
+    assert pruning.history[0].evaluations == 15
+    assert pruning.history[0].loss_after == pruning.history[0].loss_before
 
 
 def test_a_trainer_that_logs_nothing():
