@@ -68,8 +68,8 @@ def hessian_eigenvalues(
 ) -> HessianSpectrum:
     r"""Finds the algebraically largest eigenvalues of the Hessian of a network's mean loss.
 
-    They tell how sharp a minimum is (Tartaglione et al., 2020, Fig. 4). With :math:`n_b` samples in batch b, weights w
-    and the penalty R of :func:`~lightning_psp.psp_penalty`, the Hessian is
+    They tell how sharp a minimum is (Tartaglione et al., 2020, Fig. 2 to 4). With :math:`n_b` samples in batch b,
+    weights w and the penalty R of :func:`~lightning_psp.psp_penalty`, the Hessian is
 
     .. math:: H = \frac{\partial^2}{\partial w^2}\,
         \frac{\sum_b n_b \left(\mathcal{L}_b(w) + \lambda R_b(w)\right)}{\sum_b n_b}

@@ -45,9 +45,9 @@ def plot_plane(
 ) -> tuple[Figure | SubFigure, Axes]:
     """Draws a measure over the plane through two solutions as a map, or over the line between them as a curve.
 
-    Tartaglione et al. (2020), Fig. 2 (loss) and Fig. 4 (⟨z²⟩ and PSP-entropy). The solutions are marked; the colours
-    grow evenly lighter, so that the map can be read in grey, and lines join points of equal height. Points without a
-    finite value stay white.
+    Tartaglione et al. (2020) draw such maps in Fig. 2 to 4. The solutions are marked; the colours grow evenly lighter,
+    so that the map can be read in grey, and lines join points of equal height. Points without a finite value stay
+    white.
 
     Args:
         plane: a result of :func:`~lightning_psp.analysis.loss_plane`.
