@@ -128,7 +128,8 @@ class EntropyCounts:
             return
         batch, self._batch, self._target = self._batch, [], None
         if self._num_classes is None:
-            self._take_num_classes(output_sizes)
+            if batch:  # else it had no samples, or the network was not called
+                self._take_num_classes(output_sizes)
         elif output_sizes and not self._is_given and self._num_classes not in {max(2, size) for size in output_sizes}:
             self.give_up(
                 f"the output layer tells of {self._num_classes} classes in one batch and of {max(2, *output_sizes)} in"

@@ -180,6 +180,22 @@ def test_classes_that_come_late_are_counted():
         assert logged[f"psp_entropy_test/{layer}"] == pytest.approx(entropy_by_hand(z, labels, 1), rel=1e-6)
 
 
+@pytest.mark.parametrize("place", [0, 2])
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_a_batch_that_the_network_does_not_see(place, is_empty):
+    class Skips(Classifier):
+        def test_step(self, batch, batch_index):
+            if is_empty or batch_index != place:
+                functional.cross_entropy(self(batch[0]), batch[1])
+
+    module, (_, features, labels) = module_of(Skips), data()
+    batches = [*zip(features.split(4), labels.split(4), strict=True)]
+    batches.insert(place, (features[:0], labels[:0]) if is_empty else (features[:4], labels[:4]))
+    logged = evaluated(PSPCallback(entropy=(1,)), module, DataLoader(batches, batch_size=None))
+    expected = entropy_by_hand(hidden_potentials(module, features)["first"], labels, 1)
+    assert logged["psp_entropy_test/first"] == pytest.approx(expected, rel=1e-6)
+
+
 def test_one_logit_decides_between_two_classes():
     class Binary(Classifier):
         def __init__(self):
