@@ -132,6 +132,9 @@ def test_without_loss_scaling(layer):
     assert gradient_scale(SimpleNamespace(precision_plugin=object()), optimizer) == 1.0
 
 
+@pytest.mark.filterwarnings(
+    "ignore:Graph break due to unsupported builtin"
+)  # of an older torch, by the list of the test
 def test_a_compiled_step(layer, noticed, fresh_compiler):
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     step = torch.compile(optimizer.step, backend="eager")
