@@ -31,7 +31,7 @@ class Role(Enum):
     - VIEW: the same values under another shape or type.
     - PART: some of the values.
     - REARRANGEMENT: the values in another order, with repetitions or padding.
-    - HANDING: what pools, drops, pads or bounds values: the same neurons.
+    - HANDING: what pools, drops, pads, rounds or bounds values: the same neurons.
     - WEIGHING: an affine map by weights that it is given.
     - ARITHMETIC: a sum, difference, product or quotient of two.
     - POINTWISE: a function of each value by itself, or of the values at the same place in several tensors.
@@ -73,6 +73,7 @@ _NAMES: dict[Role, str] = {
         " max_pool1d max_pool2d max_pool3d mean nan_to_num native_dropout pad pixel_shuffle pixel_unshuffle repeat"
         " repeat_interleave roll sum tile upsample adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices"
         " adaptive_max_pool3d_with_indices max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices"
+        " fake_quantize_per_channel_affine fake_quantize_per_tensor_affine fused_moving_avg_obs_fake_quant"
     ),
     Role.WEIGHING: (
         "addbmm addmm addmv baddbmm batch_norm bilinear bmm conv1d conv2d conv3d conv_transpose1d conv_transpose2d"

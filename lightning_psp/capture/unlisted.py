@@ -34,6 +34,7 @@ def weights_past(losses: Sequence[Edge], potentials: Iterable[Potential[Any]]) -
             weights = [weight for following, _ in node.next_functions for weight in _weight_at(following)]
             if len(weights) == 1:  # else a product of weights, as some penalties on them have it
                 found[id(weights[0])] = weights[0]
+                continue
         for edge in node.next_functions:
             if edge not in seen and edge not in known:
                 seen.add(edge)

@@ -277,3 +277,13 @@ def test_units_are_followed_through_moved_sums_and_nonlinearities(network, input
         assert z.shape[-1] == 5
     expected = sum(0.5 * 5 * z.square().mean() for z in potentials.values())
     torch.testing.assert_close(psp_penalty(potentials, "sum"), expected)
+
+
+def test_a_module_that_calls_a_nonlinearity_of_what_it_fake_quantised():
+    class QuantisedReLU(nn.Linear):
+        def forward(self, x):
+            weight = torch.fake_quantize_per_tensor_affine(self.weight, 0.01, 0, -128, 127)
+            return functional.relu(functional.linear(x, weight, self.bias))
+
+    network = nn.Sequential(QuantisedReLU(3, 4), nn.Linear(4, 2))
+    assert layers(network, torch.randn(5, 3)) == ["0", "1"]

@@ -49,6 +49,11 @@ def same(z: Tensor) -> Tensor:
     return z
 
 
+def rounded(z: Tensor) -> Tensor:
+    """To sixteenths, with the gradient of what is not rounded."""
+    return z + ((16 * z).round() / 16 - z).detach()
+
+
 def framed(z: Tensor) -> Tensor:
     zeros = z.new_zeros(*z.shape[:2], 6, 6)
     zeros[..., 1:-1, 1:-1] = z
@@ -75,6 +80,7 @@ HANDS: dict[str, tuple[Callable[[], Callable[[Tensor], Tensor]], Callable[[Tenso
     "F.dropout": (lambda: lambda z: F.dropout(z, 0.0, training=True), same, 4),
     "F.pad": (lambda: lambda z: F.pad(z, (1, 1, 1, 1)), framed, 6),
     "ZeroPad2d": (lambda: nn.ZeroPad2d(1), framed, 6),
+    "fake quantisation": (lambda: lambda z: torch.fake_quantize_per_tensor_affine(z, 1 / 16, 0, -128, 127), rounded, 4),
     "several": (
         lambda: nn.Sequential(nn.Identity(), nn.Dropout(0.0), nn.MaxPool2d(2), nn.Flatten(2)),
         lambda z: largest(z).flatten(2),
