@@ -33,6 +33,30 @@ AUTOENCODER: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 2,
     "up_block_types": ("UpDecoderBlock2D",) * 2,
 }
+WAN: dict[str, Any] = {
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "in_channels": 4,
+    "out_channels": 4,
+    "text_dim": 16,
+    "freq_dim": 16,
+    "ffn_dim": 24,
+    "num_layers": 2,
+}
+SANA: dict[str, Any] = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "num_layers": 2,
+    "num_cross_attention_heads": 2,
+    "cross_attention_head_dim": 8,
+    "cross_attention_dim": 16,
+    "caption_channels": 16,
+    "sample_size": 8,
+    "patch_size": 1,
+}
 DIT: dict[str, Any] = {
     "num_attention_heads": 2,
     "attention_head_dim": 8,
@@ -169,6 +193,16 @@ def velocities() -> Callable[[nn.Module], Tensor]:
     return lambda net: F.mse_loss(net(**given).sample, target)
 
 
+def latents(*size: int) -> Callable[[], Callable[[nn.Module], Tensor]]:
+    """Of images or videos, told apart by a text."""
+
+    def made() -> Callable[[nn.Module], Tensor]:
+        x, text, time = torch.randn(2, 4, *size), torch.randn(2, 5, 16), torch.tensor([1, 5])
+        return lambda net: F.mse_loss(net(x, encoder_hidden_states=text, timestep=time).sample, x)
+
+    return made
+
+
 ROWS: list[Row] = [
     network("UNet2DModel", "UNet2DModel", [*TIME, *RESNETS, *ENDS], noise, **UNET, **PLAIN),
     network(
@@ -245,5 +279,35 @@ ROWS: list[Row] = [
         ],
         velocities,
         **FLUX,
+    ),
+    network(
+        "WanTransformer3DModel",
+        "WanTransformer3DModel",
+        [
+            "condition_embedder.time_embedder.linear_1",
+            "condition_embedder.time_embedder.linear_2",
+            "condition_embedder.text_embedder.linear_1",
+            "blocks.{2}.ffn.net.0.proj",
+            "proj_out",
+        ],
+        latents(2, 8, 8),
+        **WAN,
+    ),
+    # Its attention is linear, of ReLUs of queries and keys.
+    network(
+        "SanaTransformer2DModel",
+        "SanaTransformer2DModel",
+        [
+            "time_embed.emb.timestep_embedder.linear_1",
+            "time_embed.emb.timestep_embedder.linear_2",
+            "caption_projection.linear_1",
+            "transformer_blocks.{2}.attn1.to_q",
+            "transformer_blocks.{2}.attn1.to_k",
+            "transformer_blocks.{2}.ff.conv_inverted",
+            *(out(path, chunk(1, dim=1)) for path in expand("transformer_blocks.{2}.ff.conv_depth")),
+            "proj_out",
+        ],
+        latents(8, 8),
+        **SANA,
     ),
 ]

@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.libraries.check import Row
 from tests.libraries.hugging_face import CLASSES, VOCABULARY, model, sentences
-from tests.libraries.taps import Layer, call, chunk, expand, into, out
+from tests.libraries.taps import Layer, call, chunk, expand, into, layer, out
 
 SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -61,6 +61,18 @@ DEEPSEEK = {
     "qk_nope_head_dim": 4,
     "v_head_dim": 8,
 }
+ZAMBA = {
+    **SMALL,
+    "num_hidden_layers": 4,
+    "num_key_value_heads": 2,
+    "mamba_d_state": 4,
+    "mamba_dt_rank": 4,
+    "n_mamba_heads": 1,
+    "use_mamba_kernels": False,
+    "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+    "attention_hidden_size": 32,
+    "attention_head_dim": 16,
+}
 MAMBA = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "pad_token_id": 0}
 RWKV = {"vocab_size": VOCABULARY, "hidden_size": 16, "attention_hidden_size": 16, "num_hidden_layers": 2}
 
@@ -90,6 +102,12 @@ def mamba(mixer: str) -> list[Layer]:
         call(mixer, "softplus", name=f"{mixer}.dt_proj"),
         call(mixer, "silu", 1, name=f"{mixer}.in_proj"),
     ]
+
+
+def zamba(mixer: str) -> list[Layer]:
+    """As of Mamba, with the step size by a parameter of its own."""
+    convolution, step, gate = mamba(mixer)
+    return [convolution, layer(f"{mixer}.dt_proj_weight", step), gate]
 
 
 ROWS: list[Row] = [
@@ -259,6 +277,26 @@ ROWS: list[Row] = [
             "head",
         ],
         **RWKV,
+        says="exp",
+        must_say=True,
+    ),
+    # Two blocks of attention, modules of their own, have all parameters in common: they are passes of one layer.
+    *model(
+        "zamba",
+        "ZambaForCausalLM",
+        [
+            *[
+                one
+                for path in ("0", "1.mamba_decoder", "2", "3.mamba_decoder")
+                for one in zamba(f"model.layers.{path}.mamba")
+            ],
+            layer(
+                "model.layers.1.shared_transf.feed_forward.gate_proj",
+                *(out(f"model.layers.{i}.shared_transf.feed_forward.gate_proj") for i in (1, 3)),
+            ),
+            "lm_head",
+        ],
+        **ZAMBA,
         says="exp",
         must_say=True,
     ),
