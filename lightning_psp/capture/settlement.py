@@ -68,6 +68,8 @@ class Settlement(Generic[Kept]):
             return []
         if not torch.is_grad_enabled() or not any(potential.is_output for potential in potentials):
             return []
+        if len(losses) > 1:  # of what the earlier ones reach, their backward passes have let go
+            return []
         names = [self._frames.name_of_parameter(weight) for weight in weights_past(losses, potentials)]
         return [name.removesuffix(".weight") for name in names if name is not None]
 
