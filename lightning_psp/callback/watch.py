@@ -344,7 +344,7 @@ class Watch:
 
     def _check_backward(self, takes_some: bool) -> None:
         if self._injector.is_armed:
-            self._injector.takes_some |= takes_some
+            self._injector.start_pass(takes_some)
         elif self._is_training and self.adds_gradients:
             self._on_unseen_backward()
 

@@ -384,7 +384,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     def _backward(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._outputs.note_backward(self._graph.edge(args[0]))
         if self.on_backward is not None:
-            self.on_backward(len(args) > 4 or kwargs.get("inputs") is not None)
+            self.on_backward((args[4] if len(args) > 4 else kwargs.get("inputs")) is not None)
         return func(*args, **kwargs)
 
     def _differentiate(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -110,7 +110,7 @@ class Injector:
         # The layers of potentials that no later backward pass of the step may come by, and why.
         self._spoilt: dict[Edge, tuple[str, str]] = {}
         self.is_armed = False
-        self.takes_some = False  # whether the backward pass was asked for the gradients of some parameters alone
+        self._takes_some = False  # whether the backward pass was asked for the gradients of some parameters alone
 
     def arm(self, loss: Tensor, taps: list[AnyTap], lam: float, scale: LossScale) -> Terms:
         """Prepares the backward pass that is about to start from `loss`.
@@ -223,14 +223,26 @@ class Injector:
     def disarm(self, has_failed: bool = False) -> None:
         """Ends the backward pass: each potential is penalised once."""
         for tap in self._armed:
-            if has_failed or self.takes_some:
+            if has_failed or self._takes_some:
                 self._spoilt.update(dict.fromkeys(tap.edges(), (tap.layer, _FAILED if has_failed else _TAKES_SOME)))
             tap.release()
         self._armed = []
-        self.is_armed = self.takes_some = False
+        self.is_armed = self._takes_some = False
         if self._loss_handle is not None:
             self._loss_handle.remove()
             self._loss_handle = None
+
+    def start_pass(self, takes_some: bool) -> None:
+        """Notes that the backward pass starts, and whether it is for some parameters alone.
+
+        Raises:
+            NotImplementedError: if such a pass came before, as in a `backward` of the LightningModule's own.
+        """
+        if self._takes_some:
+            raise NotImplementedError(
+                f"A further backward pass would have no penalty on its potentials, for the first one {_TAKES_SOME}"
+            )
+        self._takes_some = takes_some
 
     def forget(self) -> None:
         """Ends the training step."""

@@ -263,6 +263,19 @@ def test_a_second_backward_to_other_parameters_is_refused(first, is_compiled):
         quiet_trainer(PSPCallback(lam=LAM)).fit(module, loader(1))
 
 
+def test_two_backward_passes_of_a_modules_own_backward_are_refused():
+    class Own(Manual):
+        def training_step(self, batch, batch_index):
+            self.manual_backward(functional.cross_entropy(self(batch[0]), batch[1]))
+
+        def backward(self, loss):
+            loss.backward(retain_graph=True, inputs=list(self.first.parameters()))
+            loss.backward(inputs=list(self.second.parameters()))
+
+    with pytest.raises(NotImplementedError, match=r"further backward pass would have no penalty .* `inputs`"):
+        quiet_trainer(PSPCallback(lam=LAM)).fit(Own().double(), loader(1))
+
+
 def test_backward_passes_to_some_parameters_each_of_its_own_call():
     class Calls(Manual):
         def training_step(self, batch, batch_index):
