@@ -3,8 +3,9 @@
     python examples/paper_comparison.py [--results FOLDER] [--output FILE]
 
 FOLDER is that of the repository's results: `published.json` has the papers' numbers and those of the authors' logs, the
-folders `lenet5` and `cifar10` the trainings of `reproduce_lenet5.py` and `reproduce_cifar10.py`, `pruning_study` those
-of `pruning_study.py`. A cell without a training says so.
+folders `lenet5` and `cifar10` the trainings of `reproduce_lenet5.py` and `reproduce_cifar10.py`, `lenet5_long` those of
+the former with as many epochs as the paper has for Fashion-MNIST, `pruning_study` those of `pruning_study.py`. A cell
+without a training says so.
 """
 
 import argparse
@@ -137,6 +138,7 @@ def page(folder: Path) -> str:
     """The whole page."""
     published = json.loads((folder / "published.json").read_text())
     trainings, _, _ = read_results(folder / "lenet5")
+    longer, _, _ = read_results(folder / "lenet5_long")
     on_cifar10, _, _ = read_results(folder / "cifar10")
     pruning = json.loads((folder / "pruning_study" / "pruning_study.json").read_text())["trainings"]
     one_shot = sum(row["arm"] not in ("gradual", "dense") for row in pruning)
@@ -146,6 +148,7 @@ def page(folder: Path) -> str:
     parts = [
         FIRST_PAPER.format(sources=sources),
         *(lenet5_table(name, trainings.get((name, "LeNet-5", 0), {}), published) for name in published["errors"]),
+        *(lenet5_table(name, techniques, published) for (name, _, _), techniques in longer.items()),
         FIGURES,
         CIFAR10,
         cifar10_table(on_cifar10, published),

@@ -66,8 +66,7 @@ class WrittenActivations(Generic[Kept]):
                 read.layer = given.source.name or read.layer
             return False
         inner = [p for p in self._ledger.potentials[frame.first :] if p.origin is not None and p.origin is not given]
-        label = frame.path or type(frame.module).__name__.lower()
-        potential = self._replace(inner, given, z, output, label.rpartition(".")[2], frame)
+        potential = self._replace(inner, given, z, output, type(frame.module).__name__.lower(), frame)
         self._origins.record_result(output, given, potential)
         return True
 

@@ -120,6 +120,15 @@ def test_parts_and_passes_make_one_row():
     assert summary.layers[0].never_on == pytest.approx(never_on(z))
 
 
+def test_a_module_that_writes_its_activation_out_is_named_by_its_class():
+    class Wave(nn.Module):
+        def forward(self, inputs):
+            return torch.sin(30 * inputs)
+
+    module = nn.Sequential(nn.Linear(4, 3), Wave(), nn.Linear(3, 2)).double()
+    assert [row.nonlinearity for row in layer_summary(module, torch.ones(2, 4).double())] == ["wave", "output"]
+
+
 def test_frozen_layers_are_said_not_to_be_penalised(images):
     module = network()
     for part in (module.conv, module.norm):
