@@ -5,12 +5,22 @@ Such functions still make layers: activations are written out in them, and weigh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Generic
 
 from torch import Tensor
 
 from lightning_psp.capture.frames import Frames
-from lightning_psp.capture.functions import Handler, Role, TorchFunction, is_masking, name_of, overwriting, roles
+from lightning_psp.capture.functions import (
+    LOGARITHMS,
+    Handler,
+    Role,
+    TorchFunction,
+    is_masking,
+    name_of,
+    overwriting,
+    roles,
+)
 from lightning_psp.capture.ledger import Ledger
 from lightning_psp.capture.origin import Kept
 from lightning_psp.capture.origins import Origins
@@ -37,6 +47,7 @@ class FollowedCalls(Generic[Kept]):
         frames: the running modules.
         origins: what is known of tensors.
         graph: the graph in which they are.
+        note_logarithm: is told of logarithms.
     """
 
     def __init__(
@@ -52,6 +63,7 @@ class FollowedCalls(Generic[Kept]):
         frames: Frames,
         origins: Origins,
         graph: Graph,
+        note_logarithm: Callable[[Tensor], None],
     ) -> None:
         self._provenance = provenance
         self._pointwise = pointwise
@@ -63,6 +75,7 @@ class FollowedCalls(Generic[Kept]):
         self._frames = frames
         self._origins = origins
         self._graph = graph
+        self._note_logarithm = note_logarithm
         self._roles = {**overwriting(), **roles()}
 
     def handlers(self) -> dict[TorchFunction, Handler]:
@@ -85,6 +98,8 @@ class FollowedCalls(Generic[Kept]):
         if isinstance(result, Tensor):
             argument = self._origins.argument(args)
             note(result)
+            if func in LOGARITHMS:
+                self._note_logarithm(result)
             may_be_unseen = is_suspicious(func, args) and result.grad_fn is not None and result.ndim > 0
             if argument is not None and self._ledger.in_call and may_be_unseen:
                 place, edge = self._frames.host(name_of(func)), self._graph.edge(result)

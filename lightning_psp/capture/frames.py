@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
@@ -259,7 +259,7 @@ class Frames:
 
 def _paths_of_neurons(parts: Parts) -> Mapping[nn.Module, str]:
     """The path of each module; of modules of one class that share all of their parameters, that of the first."""
-    counts = Counter(id(parameter) for module in parts.paths for parameter in module.parameters(recurse=False))
+    counts = Counter(id(parameter) for module in parts.paths for _, parameter in _parameters(module, recurse=False))
     shared = {parameter for parameter, count in counts.items() if count > 1}
     if not shared:
         return parts.paths
@@ -269,11 +269,16 @@ def _paths_of_neurons(parts: Parts) -> Mapping[nn.Module, str]:
     for module, path in parts.paths.items():
         parent, _, name = path.rpartition(".")
         own = f"{by_path[parent]}.{name}" if parent else name
-        if module in parts.parameterised and all(id(parameter) in shared for parameter in module.parameters()):
-            key = type(module), *((name, id(parameter)) for name, parameter in module.named_parameters())
+        if module in parts.parameterised and all(id(parameter) in shared for _, parameter in _parameters(module)):
+            key = type(module), *((name, id(parameter)) for name, parameter in _parameters(module))
             own = first.setdefault(key, own)
         found[module] = by_path[path] = own
     return found
+
+
+def _parameters(module: nn.Module, recurse: bool = True) -> Iterator[tuple[str, nn.Parameter]]:
+    # A module may have a method of its own under that name, with other arguments and for some parameters alone.
+    return nn.Module.named_parameters(module, recurse=recurse)
 
 
 def refuse_scripted(modules: Mapping[nn.Module, str]) -> None:
@@ -303,12 +308,12 @@ def take_back(source: Source) -> None:
 
 
 def _may_be_activation(module: nn.Module) -> bool:
-    slopes = [*module.parameters(recurse=False)]
+    slopes = [slope for _, slope in _parameters(module, recurse=False)]
     return (
         len(slopes) <= _MOST_SLOPES
         and not any(isinstance(slope, UninitializedParameter) for slope in slopes)
         and all(sum(size > 1 for size in slope.shape) <= 1 for slope in slopes)
-        and all(next(child.parameters(), None) is None for child in module.children())
+        and all(next(_parameters(child), None) is None for child in module.children())
     )
 
 

@@ -192,6 +192,7 @@ SUMS = with_overwriting(_SUMS)
 MAXIMA = with_overwriting(_MAXIMA)
 DIFFERENCES = with_overwriting(_DIFFERENCES)
 EXPONENTIALS = with_overwriting("exp exp2")
+LOGARITHMS = with_overwriting("log log10 log2")
 FEATURES_LAST = all_forms_of(_FEATURES_LAST)
 SUMMING = all_forms_of("sum")
 PRODUCTS = with_overwriting("mul multiply __mul__")
@@ -202,6 +203,7 @@ TELLING = frozenset(
     ]
 )
 ADDING_TO_FIRST = all_forms_of("addbmm addmm addmv baddbmm")
+WITHOUT_BIAS = all_forms_of("einsum __matmul__ __rmatmul__ matmul mv tensordot")
 MASKING = with_overwriting("masked_fill where")
 
 

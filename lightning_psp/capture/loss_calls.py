@@ -188,6 +188,14 @@ class LossCalls(Generic[Kept]):
         handler = self._softmax if self._ledger.in_call else self._loss
         return handler(func, args, kwargs)
 
+    def note_logarithm(self, result: Tensor) -> None:
+        """Notes the logarithm of a tensor, which may be a softmax of the network: its loss may be made of that."""
+        softmax = self._origins.root(self._origins.of(result)).softmax
+        if softmax is not None and softmax.entering is not None and self._ledger.in_call:
+            edges = [self._graph.edge(result)]
+            targets = self._targets(torch.log_softmax, softmax.entering)
+            self._outputs.logarithms.extend((softmax, replace(target, edges=edges)) for target in targets)
+
     def _probability_loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         origin = self._origins.find(args[0] if args else kwargs.get("input"))
         result = self._run_other(func, args, kwargs)

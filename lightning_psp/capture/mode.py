@@ -157,6 +157,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             frames=self._frames,
             origins=self._origins,
             graph=self._graph,
+            note_logarithm=self._losses.note_logarithm,
         )
 
         def handlers() -> dict[TorchFunction, Handler]:

@@ -11,13 +11,13 @@ from typing import Any, Generic, NamedTuple
 from torch import Tensor
 
 from lightning_psp.capture.graph import Edge, edges_below
-from lightning_psp.capture.origin import Kept, Origin, Potential
+from lightning_psp.capture.origin import Kept, Origin, Potential, Softmax
 
 # Nodes of a graph that add up, average, scale and arrange: what a loss does with its terms.
 _OF_TERMS = frozenset(
-    "add alias asstrided broadcastto cat clone contiguous copyslices div expand expandas flatten getitem index mean"
-    " mul narrow nanmean nansum neg permute radd ravel rdiv reshape reshapealias rmul rsub select slice split squeeze"
-    " stack sub sum t to tocopy transpose truediv type unbind unsafeview unsqueeze view".split()
+    "add alias asstrided broadcastto cat clone contiguous copyslices div expand expandas flatten getitem index"
+    " maskedfill mean mul nanmean nansum narrow neg permute radd ravel rdiv reshape reshapealias rmul rsub select slice"
+    " split squeeze stack sub sum t to tocopy transpose truediv type unbind unsafeview unsqueeze view where".split()
 )
 
 
@@ -84,6 +84,8 @@ class OutputFinder(Generic[Kept]):
         self.log_softmaxes: list[
             Target[Kept]
         ] = []  # what entered those of the network, with the edges to their results
+        # What entered those softmaxes of the network of which it takes the logarithm, with the edges to that.
+        self.logarithms: list[tuple[Softmax, Target[Kept]]] = []
         # Of which what enters a loss's own sigmoid is a part or a multiple, in every backward pass so far.
         self.wholes: list[Origin] = []
         self.inside: dict[Edge, list[Way]] = {}  # the ways inside compiled functions, from one of their results
@@ -149,6 +151,19 @@ class OutputFinder(Generic[Kept]):
             for target in returned
         ]
         return _walk(losses, [*entering, *returned, *inputs, *self.log_softmaxes], self.inside)
+
+    def find_written_out(
+        self, losses: Sequence[Edge], logits: Iterable[Potential[Kept]]
+    ) -> tuple[list[Target[Kept]], set[Any]]:
+        """The same where :meth:`find` has none: the network writes out its loss, and does not return what that is of.
+
+        Args:
+            losses: to the losses.
+            logits: the potentials of which the loss takes the sigmoid.
+        """
+        entering = [Target(potential.results, None, None, [potential], "") for potential in logits]
+        softmaxes = [target for softmax, target in self.logarithms if not softmax.weighs]
+        return _walk(losses, [*entering, *softmaxes], self.inside)
 
     def is_hidden(self, potential: Potential[Kept]) -> bool:
         """Whether a call of the network that came after a nonlinearity outside of it uses its result."""

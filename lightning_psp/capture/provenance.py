@@ -17,7 +17,15 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_psp.capture.functions import ADDING_TO_FIRST, FEATURES_LAST, SUMMING, Handler, Role, TorchFunction
+from lightning_psp.capture.functions import (
+    ADDING_TO_FIRST,
+    FEATURES_LAST,
+    SUMMING,
+    WITHOUT_BIAS,
+    Handler,
+    Role,
+    TorchFunction,
+)
 from lightning_psp.capture.origin import LINEAR, Origin, Softmax, Source, tensors_in
 from lightning_psp.capture.origins import Origins, shape_of
 from lightning_psp.torch_private.tensors import is_view
@@ -137,7 +145,8 @@ class Provenance:
                     has_weights = has_weights or position < len(args)
                     ndim = value.ndim
                     # Of a bias, the name says nothing.
-                    is_bias = ndim < 2 or (position == 0 and func in ADDING_TO_FIRST)
+                    is_vector = ndim < 2 and func not in WITHOUT_BIAS
+                    is_bias = is_vector or (position == 0 and func in ADDING_TO_FIRST)
                     if ndim > dims and (is_normalisation or not is_bias):
                         weight, dims = name, ndim
             elif origin is not None and origin.is_made:

@@ -13,7 +13,7 @@ from lightning_psp.capture.graph import Edge, edges_below
 from lightning_psp.capture.ledger import Ledger
 from lightning_psp.capture.origin import Kept, Origin, Potential, arrange
 from lightning_psp.capture.origins import Origins
-from lightning_psp.capture.outputs import OutputFinder, Target
+from lightning_psp.capture.outputs import OutputFinder, Target, ways_to
 from lightning_psp.capture.recurrent import RECURRENT_MODULES
 from lightning_psp.capture.shadow import Graph
 from lightning_psp.capture.unlisted import weights_past
@@ -143,6 +143,8 @@ class Settlement(Generic[Kept]):
         self._drop_parts_of_outputs()  # of which the logits take over what was made
         logits = [potential for potential in self._ledger.potentials if potential.enters_loss]
         found, between = self._outputs.find(losses, [*logits, *own])
+        if losses and not found:
+            found, between = self._outputs.find_written_out(losses, self._logits_inside(losses))
         self._has_loss = self._has_loss or bool(losses)
         marked = [potential for target in found for potential in self._mark(target)]
         for potential in [*behind, *self._inside_losses(between, found)]:
@@ -184,6 +186,20 @@ class Settlement(Generic[Kept]):
                 if potential.layer not in reached:
                     self._ledger.drop(potential)
 
+    def _logits_inside(self, losses: Sequence[Edge]) -> list[Potential[Kept]]:
+        """Of which a loss that the network writes out takes the sigmoid: its sums and means are made of the result."""
+        sigmoids = [potential for potential in self._ledger.potentials if potential.label in _SIGMOIDS]
+        by_edge = {edge: number for number, potential in enumerate(sigmoids) for edge in potential.results}
+        ways = [way for loss in losses for way in ways_to(by_edge, loss)] if by_edge else []
+        used = {by_edge[way.edge] for way in ways if not way.is_of_terms}
+        logits = []
+        for number in sorted({by_edge[way.edge] for way in ways} - used):
+            if _is_normaliser(sigmoids[number]):
+                self._ledger.drop(sigmoids[number])
+            else:
+                logits.append(sigmoids[number])
+        return logits
+
     def inside(self, losses: Sequence[Edge]) -> list[Potential[Kept]]:
         """The nonlinearities of losses that a running network computes itself."""
         logits = [potential for potential in self._ledger.potentials if potential.enters_loss]
@@ -201,6 +217,8 @@ class Settlement(Generic[Kept]):
             return []
         outputs = {edge for target in found for edge in target.edges}
         outputs.update(p.edge for target in found for p in target.potentials if p.edge is not None)
+        wholes = {self._graph.edge(target.tensor) for target in found if target.tensor is not None}
+        outputs |= {edge for edge in wholes if edge[0] is not None}
         below = set().union(*map(edges_below, outputs))
         known = [potential.origin for target in found for potential in target.potentials]
         known += [target.origin for target in found]
@@ -257,8 +275,13 @@ class Settlement(Generic[Kept]):
 
 def _is_computed(potential: Potential[Any]) -> bool:
     """Whether what enters a loss's sigmoid is more than a part or a multiple of what a network returned."""
-    assert potential.origin is not None
-    return potential.origin.whole is None
+    is_returned = any(origin.is_returned for origin in _and_wholes(potential.origin))
+    return not is_returned and not _is_normaliser(potential)
+
+
+def _is_normaliser(potential: Potential[Any]) -> bool:
+    """Whether it is the logarithm of a sum of exponentials, of which a softmax is made."""
+    return any(origin.normalises is not None for origin in _and_wholes(potential.origin))
 
 
 def _and_wholes(origin: Origin | None) -> Iterator[Origin]:

@@ -5,6 +5,7 @@ import pytest
 from lightning_psp import PSPCallback
 from tests.support.compiled import COMPILED, graphs, network_by_method, step
 from tests.support.layers.case import expected
+from tests.support.layers.cases_written_losses import INSIDE
 from tests.support.layers.table import CASES
 from tests.support.layers.watched import PREFIX, assert_gradients, assert_layers, fit, logged_layers
 
@@ -33,6 +34,8 @@ WITHOUT_OUTPUT = {
     "likelihood inside, indexed, mean",
     "likelihood inside, masked, mean",
     "likelihood inside, masked, of each sample",
+    *(f"a loss written out inside, {name}" for name in INSIDE),
+    "a preference, inside",
 }
 
 

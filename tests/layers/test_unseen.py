@@ -135,6 +135,27 @@ def test_an_output_that_is_not_found_is_said_with_the_remedy():
         recorded(case, by_module=True)
 
 
+class Margin(Two):
+    """Gives a cross-entropy that is written out as the softplus of what the other classes have above the right one."""
+
+    def forward(self, x, labels):
+        z = super().forward(x)
+        others = torch.arange(z.shape[1]) != labels[:, None]
+        above = torch.logsumexp((z - z.gather(1, labels[:, None])).masked_fill(~others, -torch.inf), 1)
+        return functional.softplus(above).masked_fill(labels < 0, 0.0).sum() / len(labels)
+
+
+def test_the_nonlinearity_of_a_loss_whose_output_is_not_found_is_no_layer():
+    def labelled():
+        x = batch()[0]
+        return x, torch.arange(len(x)) % OUTPUTS
+
+    case = LayerCase("margin", lambda: Margin(torch.tanh), labelled, lambda network, batch: network(*batch), plain)
+    layers, messages = trained_case(case)
+    assert layers == {"network.first", "network.second"}
+    assert [text for text in messages if "No output layer was found" in text]
+
+
 @pytest.mark.parametrize("act", [nn.Softmax(-1), Cube()], ids=["softmax", "custom function"])
 def test_a_network_of_several_layers_with_only_its_output_found_is_said(act):
     layers, messages = trained(lambda: Activated(act))

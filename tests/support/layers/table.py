@@ -15,6 +15,7 @@ from tests.support.layers.cases_passes import PASS_CASES
 from tests.support.layers.cases_places import PLACE_CASES
 from tests.support.layers.cases_probabilities import PROBABILITY_CASES
 from tests.support.layers.cases_tied import TIED_CASES
+from tests.support.layers.cases_written_losses import WRITTEN_LOSS_CASES
 
 CASES: list[LayerCase] = [
     *OUTPUT_CASES,
@@ -22,6 +23,7 @@ CASES: list[LayerCase] = [
     *PROBABILITY_CASES,
     *PART_CASES,
     *INNER_LOSS_CASES,
+    *WRITTEN_LOSS_CASES,
     *FROZEN_CASES,
     *LOGIT_CASES,
     *MASK_CASES,

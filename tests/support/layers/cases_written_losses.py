@@ -1,0 +1,216 @@
+"""Losses that are written out: inside a network that gives nothing else, and of pairs in the step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.support.layers.case import LayerCase, affine, one
+from tests.support.layers.cases_distributions import softplus
+from tests.support.layers.cases_logits import CLASSES, Clip, labelled, mlp_potentials
+from tests.support.layers.cases_outputs import BATCH, FEATURES, Trunk, trunk
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class WrittenOut(Trunk):
+    """Gives its loss alone."""
+
+    def __init__(self, loss: Loss) -> None:
+        super().__init__(CLASSES)
+        self.loss = loss
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        return self.loss(super().forward(x), labels)
+
+
+def written_out(loss: Loss, network: Any, batch: Any):
+    first, _, z = trunk(network, batch[0])
+    return loss(z, batch[1]), {"first": one(first), "head": one(z)}
+
+
+def exponentials(z: Tensor) -> Tensor:
+    return z.exp() / z.exp().sum(-1, keepdim=True)
+
+
+def of_label(z: Tensor, labels: Tensor) -> Tensor:
+    return z.gather(-1, labels[:, None])
+
+
+# The loss of the network, and the same without a softmax or sigmoid of torch.
+INSIDE: dict[str, tuple[Loss, Loss]] = {
+    "the logarithm of a softmax": (
+        lambda z, y: -of_label(torch.log((z / 0.5).softmax(-1) + 1e-9), y).mean(),
+        lambda z, y: -of_label((exponentials(2 * z) + 1e-9).log(), y).mean(),
+    ),
+    "the logarithm of a softmax above a bound": (
+        lambda z, y: -of_label(z.softmax(-1).clamp(min=1e-9).log(), y).mean(),
+        lambda z, y: -of_label(exponentials(z).log(), y).mean(),
+    ),
+    "a focal loss": (
+        lambda z, y: -of_label((1 - z.softmax(-1)) * torch.log(z.softmax(-1)), y).mean(),
+        lambda z, y: -of_label((1 - exponentials(z)) * exponentials(z).log(), y).mean(),
+    ),
+    "a softplus of signed logits": (
+        lambda z, y: F.softplus(z * torch.where(y > 0, 1.0, -1.0)[:, None]).masked_fill((y == 2)[:, None], 0.0).mean(),
+        lambda z, y: (softplus(z * (2.0 * (y > 0) - 1)[:, None]) * (y != 2)[:, None]).mean(),
+    ),
+}
+
+
+class Similar(Clip):
+    """Two towers, and a scale and a bias for how similar what they give is."""
+
+    def __init__(self) -> None:
+        super().__init__(gives_logits=False)
+        self.scale, self.bias = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor(-1.0))
+
+    def forward(self, images: Tensor, texts: Tensor) -> Any:
+        return *super().forward(images, texts), self.scale.exp(), self.bias
+
+
+def signs() -> Tensor:
+    return 2 * torch.eye(BATCH, dtype=torch.float64) - 1
+
+
+def pairs_in_the_step(network: nn.Module, batch: Any) -> Tensor:
+    a, b, scale, bias = network(*batch)
+    return -F.logsigmoid(signs() * (scale * a @ b.T + bias)).sum() / BATCH
+
+
+def pairs(network: Any, batch: Any):
+    image, a = mlp_potentials(network.image, batch[0])
+    text, b = mlp_potentials(network.text, batch[1])
+    z = network.scale.exp() * torch.stack([(a * row).sum(-1) for row in b], 1) + network.bias
+    loss = softplus(-signs() * z).sum() / BATCH
+    return loss, {"image.0": one(image), "text.0": one(text), "?logits": one(z)}
+
+
+class Preferring(Trunk):
+    """Gives how much one of two scores should be above the other one."""
+
+    def __init__(self, gives_scores: bool) -> None:
+        super().__init__(2)
+        self.gives_scores = gives_scores
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = super().forward(x)
+        return scores if self.gives_scores else preference(scores, 1.0)
+
+
+def preference(scores: Tensor, sharpness: float) -> Tensor:
+    return -F.logsigmoid(sharpness * (scores[:, 0] - scores[:, 1])).mean()
+
+
+def preferring(sharpness: float, network: Any, batch: Any):
+    first, _, scores = trunk(network, batch[0])
+    z = scores[:, 0] - scores[:, 1]
+    return softplus(-z * sharpness).mean(), {"first": one(first), "?difference": one(z)}
+
+
+class Variance(Trunk):
+    """Gives its loss: the distance of a mean, and a function of a variance that a nonlinearity bounds."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+
+    def forward(self, x: Tensor, wanted: Tensor) -> Tensor:
+        mean, variance = super().forward(x).chunk(2, -1)
+        return F.mse_loss(mean, wanted) + (torch.tanh((-variance).exp()) * wanted).mean()
+
+
+def variance(network: Any, batch: Any):
+    first, _, z = trunk(network, batch[0])
+    size = (-2 * (-z[:, 2:]).exp()).exp()
+    loss = ((z[:, :2] - batch[1]) ** 2).mean() + ((1 - size) / (1 + size) * batch[1]).mean()
+    return loss, {"first": one(first), "head": one(z)}
+
+
+class Scored(nn.Module):
+    """Two vectors, each multiplied with two maps of one batch after the other."""
+
+    def __init__(self, multiply: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.multiply = multiply
+        self.v, self.w = nn.Parameter(torch.randn(FEATURES)), nn.Parameter(torch.randn(FEATURES))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = [torch.tanh(self.multiply(part, vector)) for vector in (self.v, self.w) for part in (x, x.flip(-1))]
+        return self.head(torch.stack(scores, -1))
+
+
+def scored(network: Any, batch: Any):
+    x, wanted = batch
+    found = {name: [(part * v).sum(-1) for part in (x, x.flip(-1))] for name, v in (("v", network.v), ("w", network.w))}
+    y = affine(network.head, torch.tanh(torch.stack([*found["v"], *found["w"]], -1)))
+    layers = {name: [[z] for z in passes] for name, passes in found.items()}
+    return ((y - wanted) ** 2).mean(), {**layers, "head": one(y)}
+
+
+VECTORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "x @ v": lambda x, v: x @ v,
+    "mv": torch.mv,
+    "einsum": lambda x, v: torch.einsum("bi,i->b", x, v),
+}
+
+WRITTEN_LOSS_CASES = [
+    *(
+        LayerCase(
+            f"a loss written out inside, {name}",
+            partial(WrittenOut, loss),
+            labelled,
+            lambda network, batch: network(*batch),
+            partial(written_out, without),
+            alone=None,
+        )
+        for name, (loss, without) in INSIDE.items()
+    ),
+    LayerCase(
+        "signed similarities of pairs",
+        Similar,
+        lambda: (torch.randn(BATCH, FEATURES), torch.randn(BATCH, FEATURES)),
+        pairs_in_the_step,
+        pairs,
+        outputs=("?logits",),
+        reductions=("mean",),
+        alone=None,
+    ),
+    *(
+        LayerCase(
+            f"a preference, {'in the step' if gives_scores else 'inside'}",
+            partial(Preferring, gives_scores),
+            lambda: (torch.randn(BATCH, FEATURES),),
+            lambda network, batch: preference(found, 0.5) if (found := network(*batch)).ndim else found,
+            partial(preferring, 0.5 if gives_scores else 1.0),
+            outputs=("?difference",),
+            reductions=("mean",),
+            alone=None,
+        )
+        for gives_scores in (True, False)
+    ),
+    LayerCase(
+        "a loss inside, and a bounded function of another part of the output",
+        Variance,
+        lambda: (torch.randn(BATCH, FEATURES), torch.randn(BATCH, 2)),
+        lambda network, batch: network(*batch),
+        variance,
+        alone=None,
+    ),
+    *(
+        LayerCase(
+            f"vectors as weights, {name}",
+            partial(Scored, multiply),
+            lambda: (torch.randn(BATCH, FEATURES), torch.randn(BATCH, 2)),
+            lambda network, batch: F.mse_loss(network(batch[0]), batch[1]),
+            scored,
+            reductions=("mean",),
+        )
+        for name, multiply in VECTORS.items()
+    ),
+]
