@@ -24,13 +24,19 @@ IMPORTS = {
     "lightly": "lightly",
     "pytorch-metric-learning": "pytorch_metric_learning",
     "litgpt": "litgpt",
+    "peft": "peft",
+    "open_clip_torch": "open_clip",
+    "vit-pytorch": "vit_pytorch",
+    "x-transformers": "x_transformers",
+    "denoising-diffusion-pytorch": "denoising_diffusion_pytorch",
 }
 
 
 def rows() -> list[Row]:
     """Those of every table, by library in the order above."""
-    tables = sorted(Path(__file__).parent.glob("rows_*.py"))
-    found = [row for table in tables for row in importlib.import_module(f"tests.libraries.{table.stem}").ROWS]
+    here = Path(__file__).parent
+    tables = [".".join(path.relative_to(here).with_suffix("").parts) for path in sorted(here.rglob("rows_*.py"))]
+    found = [row for table in tables for row in importlib.import_module(f"tests.libraries.{table}").ROWS]
     names = [str(row) for row in found]
     assert len(set(names)) == len(names), "two rows of one name"
     order = list(IMPORTS)
