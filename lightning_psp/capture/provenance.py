@@ -211,9 +211,10 @@ class Provenance:
             result: what it gave.
             names_weights: whether the result is known by a weight among the arguments.
         """
-        made, dims, weight, weighings = False, set(), None, 0
+        made, are_weights, dims, weight, weighings = False, True, set(), None, 0
         for tensor in tensors_in(args):
             origin = self._origins.known(tensor)
+            are_weights = are_weights and origin is not None and origin.is_weight
             if origin is not None:
                 made = made or origin.is_made or origin.is_weight
                 weighings = max(weighings, origin.weighings)
@@ -224,7 +225,9 @@ class Provenance:
         if not made and not dims:
             return
         for tensor in (result,) if isinstance(result, Tensor) else tensors_in(result):
-            if tensor.dtype.is_floating_point and not (args and tensor is args[0]):
+            if made and are_weights:
+                self._origins.note_weight(tensor)
+            elif tensor.dtype.is_floating_point and not (args and tensor is args[0]):
                 origin = self._origins.renew(tensor)
                 origin.is_made, origin.weighings = made, weighings + (weight is not None)
                 if weight is not None and names_weights:

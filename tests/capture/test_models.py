@@ -155,6 +155,36 @@ def test_weights_that_are_functions_of_parameters(how):
     assert layers(trainer) == LAYERS
 
 
+WEIGHTS = {
+    "joined": lambda first, second: torch.cat([first, second]),
+    "stacked": lambda first, second: torch.stack([first, second]).sum(0),
+    "ordered": lambda first, second: torch.cumsum(first, 0),
+    "normalised": lambda first, second: first / first.norm(dim=1, keepdim=True),
+    "softmax": lambda first, second: first.softmax(1),
+    "triangular": lambda first, second: first.tril(),
+    "outer": lambda first, second: torch.outer(first[0], second[0]),
+    "exponential": lambda first, second: torch.linalg.matrix_exp(first - first.mT),
+    "spectrum": lambda first, second: torch.fft.rfft(first).real,
+}
+
+
+@pytest.mark.parametrize("how", WEIGHTS)
+def test_nonlinearities_of_what_parameters_alone_make(how):
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.out = nn.Linear(3, 4), nn.Linear(4, 2)
+            self.parts = nn.ParameterList([torch.randn(4, 4), torch.randn(4, 4)])
+
+        def forward(self, x):
+            return self.out(torch.relu(self.hidden(x)) * torch.sigmoid(WEIGHTS[how](*self.parts)).mean())
+
+    network = Mixed()
+    with record_potentials(network) as potentials:
+        functional.mse_loss(network(torch.randn(5, 3)), torch.zeros(5, 2))
+    assert set(potentials) == {"hidden", "out"}
+
+
 def test_spectral_norm():
     class Spectral(Followed):
         def on_after_backward(self):
