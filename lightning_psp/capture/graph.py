@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -116,6 +116,24 @@ def nodes_below(nodes: Iterable[Any]) -> list[Any]:
                 seen.add(following)
                 found.append(following)
     return found
+
+
+def nodes_between(starts: Iterable[Any], end: Any, stops: Container[Any]) -> set[Any]:
+    """The nodes on the ways from some down to another one, without it, on which none of the stops lies in between.
+
+    Args:
+        starts: the nodes where the ways begin, which may be stops themselves.
+        end: where they lead.
+        stops: the others that no way goes past.
+    """
+    seen = {node for node in starts if node is not None and node is not end}
+    pending = list(seen)
+    for node in pending:
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen and following not in stops:
+                seen.add(following)
+                pending.append(following)
+    return _above([end], seen) - {end}
 
 
 def _above(leaves: list[Node], nodes: set[Node]) -> set[Node]:

@@ -156,7 +156,7 @@ class Ledger(Generic[Kept]):
         if layer in self._recurrent:  # what a recurrent layer returned is none of its gates' potentials
             layer = f"{layer}:1"
         potential: Potential[Kept] = Potential(layer, origin.source.evaluation, origin.unit_dim, is_output)
-        potential.origin = origin
+        potential.origin, potential.entering = origin, z.grad_fn
         potential.units = z.shape[origin.unit_dim] if z.ndim > 1 else 1
         potential.label = label
         potential.is_of_metric = self._frames.in_metric

@@ -136,10 +136,11 @@ class NetworkCalls(Generic[Kept]):
                 return
         if frame.suppresses:
             self._frames.end_suppression()
-        if frame.potential is not None and isinstance(output, Tensor):
-            frame.potential.results.append(self._graph.edge(output))
+        if frame.potential is not None:
             assert frame.potential.origin is not None
-            self._origins.record_result(output, frame.potential.origin, frame.potential)
+            for tensor in tensors_in(output):  # several where it keeps a state
+                frame.potential.results.append(self._graph.edge(tensor))
+                self._origins.record_result(tensor, frame.potential.origin, frame.potential)
         if path and frame.unit_dim is None and isinstance(output, Tensor):
             self._witness.note_module(output, path)
         is_activation = kind is Kind.NAMED or kind is Kind.ACTIVATION

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -89,6 +89,7 @@ class Potential(Generic[Kept]):
 
     __slots__ = (
         "edge",
+        "entering",
         "enters_loss",
         "enters_nonlinearity",
         "evaluation",
@@ -121,6 +122,7 @@ class Potential(Generic[Kept]):
         self.kept = None
         self.results: list[Edge] = []  # to what the nonlinearity gave
         self.edge: Edge | None = None  # to the potential, where a loss takes it
+        self.entering: Any = None  # the node of the graph that gave the tensor
         self.measured: Measured | None = None
         self.is_differentiated = False  # whether a gradient that passed it may be part of a loss
         self.is_of_metric = False  # whether a network that a metric holds made it
@@ -234,17 +236,17 @@ def is_within(path: str, ancestor: str) -> bool:
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:
-    """All tensors in nested tuples, lists, dicts, dataclasses and distributions."""
+    """All tensors in nested tuples, lists, mappings, dataclasses, distributions and their transforms."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, (tuple, list)):
         for item in output:
             yield from tensors_in(item)
-    elif isinstance(output, dict):
+    elif isinstance(output, (dict, Mapping)):  # asking whether it is a dict takes less time
         for item in output.values():
             yield from tensors_in(item)
     elif is_dataclass(output) and not isinstance(output, type):
         for entry in fields(output):
             yield from tensors_in(getattr(output, entry.name, None))
-    elif isinstance(output, torch.distributions.Distribution):
+    elif isinstance(output, (torch.distributions.Distribution, torch.distributions.Transform)):
         yield from tensors_in(list(vars(output).values()))

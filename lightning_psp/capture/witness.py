@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 from lightning_psp.capture.functions import PRODUCTS, TorchFunction, name_of, with_overwriting
-from lightning_psp.capture.graph import Edge, edges_below, nodes_below
+from lightning_psp.capture.graph import Edge, edges_below, nodes_below, nodes_between
 from lightning_psp.capture.origin import Origin, Potential
 from lightning_psp.torch_private.autograd import function_of, node_of
 
@@ -112,7 +113,7 @@ class Witness:
     def note_module(self, output: Tensor, path: str) -> None:
         """Notes what the module at a path returned."""
         node = node_of(output)
-        if isinstance(node, BackwardCFunction):
+        if _is_custom(node):
             self._places.setdefault(node, path)
 
     def message(self, potentials: Sequence[Potential[Any]], lacks_output: bool, unlisted: Sequence[str]) -> str:
@@ -147,7 +148,7 @@ class Witness:
             if not is_known and not below.isdisjoint(edges):
                 found[call] = remedy
         below_outputs = nodes_below([node for node, _ in starts])
-        nodes = {node for node in below_outputs if isinstance(node, BackwardCFunction) and _is_foreign(node)}
+        nodes = {node for node in below_outputs if _is_custom(node) and _is_foreign(node)}
         if nodes:
             nodes -= _accounted_for(potentials)
         for node in nodes:
@@ -169,20 +170,17 @@ def _has_potential(origin: Origin | None) -> bool:
     return False
 
 
-def _accounted_for(potentials: Iterable[Potential[Any]]) -> set[Any]:
+def _accounted_for(potentials: Sequence[Potential[Any]]) -> set[Any]:
     """The nodes between potentials and what their nonlinearities gave."""
-    found: set[Any] = set()
-    for potential in potentials:
-        origin = potential.origin
-        z = None if origin is None else origin.reference()
-        end: Any = None if z is None else z.grad_fn
-        results: list[Any] = [node for node, _ in potential.results]
-        pending = [node for node in results if isinstance(node, BackwardCFunction)]
-        for node in pending:
-            if node is not None and node is not end and node not in found:
-                found.add(node)
-                pending.extend(following for following, _ in node.next_functions)
-    return found
+    results = [[node for node, _ in potential.results] for potential in potentials]
+    ends = [potential.entering for potential in potentials]
+    stops = {node for node in (*ends, *chain.from_iterable(results)) if node is not None}
+    pairs = zip(results, ends, strict=True)
+    return set().union(*(nodes_between(given, end, stops) for given, end in pairs if end is not None))
+
+
+def _is_custom(node: Any) -> bool:
+    return isinstance(node, BackwardCFunction)
 
 
 def _is_foreign(node: Any) -> bool:

@@ -10,10 +10,17 @@ from torch.nn import functional
 
 from lightning_psp import PSPCallback, record_potentials
 from tests.support.layers.activations import VisibleSwish
-from tests.support.layers.case import LayerCase
+from tests.support.layers.case import LayerCase, affine, expected, mse_loss, one, passes
 from tests.support.layers.cases_activations import Activated
 from tests.support.layers.cases_outputs import FEATURES, HIDDEN, OUTPUTS, batch, mse, plain
-from tests.support.layers.watched import fit, logged_layers, recorded
+from tests.support.layers.watched import (
+    assert_gradients,
+    fit,
+    gradients_by_network,
+    gradients_in_lightning,
+    logged_layers,
+    recorded,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
 
@@ -89,6 +96,43 @@ def test_the_remedy_helps():
     layers, messages = trained(lambda: Two(Cube()), activations=(Cube,))
     assert layers == {"network.first", "network.second", "network.head"}
     assert not messages
+
+
+class Spiking(nn.Module):
+    """Adds what it is given to a state, and returns a function of the state, which torch does not see, beside it."""
+
+    def forward(self, x, state):
+        state = 0.9 * state + x
+        return 0.5 * CubeFunction.apply(state), state
+
+
+class SpikesTwice(Two):
+    def forward(self, x):
+        state, spikes = torch.zeros(len(x), HIDDEN, dtype=x.dtype), []
+        for _ in range(2):
+            spike, state = self.act(self.first(x), state)
+            spikes.append(spike)
+        return self.head(torch.tanh(self.second(spikes[0] + spikes[1])))
+
+
+def spiking(network, data):
+    x, y = data
+    first = affine(network.first, x)
+    second = affine(network.second, 0.5 * first**3 + 0.5 * (1.9 * first) ** 3)
+    prediction = affine(network.head, second.tanh())
+    layers = {"first": passes([first, first]), "second": one(second), "head": one(prediction)}
+    return mse_loss(prediction, y), layers
+
+
+@pytest.mark.parametrize("gradients", [gradients_in_lightning, gradients_by_network])
+def test_a_named_module_that_returns_its_state_too(gradients):
+    case = LayerCase("spiking", lambda: SpikesTwice(Spiking()), batch, mse, spiking)
+    wanted = expected(case)
+    lam = wanted.balanced_lam()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="No layer was found|Layers without a penalty")
+        found = gradients(case, "mean", lam, activations=(Spiking,))
+    assert_gradients(found, wanted.gradients(lam))
 
 
 @pytest.mark.parametrize(

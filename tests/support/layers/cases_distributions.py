@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Categorical, Independent, Normal
+from torch.distributions import AffineTransform, Bernoulli, Categorical, Independent, Normal, TransformedDistribution
 
 from tests.support.layers.case import LayerCase, affine, cross_entropy, one
 from tests.support.layers.cases_outputs import BATCH, FEATURES, HIDDEN, OUTPUTS, Trunk, case, trunk
@@ -53,6 +53,12 @@ class ReturnsNormal(Moments):
 class ReturnsIndependent(Moments):
     def forward(self, x: Tensor) -> Any:
         return {"prior": None, "posterior": Independent(Normal(*scale_of(Moments.forward(self, x))), 1)}
+
+
+class ReturnsTransformed(Moments):
+    def forward(self, x: Tensor) -> Any:
+        mean, scale = scale_of(Moments.forward(self, x))
+        return TransformedDistribution(Normal(torch.zeros_like(mean), 1.0), [AffineTransform(mean, scale)])
 
 
 class OneHead(Trunk):
@@ -197,6 +203,7 @@ DISTRIBUTION_CASES = [
     case("scale by softplus inside", ReturnsScale, likelihood(as_it_is, as_it_is), two, outputs=("head", "raw")),
     case("scale by softplus inside, chunks", OneHeadScale, likelihood(as_it_is, as_it_is), halves),
     case("returned Normal", ReturnsNormal, log_prob, two, outputs=("head", "raw")),
+    case("returned transform of a distribution", ReturnsTransformed, log_prob, two, outputs=("head", "raw")),
     case("returned Normal, chunks", OneHeadNormal, log_prob, halves),
     case(
         "returned Independent in a dict",

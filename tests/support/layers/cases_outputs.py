@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -208,6 +209,12 @@ class Prediction:
     cache: Any = field(init=False, repr=False)  # never set
 
 
+class InMapping(WithHiddenStates):
+    def forward(self, x: Tensor) -> Any:
+        y, states = super().forward(x)
+        return UserDict(prediction=y, hidden=states)
+
+
 class InDataclass(WithHiddenStates):
     def forward(self, x: Tensor) -> Any:
         y, states = super().forward(x)
@@ -303,6 +310,12 @@ OUTPUT_CASES = [
     case("mask", WithMask, masked_loss, masked),
     case("log-determinant", Flow, flow_loss, flow),
     case("losses of samples", SampleLosses, mean_of_losses),
+    case(
+        "mapping that is no dict",
+        InMapping,
+        lambda network, batch: F.mse_loss(network(batch[0])["prediction"], batch[1]),
+        hidden_states,
+    ),
     case(
         "dataclass with an unset field",
         InDataclass,
