@@ -29,6 +29,21 @@ IMPORTS = {
     "vit-pytorch": "vit_pytorch",
     "x-transformers": "x_transformers",
     "denoising-diffusion-pytorch": "denoising_diffusion_pytorch",
+    "zuko": "zuko",
+    "nflows": "nflows",
+    "normflows": "normflows",
+    "pytorch-tabnet": "pytorch_tabnet",
+    "rtdl_revisiting_models": "rtdl_revisiting_models",
+    "tabm": "tabm",
+    "pyro-ppl": "pyro",
+    "gpytorch": "gpytorch",
+    "pytorch-crf": "torchcrf",
+    "torchdiffeq": "torchdiffeq",
+    "snntorch": "snntorch",
+    "einops": "einops",
+    "pykan": "kan",
+    "stable-baselines3": "stable_baselines3",
+    "tensordict": "tensordict",
 }
 
 
