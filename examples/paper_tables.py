@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
+from textwrap import fill
 from typing import Any
 
 from lightning_psp.plotting import plot_curves, plot_distributions
@@ -50,6 +51,7 @@ COMPARED = {
     "psp_code": ("none_code", "l2", "dropout"),
 }
 
+WIDEST_TITLE = 44  # letters above a panel
 SETS = {"FashionMNIST": "Fashion-MNIST", "CIFAR10": "CIFAR-10", "CIFAR10-jpeg": "CIFAR-10 as JPEGs"}
 
 Result = Mapping[str, Any]
@@ -145,13 +147,12 @@ def all_layers(techniques: Mapping[str, Sequence[Result]]) -> list[str]:
 
 def layers_table(techniques: Mapping[str, Sequence[Result]]) -> str:
     """⟨z²⟩ of each layer after the last epoch, for each technique."""
-    layers = all_layers(techniques)
     rows = []
-    for technique, results in techniques.items():
-        last = [result["epochs"][-1]["z2_layers"] for result in results]
-        cells = [mean_and_deviation([z2[layer] for z2 in last]) if layer in last[0] else "–" for layer in layers]
-        rows.append([label(technique, results), *cells])
-    return markdown_table(["⟨z²⟩ on the test set", *layers], rows)
+    for layer in all_layers(techniques):
+        found = [[result["epochs"][-1]["z2_layers"] for result in results] for results in techniques.values()]
+        cells = [mean_and_deviation([z2[layer] for z2 in last]) if layer in last[0] else "–" for last in found]
+        rows.append([layer, *cells])
+    return markdown_table(["⟨z²⟩ on the test set", *map(label, techniques, techniques.values())], rows)
 
 
 def sweep_table(sweep: Sequence[Result]) -> str:
@@ -211,7 +212,10 @@ def draw_pictures(title: str, techniques: Mapping[str, Sequence[Result]], stem: 
                 for technique in drawn
             },
             keys=("error", "z2"),
-            titles={"error": f"{title}: test error", "z2": "Size of the potentials, on the test set"},
+            titles={
+                "error": fill(f"{title}: test error", WIDEST_TITLE),
+                "z2": "Size of the potentials, on the test set",
+            },
             units={"error": "wrongly classified (%)", "z2": "mean squared potential ⟨z²⟩"},
         )
         figure.savefig(folder / f"{stem}_{end}.png")
