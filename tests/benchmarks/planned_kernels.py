@@ -37,6 +37,7 @@ from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.graph import GraphLowering
 from torch._inductor.virtualized import V
 from torch._subclasses import FakeTensorMode
+from torch.fx.node import map_aggregate
 from torch.utils import _triton
 from torch.utils.data import DataLoader
 from triton.backends.compiler import GPUTarget
@@ -164,10 +165,13 @@ def _on_gpu(graph: fx.GraphModule, inputs: list[Any]) -> tuple[fx.GraphModule, l
         node.meta.pop("tensor_meta", None)
         if "val" in node.meta:
             node.meta["val"] = _fake(node.meta["val"], mode, GPU)
-        if node.kwargs.get("device") is not None:
-            node.update_kwarg("device", GPU)
+        node.args, node.kwargs = map_aggregate((node.args, node.kwargs), _moved)
     graph.recompile()
     return graph, _fake(inputs, mode, GPU)
+
+
+def _moved(value: Any) -> Any:
+    return GPU if isinstance(value, torch.device) else value
 
 
 def _has_planned(error: BaseException | None) -> bool:
