@@ -191,7 +191,8 @@ class Settlement(Generic[Kept]):
 
         Of that alone its sums and means are made. Nonlinearities of anything else there are no layers.
         """
-        potentials = [*self._ledger.potentials]
+        # Of a compiled function nobody sees what it does with a potential before it gives its result.
+        potentials = [p for p in self._ledger.potentials if p.measured is None or p.label in _SIGMOIDS]
         by_edge = {edge: number for number, potential in enumerate(potentials) for edge in potential.results}
         ways = [way for loss in losses for way in ways_to(by_edge, loss)]
         used = {by_edge[way.edge] for way in ways if not way.is_of_terms}

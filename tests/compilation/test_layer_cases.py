@@ -26,6 +26,7 @@ QUICK = {
     "losses inside, smooth L1",
     "coupling flow",
     "returned mixture of probabilities",
+    "likelihood inside, masked, mean",
 }
 REFUSED = {"LSTM cell"}  # whose gates are inside one operation of the compiled network
 # Of which a compiled network returns a mean or sum, and no logits.
