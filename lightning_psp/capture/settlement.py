@@ -187,23 +187,17 @@ class Settlement(Generic[Kept]):
                     self._ledger.drop(potential)
 
     def _logits_inside(self, losses: Sequence[Edge]) -> list[Potential[Kept]]:
-        """The outputs of which a loss that the network writes out takes a sigmoid or a hinge.
-
-        Of that alone its sums and means are made. Nonlinearities of anything else there are no layers.
-        """
-        # Of a compiled function nobody sees what it does with a potential before it gives its result.
-        potentials = [p for p in self._ledger.potentials if p.measured is None or p.label in _SIGMOIDS]
-        by_edge = {edge: number for number, potential in enumerate(potentials) for edge in potential.results}
-        ways = [way for loss in losses for way in ways_to(by_edge, loss)]
+        """Of which a loss that the network writes out takes the sigmoid: its sums and means are made of the result."""
+        sigmoids = [potential for potential in self._ledger.potentials if potential.label in _SIGMOIDS]
+        by_edge = {edge: number for number, potential in enumerate(sigmoids) for edge in potential.results}
+        ways = [way for loss in losses for way in ways_to(by_edge, loss)] if by_edge else []
         used = {by_edge[way.edge] for way in ways if not way.is_of_terms}
         logits = []
         for number in sorted({by_edge[way.edge] for way in ways} - used):
-            potential = potentials[number]
-            is_made_by_weights = potential.origin is not None and potential.origin.path is not None
-            if not _is_normaliser(potential) and (potential.label in _SIGMOIDS or is_made_by_weights):
-                logits.append(potential)
+            if _is_normaliser(sigmoids[number]):
+                self._ledger.drop(sigmoids[number])
             else:
-                self._ledger.drop(potential)
+                logits.append(sigmoids[number])
         return logits
 
     def inside(self, losses: Sequence[Edge]) -> list[Potential[Kept]]:

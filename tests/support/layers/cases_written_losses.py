@@ -60,10 +60,6 @@ INSIDE: dict[str, tuple[Loss, Loss]] = {
         lambda z, y: F.softplus(z * torch.where(y > 0, 1.0, -1.0)[:, None]).masked_fill((y == 2)[:, None], 0.0).mean(),
         lambda z, y: (softplus(z * (2.0 * (y > 0) - 1)[:, None]) * (y != 2)[:, None]).mean(),
     ),
-    "a hinge": (
-        lambda z, y: F.relu(1 - z * torch.where(y > 0, 1.0, -1.0)[:, None]).sum(1).mean(),
-        lambda z, y: (1 - z * (2.0 * (y > 0) - 1)[:, None]).clamp(min=0).sum(1).mean(),
-    ),
 }
 
 
