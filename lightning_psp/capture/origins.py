@@ -29,6 +29,7 @@ class Origins:
         self._name_of_parameter = name_of_parameter
         self._origins: dict[int, Origin] = {}
         self._serial = 0
+        self.most_weighings = 0  # that have come one after another before any tensor
         self._bases: dict[int, Tensor] = {}  # what a tensor that is still there is a view of
         # Of which the last copies and multiples were taken: of layers, or outside the network, and of other tensors.
         self._held: deque[Tensor] = deque(maxlen=4)
@@ -129,7 +130,11 @@ class Origins:
         """Notes that the module at `path` made `result` of a tensor by its weights."""
         origin, known = self.renew(result), self.find(argument)
         origin.is_made, origin.unit_dim, origin.source = True, unit_dim, Source(path)
-        origin.weighings = 1 + (known.weighings if known is not None and known.is_made else 0)
+        self.note_weighings(origin, 1 + (known.weighings if known is not None and known.is_made else 0))
+
+    def note_weighings(self, origin: Origin, number: int) -> None:
+        """Notes how many weights have come one after another where a tensor arises."""
+        origin.weighings, self.most_weighings = number, max(number, self.most_weighings)
 
     def record_module(self, path: str, call: object, tensors: Iterable[Tensor]) -> None:
         """Notes that the module at `path`, which has weights, returned tensors in one call."""
@@ -149,6 +154,7 @@ class Origins:
 
     def clear(self) -> None:
         """Forgets every tensor."""
+        self.most_weighings = 0
         self._origins.clear()
         self._bases.clear()
         self._held.clear()

@@ -160,7 +160,8 @@ class Provenance:
         for tensor in (result,) if isinstance(result, Tensor) else tensors_in(result):
             if tensor.dtype.is_floating_point:
                 origin = self._origins.renew(tensor)
-                origin.is_made, origin.weighings = is_made, weighings + is_weighed
+                origin.is_made = is_made
+                self._origins.note_weighings(origin, weighings + is_weighed)
                 if weight is not None:
                     origin.source = Source(_named_after(weight))
                 elif first is not None and is_normalisation:
@@ -229,7 +230,8 @@ class Provenance:
                 self._origins.note_weight(tensor)
             elif tensor.dtype.is_floating_point and not (args and tensor is args[0]):
                 origin = self._origins.renew(tensor)
-                origin.is_made, origin.weighings = made, weighings + (weight is not None)
+                origin.is_made = made
+                self._origins.note_weighings(origin, weighings + (weight is not None))
                 if weight is not None and names_weights:
                     origin.source = Source(_named_after(weight))
                 if self._tracks_units and tensor.ndim >= 3 and tensor.ndim in dims:

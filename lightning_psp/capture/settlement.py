@@ -194,9 +194,10 @@ class Settlement(Generic[Kept]):
         used = {by_edge[way.edge] for way in ways if not way.is_of_terms}
         logits = []
         for number in sorted({by_edge[way.edge] for way in ways} - used):
+            origin = sigmoids[number].origin
             if _is_normaliser(sigmoids[number]):
                 self._ledger.drop(sigmoids[number])
-            else:
+            elif origin is not None and origin.weighings == self._origins.most_weighings:  # no weights come after it
                 logits.append(sigmoids[number])
         return logits
 
