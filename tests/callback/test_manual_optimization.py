@@ -329,3 +329,25 @@ def test_a_backward_after_one_that_failed():
 def test_a_failed_backward_that_is_taken_again_is_refused():
     with pytest.raises(NotImplementedError, match=r"layer '.*' would have no .* ended with an error. Call the network"):
         quiet_trainer(PSPCallback(lam=LAM)).fit(Failing(calls_anew=False).double(), loader(1))
+
+
+@pytest.mark.parametrize("function", [torch.relu, torch.sigmoid])
+def test_a_layer_whose_mean_has_a_backward_pass_of_its_own_is_no_output(function):
+    class Apart(Manual):
+        def forward(self, x):
+            hidden = function(self.first(x))
+            return hidden.mean(), self.second(hidden).square().mean()  # neither is a prediction
+
+        def training_step(self, batch, batch_index):
+            activity, loss = self(batch[0])
+            self.manual_backward(activity, retain_graph=True)
+            self.manual_backward(loss)
+
+        def on_after_backward(self):  # the third layer has no gradient
+            pass
+
+    trainer = quiet_trainer(PSPCallback(lam=LAM, output=False))
+    with pytest.warns(UserWarning, match="No output layer was found"):
+        trainer.fit(Apart().double(), loader(1))
+    assert trainer.callback_metrics["psp_z2_train/first"] > 0
+    assert trainer.callback_metrics["psp/penalty"] > 0
