@@ -10,23 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.libraries.check import Case, Row
+from tests.libraries.check import Row
+from tests.libraries.plain.network import Made
+from tests.libraries.plain.network import network as row
 from tests.libraries.taps import Layer, chunk, into, out, outs, result
 
 SIZE, CLASSES, TOKENS = 16, 5, 20
 VIT = {"image_size": SIZE, "patch_size": 8, "num_classes": CLASSES, "dim": 16, "heads": 2, "mlp_dim": 20}
-Made = tuple[nn.Module, Callable[[Any], Tensor]]
-
-
-def row(library: str, name: str, make: Callable[[], Made], layers: Iterable[str | Layer], **said: Any) -> Row:
-    layers = list(layers)
-
-    def made() -> Case:
-        network, step = make()
-        expected = [one for entry in layers for one in (outs(entry) if isinstance(entry, str) else [entry])]
-        return Case(network.double().train(), step, expected, **said)
-
-    return Row(library, name, made)
 
 
 # --- vit-pytorch ------------------------------------------------------------------------------------------------------
