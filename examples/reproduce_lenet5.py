@@ -97,8 +97,8 @@ class Reproduction:
                 batch_size=training.batch_size,
                 held_out=training.held_out,
             )
-            # With lam=0 the callback only watches: ⟨z²⟩ is logged for all techniques alike.
-            return module, data, [PSPCallback(lam=training.lam, reduction=training.reduction)]
+            # With lam=0 the callback only watches: ⟨z²⟩ is logged for all techniques alike. No table has entropies.
+            return module, data, [PSPCallback(lam=training.lam, reduction=training.reduction, entropy=())]
 
         return train_once(
             self.options.results / training.file,

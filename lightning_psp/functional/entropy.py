@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_psp.functional.binary_entropy import LARGEST_COUNT, entropy_term
 from lightning_psp.functional.estimate import NO_ESTIMATE, EntropyEstimate
 from lightning_psp.functional.joint_entropy import DEFAULT_MAX_SETS, _joint_entropy_compute
+from lightning_psp.functional.memory_order import memory_order
 from lightning_psp.functional.precision import widest_float
 from lightning_psp.functional.states import _joint_entropy_update, states_of
 from lightning_psp.functional.validation import (
@@ -231,14 +232,20 @@ def _count_states(z: Tensor, membership: Membership, unit: Unit = "element", uni
     dtype = torch.int8 if by_bytes else torch.float32 if is_exact else widest_float(z.device)
     members = torch.zeros(len(classes), len(z), dtype=dtype, device=z.device)
     members.scatter_(0, rows.unsqueeze(0), 1)
+    # To bring the counts into order takes less than to bring the states there.
+    dims = memory_order(z, leading=1) if has_states else None
+    values = z if dims is None else z.permute(dims)
     if by_bytes:
-        return ClassCounts(classes, multiply_bytes(members, states_of(z).reshape(len(z), -1)), sizes)
-    if has_states:
-        states = torch.gt(z, 0, out=torch.empty(z.shape, dtype=dtype, device=z.device)).view(len(z), -1)
+        counts = multiply_bytes(members, states_of(values).reshape(len(z), -1))
     else:
-        states = states_of(z).sum([dim for dim in range(1, z.ndim) if dim != unit_dim % z.ndim], dtype=dtype)
-    with torch.autocast(z.device.type, enabled=False):  # it would round the counts
-        counts = members @ states
+        if has_states:
+            states = torch.gt(values, 0, out=torch.empty(values.shape, dtype=dtype, device=z.device)).view(len(z), -1)
+        else:
+            states = states_of(z).sum([dim for dim in range(1, z.ndim) if dim != unit_dim % z.ndim], dtype=dtype)
+        with torch.autocast(z.device.type, enabled=False):  # it would round the counts
+            counts = members @ states
+    if dims is not None and not z.is_contiguous():
+        counts = counts.view(-1, *values.shape[1:]).permute([dims.index(dim) for dim in range(z.ndim)]).flatten(1)
     return ClassCounts(classes, counts, sizes * positions)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_psp.functional.memory_order import memory_order
 from lightning_psp.functional.validation import Unit
 
 # Potentials that are compared at a time on a processor, few enough that the cache holds them.
@@ -27,7 +28,7 @@ def states_of(z: Tensor) -> Tensor:
         tensor([[1, 0, 0]], dtype=torch.int8)
     """
     z = z.detach()
-    if not (z.is_cpu and z.is_contiguous()) or z.numel() == 0:
+    if not z.is_cpu or z.numel() == 0 or memory_order(z) is None:
         return (z > 0).view(torch.int8)
     # On a processor, a comparison that writes bool takes up to four times as long.
     states = torch.empty_like(z, dtype=torch.int8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_psp.functional.memory_order import memory_order
 from lightning_psp.functional.precision import accumulation_dtype
 from lightning_psp.torch_private.tensors import is_memory_held_elsewhere
 
@@ -56,17 +57,13 @@ def _accumulated(potential: Tensor) -> Tensor:
 
 def _flatten(potential: Tensor) -> Tensor | None:
     """A vector view of the values in memory order, or None where they do not lie side by side."""
-    if not potential.is_contiguous():
-        by_stride = sorted(range(potential.ndim), key=potential.stride, reverse=True)
-        potential = potential.permute(by_stride)
-        if not potential.is_contiguous():
-            return None
-    return potential.view(-1)
+    dims = memory_order(potential)
+    return None if dims is None else potential.permute(dims).view(-1)
 
 
 def can_be_overwritten(tensor: Tensor) -> bool:
     """Whether nothing else holds the memory of this tensor, and each of its values has its own place there."""
-    return not is_memory_held_elsewhere(tensor) and (tensor.is_contiguous() or _flatten(tensor) is not None)
+    return not is_memory_held_elsewhere(tensor) and memory_order(tensor) is not None
 
 
 def add_potential(gradient: Tensor, potential: Tensor, alpha: float, out: Tensor | None) -> tuple[Tensor, Tensor]:

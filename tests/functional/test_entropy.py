@@ -1,5 +1,6 @@
 """PSP-entropy as a function, first order: values against counts in loops, and what is refused."""
 
+import itertools
 import math
 
 import pytest
@@ -48,6 +49,16 @@ def test_layouts_in_memory(order):
     for other in (z.contiguous(memory_format=torch.channels_last), z.transpose(0, 3).contiguous().transpose(0, 3)):
         for unit in ("element", "channel"):
             assert psp_entropy(other, target, 3, order, unit) == psp_entropy(z, target, 3, order, unit)
+
+
+@pytest.mark.parametrize("order_in_memory", [*itertools.permutations(range(4))], ids=str)
+def test_units_keep_their_order_in_any_order_of_memory(order_in_memory):
+    z, target = batch((12, 4, 3, 5))
+    back = [order_in_memory.index(dim) for dim in range(4)]
+    other = z.permute(order_in_memory).contiguous().permute(back)
+    assert other.stride() != z.stride() or order_in_memory == (0, 1, 2, 3)
+    for found, expected in zip(_psp_entropy_update(other, target, 3), _psp_entropy_update(z, target, 3), strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_a_potential_of_zero_is_off():
