@@ -52,7 +52,9 @@ def test_layouts_in_memory(order):
 
 
 @pytest.mark.parametrize("order_in_memory", [*itertools.permutations(range(4))], ids=str)
-def test_units_keep_their_order_in_any_order_of_memory(order_in_memory):
+@pytest.mark.parametrize("by_bytes", [False, True])
+def test_units_keep_their_order_in_any_order_of_memory(order_in_memory, by_bytes, monkeypatch):
+    monkeypatch.setattr(entropy, "multiplies_bytes", lambda device: by_bytes)
     z, target = batch((12, 4, 3, 5))
     back = [order_in_memory.index(dim) for dim in range(4)]
     other = z.permute(order_in_memory).contiguous().permute(back)
