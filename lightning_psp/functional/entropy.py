@@ -227,26 +227,42 @@ def _count_states(z: Tensor, membership: Membership, unit: Unit = "element", uni
         return ClassCounts(nothing, nothing.new_zeros(0, units), nothing)
     positions = z.numel() // (len(z) * units)
     has_states = unit == "element" or z.ndim <= 2  # one of each unit in a sample
-    by_bytes = has_states and multiplies_bytes(z.device)
-    is_exact = len(z) * positions <= LARGEST_COUNT and (has_states or positions <= _LARGEST_FACTOR)
-    dtype = torch.int8 if by_bytes else torch.float32 if is_exact else widest_float(z.device)
-    members = torch.zeros(len(classes), len(z), dtype=dtype, device=z.device)
-    members.scatter_(0, rows.unsqueeze(0), 1)
     # To bring the counts into order takes less than to bring the states there.
     dims = memory_order(z, leading=1) if has_states else None
     values = z if dims is None else z.permute(dims)
-    if by_bytes:
-        counts = multiply_bytes(members, states_of(values).reshape(len(z), -1))
+    if has_states and multiplies_bytes(z.device):
+        states = states_of(values).reshape(len(z), -1)
+        counts = multiply_bytes(_members(membership, torch.int8), states)
     else:
+        is_exact = len(z) * positions <= LARGEST_COUNT and (has_states or positions <= _LARGEST_FACTOR)
+        dtype = torch.float32 if is_exact else widest_float(z.device)
         if has_states:
             states = torch.gt(values, 0, out=torch.empty(values.shape, dtype=dtype, device=z.device)).view(len(z), -1)
         else:
             states = states_of(z).sum([dim for dim in range(1, z.ndim) if dim != unit_dim % z.ndim], dtype=dtype)
-        with torch.autocast(z.device.type, enabled=False):  # it would round the counts
-            counts = members @ states
+        if _adds_rows(z.device):
+            counts = states.new_zeros(len(classes), units).index_add_(0, rows, states)
+        else:
+            with torch.autocast(z.device.type, enabled=False):  # it would round the counts
+                counts = _members(membership, dtype) @ states
     if dims is not None and not z.is_contiguous():
         counts = counts.view(-1, *values.shape[1:]).permute([dims.index(dim) for dim in range(z.ndim)]).flatten(1)
     return ClassCounts(classes, counts, sizes * positions)
+
+
+def _adds_rows(device: torch.device) -> bool:
+    """Whether states are added up class by class, and not multiplied by a matrix, as on an accelerator.
+
+    There, the many samples of a class would wait for each other.
+    """
+    return device.type == "cpu"
+
+
+def _members(membership: Membership, dtype: torch.dtype) -> Tensor:
+    """For each class and sample, 1 where the sample is of the class, else 0 ``[present, batch]``."""
+    rows = membership.rows
+    members = torch.zeros(len(membership.classes), len(rows), dtype=dtype, device=rows.device)
+    return members.scatter_(0, rows.unsqueeze(0), 1)
 
 
 def _add_counts(active: Tensor, samples: Tensor, counts: ClassCounts) -> None:

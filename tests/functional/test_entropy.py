@@ -14,8 +14,15 @@ from tests.support.entropy_cases import CASES, batch
 from tests.support.entropy_reference import classwise, observations
 
 
+@pytest.fixture(params=["bytes", "rows", "products"])
+def way(request, monkeypatch):
+    """The ways in which states are added up: on some processors, on others, and on accelerators."""
+    monkeypatch.setattr(entropy, "multiplies_bytes", lambda device: request.param == "bytes")
+    monkeypatch.setattr(entropy, "_adds_rows", lambda device: request.param == "rows")
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_counts_in_loops(name):
+def test_counts_in_loops(name, way):
     shape, unit, unit_dim = CASES[name]
     z, target = batch(shape)
     expected = classwise(*observations(z, target, unit, unit_dim), 3)
@@ -52,9 +59,7 @@ def test_layouts_in_memory(order):
 
 
 @pytest.mark.parametrize("order_in_memory", [*itertools.permutations(range(4))], ids=str)
-@pytest.mark.parametrize("by_bytes", [False, True])
-def test_units_keep_their_order_in_any_order_of_memory(order_in_memory, by_bytes, monkeypatch):
-    monkeypatch.setattr(entropy, "multiplies_bytes", lambda device: by_bytes)
+def test_units_keep_their_order_in_any_order_of_memory(order_in_memory, way):
     z, target = batch((12, 4, 3, 5))
     back = [order_in_memory.index(dim) for dim in range(4)]
     other = z.permute(order_in_memory).contiguous().permute(back)
@@ -130,8 +135,8 @@ class RoundedProducts(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("positions", [1, 255, 257, 55 * 55])
-def test_precision_of_products_rounds_no_count(positions, monkeypatch):
-    monkeypatch.setattr(entropy, "multiplies_bytes", lambda device: False)
+@pytest.mark.parametrize("way", ["products"], indirect=True)
+def test_precision_of_products_rounds_no_count(positions, way):
     z, target = batch((6, 3, positions))
     z[:, 0] = 1.0
     with RoundedProducts():
