@@ -65,8 +65,8 @@ class Reports:
         """Tells of a backward pass that Lightning did not announce."""
         self._say(
             "backward",
-            "`training_step` calls `loss.backward()`, which no callback hears of: the penalty on potentials is missing"
-            " from this backward pass. Call `self.manual_backward(loss)` instead.",
+            "`training_step` calls `loss.backward()` or `torch.autograd.backward(loss)`, which no callback hears of:"
+            " the penalty on potentials is missing from this backward pass. Call `self.manual_backward(loss)` instead.",
         )
 
     def tell_of_backward(self, seen: Seen, lam: float) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from lightning_psp.callback.entropy_measure import EntropyMeasure
@@ -75,6 +76,7 @@ class Watch:
         self.lam = 0.0  # of the last training step
         self._measures = measures
         self._trainer = trainer
+        self._module = module
         self._settings = settings
         self._next_lam = next_lam
         self._on_unseen_backward = on_unseen_backward
@@ -102,7 +104,7 @@ class Watch:
             traced=announce_graph,
             on_drop=measure.discard,
         )
-        self._capture.on_backward = self._check_backward
+        self._capture.backward_calls.on_backward = self._check_backward
         self._strategy = trainer.strategy
         for name in _WRAPPED:
             former = vars(self._strategy).get(name)
@@ -130,7 +132,7 @@ class Watch:
 
     def _forget(self) -> None:
         self._passes: list[tuple[Total, Terms]] = []  # the loss of each backward pass so far, and what was added to it
-        self._samples: dict[str, Tensor] = {}
+        self._samples: list[tuple[Tap, Tensor]] = []
         self._unsampled: dict[str, None] = {}
 
     # --- what a step has shown -------------------------------------------------------------------------------------
@@ -166,7 +168,7 @@ class Watch:
             not_hidden=tuple(potential.layer for potential in outputs),
             output_sizes=frozenset(potential.units for potential in outputs),
             logit_sizes=frozenset(potential.units for potential in self._capture.potentials if potential.enters_loss),
-            samples=self._samples,
+            samples=self._samples_by_layer(),
             unsampled=tuple(self._unsampled),
             unseen=self._unseen,
         )
@@ -182,6 +184,15 @@ class Watch:
             before = sums.get(layer)
             sums[layer] = (total, elements) if before is None else (before[0] + total, before[1] + elements)
         return sums
+
+    def _samples_by_layer(self) -> dict[str, Tensor]:
+        """Values of all passes and parts of each layer."""
+        taps = {id(tap) for tap in self._taps()} if self._samples else set()
+        found: dict[str, list[Tensor]] = {}
+        for tap, values in self._samples:
+            if id(tap) in taps:
+                found.setdefault(tap.layer, []).append(values)
+        return {layer: torch.cat(values) for layer, values in found.items()}
 
     def _taps(self) -> list[AnyTap]:
         # What is kept was selected; but some potentials turn out to be an output later.
@@ -271,10 +282,13 @@ class Watch:
             if self.takes_samples and self._is_training:
                 self._unsampled[potential.layer] = None
             return CompiledTap(potential, potential.measured)
-        if self.takes_samples and self._is_training:
-            self._samples[potential.layer] = sample(z)
         reduction = self._settings.reduction if is_penalised else None
-        return Tap(z, potential, in_place, reduction, self._capture.save, self._states(z, potential))
+        tap = Tap(z, potential, in_place, reduction, self._capture.save, self._states(z, potential))
+        if self.takes_samples and self._is_training:
+            self._samples.append((tap, sample(z)))
+        if is_penalised and not self._module.automatic_optimization:
+            tap.listen(self._hear_backward)
+        return tap
 
     def _states(self, z: Tensor, potential: Potential[AnyTap]) -> ClassStates | None:
         if self._classes is None or potential.is_output or z.grad_fn is None:
@@ -346,6 +360,12 @@ class Watch:
         if self._injector.is_armed:
             self._injector.start_pass(takes_some)
         elif self._is_training and self.adds_gradients:
+            self._on_unseen_backward()
+
+    def _hear_backward(self) -> None:
+        """A gradient passes a potential of manual optimisation, to which nothing is added."""
+        is_announced = self._injector.is_armed or self._capture.backward_calls.is_differentiating
+        if self._is_running and not is_announced:
             self._on_unseen_backward()
 
 

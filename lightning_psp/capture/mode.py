@@ -12,19 +12,20 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lightning_psp.capture.activation_calls import ActivationCalls
+from lightning_psp.capture.backward_calls import BackwardCalls
 from lightning_psp.capture.checkpoints import Checkpoints
 from lightning_psp.capture.dispatch import shared_dispatch
 from lightning_psp.capture.followed_calls import FollowedCalls
 from lightning_psp.capture.frames import Frame, Frames
 from lightning_psp.capture.functions import TELLING, Handler, TorchFunction
 from lightning_psp.capture.fused_calls import FusedCalls
-from lightning_psp.capture.graph import Edge, edges_below
+from lightning_psp.capture.graph import Edge
 from lightning_psp.capture.ledger import Ledger
 from lightning_psp.capture.loss_calls import LossCalls, saving_functions
 from lightning_psp.capture.module_calls import told_of_module_calls
 from lightning_psp.capture.network_calls import NetworkCalls
 from lightning_psp.capture.nonlinearities import Nonlinearities
-from lightning_psp.capture.origin import Keepable, Kept, Potential, tensors_in
+from lightning_psp.capture.origin import Keepable, Kept, Potential
 from lightning_psp.capture.origins import Origins
 from lightning_psp.capture.outputs import OutputFinder
 from lightning_psp.capture.pointwise import Pointwise
@@ -76,8 +77,6 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         on_drop: Callable[[Potential[Kept]], None] | None = None,
     ) -> None:
         super().__init__()
-        # Called before a backward pass inside the watch, with whether it is for some parameters alone.
-        self.on_backward: Callable[[bool], None] | None = None
         self.on_outputs: Callable[[], None] | None = None  # called when the output layer of a call is known
         self.message = ""  # of what could not be seen, when the watch has ended
         self.root = root
@@ -116,6 +115,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             note_other=self._provenance.note_other,
         )
         self.left_out = activations.left_out
+        self.backward_calls = BackwardCalls(self._ledger, self._outputs, self._graph)
         self._fused = FusedCalls(
             nonlinearities, ledger=self._ledger, frames=self._frames, origins=self._origins, graph=self._graph
         )
@@ -163,8 +163,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         def handlers() -> dict[TorchFunction, Handler]:
             return {
                 **followed.handlers(),
-                Tensor.backward: self._backward,
-                torch.autograd.grad: self._differentiate,
+                **self.backward_calls.handlers(),
                 **self._losses.handlers(),
                 **self._fused.handlers(),
                 **activations.handlers(),
@@ -172,7 +171,9 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
         dispatch = shared_dispatch(nonlinearities, handlers)
         self._handler_numbers = dispatch.numbers
-        self._handlers = dispatch.bind(self, followed, self._provenance, self._losses, self._fused, activations)
+        self._handlers = dispatch.bind(
+            self.backward_calls, followed, self._provenance, self._losses, self._fused, activations
+        )
         self.prepare(reduction)
         self._start()
 
@@ -379,21 +380,3 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         other._network_calls.leaves_affine_alone = False
         other._place = [*self._frames.running], self._ledger.in_call
         return other
-
-    # --- functions ---------------------------------------------------------------------------------------------
-
-    def _backward(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._outputs.note_backward(self._graph.edge(args[0]))
-        if self.on_backward is not None:
-            self.on_backward((args[4] if len(args) > 4 else kwargs.get("inputs")) is not None)
-        return func(*args, **kwargs)
-
-    def _differentiate(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        gradients = func(*args, **kwargs)
-        if any(gradient.requires_grad for gradient in tensors_in(gradients)):
-            # A loss made of them depends on potentials that it may not reach through their nonlinearity's result.
-            for differentiated in tensors_in(args[0] if args else kwargs["outputs"]):
-                edges = edges_below((differentiated.grad_fn, differentiated.output_nr))
-                for potential in self._ledger.potentials:
-                    potential.is_differentiated |= not edges.isdisjoint(potential.results)
-        return gradients

@@ -60,6 +60,7 @@ class Tap:
         self._witness: Tensor | None = None  # shares the version counter of the potential
         self._shape, self._dtype = z.shape, z.dtype
         self._handle: RemovableHandle | None = None
+        self._listening: RemovableHandle | None = None
         self._penalty: tuple[float, Tensor | None] | None = None  # coefficient and direction
         self._slopes: Tensor | None = None  # of the entropy term
         self._has_terms = False
@@ -128,6 +129,16 @@ class Tap:
                 " them, so that their penalty cannot be computed. Write the operation that follows out of place"
                 " (`x = x + y` for `x += y`), or leave the layer out with the argument `exclude`."
             )
+
+    def listen(self, hear: Callable[[], None]) -> None:
+        """Has `hear` called whenever gradient passes the potential, until it is let go of."""
+        node = self.edge[0]
+
+        def call(gradients: Gradients) -> None:
+            hear()
+
+        if node is not None:
+            self._listening = node.register_prehook(call)
 
     def arm(self, alpha: float, direction: Tensor | None, arriving: Arriving) -> None:
         """Makes the next backward pass add `alpha · arriving · direction` to the gradient of the potential.
@@ -263,9 +274,10 @@ class Tap:
 
     def release(self) -> None:
         """Lets go of the graph and of the potential."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        for handle in (self._handle, self._listening):
+            if handle is not None:
+                handle.remove()
+        self._handle = self._listening = None
         self.edge = (None, 0)
         self.potential.results.clear()
         self._value = self._witness = self._placeholder = None

@@ -170,6 +170,30 @@ def test_a_backward_that_no_callback_hears_of_is_said():
         quiet_trainer(PSPCallback(lam=LAM)).fit(Unheard(), loader(1))
 
 
+@pytest.mark.parametrize("backward", [torch.autograd.backward, torch.Tensor.backward])
+def test_a_backward_that_no_callback_hears_of_is_said_beside_one_that_it_does(backward):
+    class HalfHeard(Manual):
+        def run_backward(self, logits, labels):
+            self.manual_backward(functional.cross_entropy(logits, labels))
+            features, _ = next(iter(loader(1)))
+            backward(functional.cross_entropy(self(features), labels))
+
+    with pytest.warns(UserWarning, match="self.manual_backward"):
+        quiet_trainer(PSPCallback(lam=LAM)).fit(HalfHeard(), loader(1))
+
+
+@pytest.mark.filterwarnings("error:.*manual_backward")
+def test_gradients_that_are_only_looked_at_are_no_backward():
+    class Weighed(Manual):
+        def run_backward(self, logits, labels):
+            loss = functional.cross_entropy(logits, labels)
+            norms = torch.autograd.grad(loss, list(self.parameters()), retain_graph=True)
+            self.manual_backward(loss / max(1.0, float(norms[0].norm())), retain_graph=True)
+            torch.autograd.grad(loss, list(self.parameters()))
+
+    quiet_trainer(PSPCallback(lam=LAM)).fit(Weighed(), loader(1))
+
+
 def test_a_second_derivative_is_refused_with_the_remedy():
     class CreateGraph(Manual):
         def run_backward(self, logits, labels):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger
 from torch.nn import functional
 
 from lightning_psp import PSPCallback
@@ -129,25 +129,6 @@ def test_values_reach_a_logger(tmp_path):
     quiet_trainer(PSPCallback(), logger=logger, log_every_n_steps=1).fit(Classifier(), loader(), loader(1))
     header = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"psp/lam", "psp/penalty", "psp/z2", "psp/z2_train", "psp/z2_val", "psp_z2_val/first"} <= set(header)
-
-
-def test_histograms_of_weights_and_potentials(tmp_path):
-    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    logger = TensorBoardLogger(tmp_path)
-    quiet_trainer(PSPCallback(histograms=True), logger=logger, max_epochs=2, log_every_n_steps=1).fit(
-        Classifier(), loader()
-    )
-    events = event_accumulator.EventAccumulator(logger.log_dir, size_guidance={"histograms": 0})
-    events.Reload()
-    tags = events.Tags()["histograms"]
-    assert {f"psp_potentials/{layer}" for layer in LAYERS} <= set(tags)
-    assert {f"psp_weights/{layer}.weight" for layer in LAYERS} <= set(tags)
-    assert len(events.Histograms("psp_potentials/first")) == 2
-
-
-def test_histograms_without_tensorboard_are_warned_about():
-    with pytest.warns(UserWarning, match="TensorBoardLogger"):
-        quiet_trainer(PSPCallback(histograms=True)).fit(Classifier(), loader())
 
 
 def test_the_users_loss_is_left_alone():
