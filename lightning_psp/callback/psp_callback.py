@@ -351,8 +351,10 @@ class PSPCallback(OnlyOne):
         self._start_evaluation_batch(trainer, batch)
 
     def _start_evaluation_batch(self, trainer: Trainer, batch: Any) -> None:
-        if self._watch is not None and not trainer.sanity_checking:
+        if self._watch is not None:
             self._entropy.start_batch(batch)
+            if trainer.sanity_checking:  # no potentials come, but wrong arguments show
+                self._entropy.release()
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Adds the batch to the metrics."""

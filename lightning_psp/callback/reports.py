@@ -163,11 +163,12 @@ class Reports:
             )
         adds_gradients = seen.lam != 0.0 or self._settings.has_entropy_term
         if adds_gradients and not (seen.penalised or seen.with_entropy):
-            self._say(
-                "nothing",
-                "No penalty was added in this epoch. With manual optimisation, call `self.manual_backward(loss)`: no"
-                " callback hears of `torch.autograd.backward` and `torch.autograd.grad`.",
-            )
+            if not self._say.was_told("backward"):
+                self._say(
+                    "nothing",
+                    "No penalty was added in this epoch. With manual optimisation, call `self.manual_backward(loss)`:"
+                    " no callback hears of `torch.autograd.grad`.",
+                )
         elif seen.lam > 0:
             factor = self._settings.layer_factor
             left_out = [layer for layer in seen.chosen if layer not in seen.penalised and factor(layer) != 0.0]
@@ -188,5 +189,6 @@ class Reports:
                 f"Layers seen in validation, but by these names in no training step: {', '.join(untrained)}. Either"
                 " training does not call them; or it calls another method than validation, where a nonlinearity of"
                 " sums and the like has another name; or it calls them where nothing is seen: under `torch.no_grad()`"
-                " or inside a `torch.autograd.Function`.",
+                " or inside a `torch.autograd.Function`. They count in the values of the network, such as `psp/z2_val`:"
+                " name those in `exclude` that are not to, such as a teacher's.",
             )

@@ -333,7 +333,7 @@ class Watch:
                 loss = _loss_in(output)
                 edges = [] if loss is None else [self._capture.edge_of(loss)]
                 is_loss = any(node is not None for node, _ in edges)
-                self._capture.settle(edges if is_loss else None)
+                self._capture.settle(edges if is_loss else None, may_be_none=not is_training)
                 self._check_units()
                 if is_training:
                     self._bear_witness()

@@ -58,6 +58,10 @@ class Ledger(Generic[Kept]):
         self._recurrent: set[str] = set()  # layers whose potentials are the gates inside recurrent kernels
         self.saw_empty_batch = False
         self.has_skipped = False  # whether something was not counted because it came without gradient
+        self._has_uncounted_call = False  # of a network
+        self._has_constant_result = (
+            False  # whether a call that counts, of a frozen network, returned what has no gradient
+        )
         self._origins.in_call = in_call
 
     @property
@@ -69,9 +73,13 @@ class Ledger(Generic[Kept]):
         """Notes that the network starts to run."""
         self._origins.in_call = True
 
-    def end_call(self) -> None:
-        """Notes that the network has run."""
+    def end_call(self, results: Iterable[Tensor]) -> None:
+        """Notes that the network has run, and what it returned."""
         self._origins.in_call = False
+        if not self.counts():
+            self._has_uncounted_call = True
+        elif not all(tensor.requires_grad for tensor in results):
+            self._has_constant_result = True
 
     def selects(self, layer: str) -> bool:
         """Whether the selection has this layer."""
@@ -110,11 +118,13 @@ class Ledger(Generic[Kept]):
         return False
 
     def is_of_no_network(self, z: Tensor) -> bool:
-        """Whether a tensor outside of every call of the network has nothing to do with its weights."""
+        """Whether a tensor outside of every call of the network comes from no weights, or from a teacher's."""
         if self.in_call:
             return False
         origin = self._origins.find(z)
-        return origin is None or not origin.is_made
+        if origin is None or not origin.is_made:
+            return True
+        return self._has_uncounted_call and not (self._has_constant_result or z.requires_grad)
 
     def meet(self, z: Tensor, label: str, in_place: bool, activation: Frame | None = None) -> Potential[Kept]:
         """The potential that a tensor is where a nonlinearity reads it: a new one, unless another one has read it."""

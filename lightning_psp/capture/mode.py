@@ -317,14 +317,18 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         """The modules with kernels that show no potentials, which the selection leaves out."""
         return self._fused.left_out
 
-    def settle(self, losses: Sequence[Edge] | None = None) -> None:
+    def settle(self, losses: Sequence[Edge] | None = None, *, may_be_none: bool = False) -> None:
         """Finds the output layers among the potentials, and lets go of those of a loss.
 
         Args:
             losses: to the losses; those that were seen if None.
+            may_be_none: whether what was seen may be mere statistics, which depend on no output.
         """
         with self.suspended():  # what is kept of an output may come to numbers that look like losses
-            self._settlement.settle(self._outputs.losses() if losses is None else losses)
+            if losses is None:
+                self._settlement.settle(self._outputs.losses(), may_be_none=may_be_none)
+            else:
+                self._settlement.settle(losses)
 
     def possible_outputs(self, losses: Sequence[Edge]) -> list[Potential[Kept]]:
         """The potentials that are none if they do not turn out to be the output.

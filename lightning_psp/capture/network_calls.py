@@ -170,9 +170,9 @@ class NetworkCalls(Generic[Kept]):
             self._witness.weights.add(path)
 
     def _end_call(self, frame: Frame, output: Any) -> None:
-        self._ledger.end_call()
         assert frame.path is not None
         tensors = [tensor for tensor in tensors_in(output) if tensor.dtype.is_floating_point]
+        self._ledger.end_call(tensors)
         if self._ledger.counts():  # else a teacher
             found = [self._settlement.target(tensor, frame.path) for tensor in tensors]
             is_trained = any(parameter.requires_grad for parameter in frame.module.parameters())

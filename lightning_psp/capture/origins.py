@@ -88,7 +88,8 @@ class Origins:
         """Notes that `result` is what a nonlinearity made of the tensor `z`, which is a potential or none."""
         origin = self.renew(result)
         origin.potential = potential
-        origin.is_made, origin.made_of, origin.weighings = True, ACTIVATED, z.weighings
+        origin.is_made = z.is_made or potential is not None
+        origin.made_of, origin.weighings = ACTIVATED, z.weighings
         if shape_of(z) in (None, result.shape):
             self.follow(origin, z, ACTIVATING_STEP)
         if z.unit_dim < result.ndim:

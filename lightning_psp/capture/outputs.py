@@ -165,6 +165,10 @@ class OutputFinder(Generic[Kept]):
         softmaxes = [target for softmax, target in self.logarithms if not softmax.weighs]
         return _walk(losses, [*entering, *softmaxes], self.inside)
 
+    def returns(self, edges: Iterable[Edge]) -> bool:
+        """Whether a call of the network returned one of some tensors."""
+        return not {edge for call in self.calls for edge in call.edges}.isdisjoint(edges)
+
     def is_hidden(self, potential: Potential[Kept]) -> bool:
         """Whether a call of the network that came after a nonlinearity outside of it uses its result."""
         later = [edge for call in self.calls[potential.number_of_calls :] for edge in call.edges]

@@ -121,11 +121,12 @@ class Settlement(Generic[Kept]):
         origin.giver = origin.giver if path is None else path
         return Target([edge], tensor, origin, [], path or "", may_be_term)
 
-    def settle(self, losses: Sequence[Edge]) -> None:
+    def settle(self, losses: Sequence[Edge], *, may_be_none: bool = False) -> None:
         """Finds the output layers, and which nonlinearities outside the network belong to a loss.
 
         Args:
             losses: to what is known to be a loss; none where nothing is.
+            may_be_none: whether these may be mere statistics, which depend on no output.
         """
         # A watch that goes on penalising keeps what it found for an earlier loss.
         for potential, is_output_alone in self._settled if self.revises else ():
@@ -145,6 +146,9 @@ class Settlement(Generic[Kept]):
         found, between = self._outputs.find(losses, [*logits, *own])
         if losses and not found:
             found, between = self._outputs.find_written_out(losses, self._logits_inside(losses))
+        if may_be_none and not found and not self._outputs.returns(losses):
+            losses = []
+            found, between = self._outputs.find(losses, [*logits, *own])
         self._has_loss = self._has_loss or bool(losses)
         marked = [potential for target in found for potential in self._mark(target)]
         for potential in [*behind, *self._inside_losses(between, found)]:

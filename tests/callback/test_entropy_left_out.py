@@ -55,6 +55,14 @@ def test_orders_that_were_asked_for_are_an_error_without_labels():
     assert traces(trainer, module) == before
 
 
+@pytest.mark.parametrize("arguments", [{"target": "label"}, {"entropy": (1,), "num_classes": CLASSES - 1}])
+def test_wrong_arguments_show_in_the_sanity_check(arguments):
+    module = module_of()
+    with pytest.raises(ValueError, match="label"):
+        quiet_trainer(PSPCallback(**arguments), num_sanity_val_steps=2).fit(module, loader(), data()[0])
+    assert not module.losses
+
+
 def test_no_orders_measure_nothing(caplog):
     with caplog.at_level(logging.INFO):
         assert evaluated(PSPCallback(entropy=()), module_of(), data()[0]) == {}

@@ -287,7 +287,10 @@ def test_an_epoch_without_penalty_is_said():
 
         def training_step(self, batch, batch_index):
             features, labels = batch
-            torch.autograd.backward(functional.cross_entropy(self(features), labels))
+            weights = list(self.parameters())
+            gradients = torch.autograd.grad(functional.cross_entropy(self(features), labels), weights)
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.grad = gradient
 
     with pytest.warns(UserWarning, match="No penalty was added"):
         quiet_trainer(PSPCallback(lam=LAM)).fit(Unheard(), loader(1))
