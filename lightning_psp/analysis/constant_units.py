@@ -72,8 +72,8 @@ def constant_units(
 
     Raises:
         TypeError: if `module` is no module, or a batch neither a tuple nor a list.
-        ValueError: if there is no batch or no hidden layer, a pattern matches none, a potential is NaN, or the number
-            of a layer's units changes.
+        ValueError: if there is no batch or no hidden layer, a pattern matches no layer, a potential is NaN, or the
+            number of a layer's units changes.
 
     Example:
         >>> from torch import nn
@@ -86,6 +86,7 @@ def constant_units(
     """
     check_module(module)
     states: dict[str, dict[int, _States]] = {}
+    outputs: dict[str, None] = {}
     unchanged, device = Unchanged(module, data), device_of(module)
     with unchanged, unchanged:
         torch.set_grad_enabled(False)
@@ -94,15 +95,18 @@ def constant_units(
             inputs = input_of(moved(batch, device))
             if isinstance(inputs, Tensor) and len(inputs) == 0:
                 continue
-            with record_potentials(module, include=include, exclude=exclude, output=False) as potentials:
+            with record_potentials(module, include=include, exclude=exclude) as potentials:
                 module(inputs)
+            outputs.update(dict.fromkeys(potentials.layers[entry][0] for entry in potentials.outputs))
             _add(states, potentials)
             potentials.clear()
-    if not states:
+    if outputs and not states:
         raise ValueError(
-            "Expected arguments `data` and `module` to give at least one batch and at least one hidden layer, but got"
-            " none."
+            f"Expected argument `module` to have a hidden layer by include={tuple(include)}, exclude={tuple(exclude)}"
+            f" but got output layers alone: {', '.join(outputs)}."
         )
+    if not states:
+        raise ValueError("Expected argument `data` to give at least one batch with samples but got none.")
     return ConstantUnits({layer: _constant_states(parts) for layer, parts in states.items()})
 
 
@@ -122,9 +126,9 @@ class _States:
 def _add(states: dict[str, dict[int, _States]], potentials: Potentials) -> None:
     """Adds the states of a batch."""
     for entry, z in potentials.items():
-        layer, part = potentials.layers[entry]
-        if len(z) == 0:
+        if entry in potentials.outputs:
             continue
+        layer, part = potentials.layers[entry]
         if z.isnan().any():
             raise ValueError(f"Expected the potentials of layer {layer!r} to hold numbers or infinities but got NaN.")
         rows = z.reshape(len(z), -1)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_psp.analysis.results import replacing
+from lightning_psp.analysis.results import replacing, shown
 from lightning_psp.analysis.unchanged import buffers_and_random_numbers_kept
 from lightning_psp.functional.penalty import layer_penalties
 from lightning_psp.functional.precision import widest_float
@@ -21,7 +21,7 @@ from lightning_psp.functional.reductions import Reduction
 from lightning_psp.recording.potentials import check_module, record_potentials
 
 
-@dataclass(frozen=True, eq=False)  # tensors have no single truth value
+@dataclass(frozen=True, eq=False, repr=False)  # tensors have no single truth value
 class GradientParts:
     """What each layer's potentials contribute to the gradient of the penalty, for each parameter.
 
@@ -44,6 +44,9 @@ class GradientParts:
     shares: Tensor
     total: Tensor
     reduction: Reduction
+
+    def __repr__(self) -> str:
+        return shown(self)
 
     def save(self, path: str | Path) -> None:
         """Writes everything to a JSON file, numbers in full precision.

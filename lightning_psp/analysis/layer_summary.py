@@ -122,7 +122,7 @@ def layer_summary(
 
     Raises:
         TypeError: if `module` is no module.
-        ValueError: if no layer was found, or a pattern matches none.
+        ValueError: as :func:`~lightning_psp.record_potentials`.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1))

@@ -36,7 +36,7 @@ class Result:
     """
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(_named(self))})"
+        return shown(self)
 
     def save(self, path: str | Path) -> None:
         """Writes everything to a file of PyTorch that holds numbers, strings and tensors, and no code.
@@ -72,12 +72,13 @@ class Result:
         return result
 
 
-def _named(result: Any) -> list[str]:
-    return [f"{each.name}={_short(getattr(result, each.name))}" for each in fields(result)]
+def shown(result: Any) -> str:
+    """The text of a dataclass, with no more than the shape of a tensor of many elements."""
+    named = (f"{each.name}={_short(getattr(result, each.name))}" for each in fields(result))
+    return f"{type(result).__name__}({', '.join(named)})"
 
 
 def _short(value: Any) -> str:
-    """The text of a value, with no more than the shape of a tensor of many elements."""
     if isinstance(value, Tensor):
         return f"tensor({value.tolist()})" if value.numel() <= 10 else f"tensor of {[*value.shape]}"
     if isinstance(value, dict):

@@ -43,6 +43,10 @@ class Potentials(dict[str, Tensor]):
         self.nonlinearities: dict[str, str] = {}
         self.outputs: set[str] = set()
 
+    def __repr__(self) -> str:
+        entries = "".join(f"  {name} {[*z.shape]}\n" for name, z in self.items())
+        return f"{type(self).__name__}(\n{entries})" if entries else f"{type(self).__name__}()"
+
 
 @contextmanager
 def record_potentials(
@@ -83,7 +87,8 @@ def record_potentials(
         ends and when the block ends.
 
     Raises:
-        ValueError: at the end of the block, if no layer was found or a pattern matches none.
+        ValueError: at the end of the block, if no layer was found, if a pattern matches none, or if the patterns and
+            `output` leave none.
         RuntimeError: if a potential is overwritten in place after its nonlinearity has read it.
         NotImplementedError: if a fused function hides the potentials of a layer, the network uses reentrant
             activation checkpoints of another library, or its units are split over processes (tensor parallelism).
@@ -94,8 +99,11 @@ def record_potentials(
         >>> network = nn.Sequential(nn.Linear(4, 3), nn.ReLU(inplace=True), nn.Linear(3, 2))
         >>> with record_potentials(network) as potentials:
         ...     logits = network(torch.randn(5, 4))
-        >>> {layer: tuple(z.shape) for layer, z in potentials.items()}
-        {'0': (5, 3), '2': (5, 2)}
+        >>> potentials
+        Potentials(
+          0 [5, 3]
+          2 [5, 2]
+        )
     """
     selection = LayerSelection(include, exclude, output)
     with recording(module, selection, activations, lambda message: warnings.warn(message, stacklevel=6)) as recorded:
@@ -140,8 +148,11 @@ def recording(
             )
         if capture.message and recorded:
             tell(capture.message)
-        layers = dict.fromkeys(potential.layer for potential in capture.potentials)
-        selection.check({**layers, **capture.fused})
+        layers = {**dict.fromkeys(potential.layer for potential in capture.potentials), **capture.fused}
+        if not layers and capture.saw_empty_batch:
+            raise ValueError("No potential was found: the batch that the network was called with has no samples.")
+        selection.check(layers)
+        selection.check_chosen(layers, [layer for layer, _ in recorded.layers.values()])
     finally:
         capture.close()
 

@@ -186,8 +186,10 @@ def test_what_is_refused():
         constant_units(network, [SIGNALS])
     with pytest.raises(ValueError, match="layer 'conv' to hold numbers or infinities but got NaN"):
         constant_units(network, [(SIGNALS * torch.nan,)])
-    with pytest.raises(ValueError, match="hidden layer"):
+    with pytest.raises(ValueError, match=r"a hidden layer .* but got output layers alone: output"):
         constant_units(nn.Linear(3, 2), [(torch.ones(2, 3),)])
+    with pytest.raises(ValueError, match=r"by include=\('head',\), exclude=\(\) but got output layers alone: head"):
+        constant_units(Convolution(), [(SIGNALS,)], include=("head",))
     sizes = nn.Sequential(nn.Conv1d(1, 1, 2), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(1, 2))
     with pytest.raises(ValueError, match=r"'0' has 2 units in one pass and 3 in another.*`exclude`"):
         constant_units(sizes, [(torch.ones(1, 1, 3),), (torch.ones(1, 1, 4),)])

@@ -12,6 +12,12 @@ from tests.support.networks import LeNet5
 from tests.support.two_layers import SAMPLES, random
 
 
+def test_large_tensors_are_shown_by_their_shapes():
+    parts = psp_gradient_parts(LeNet5().double(), random(SAMPLES, 1, 28, 28))
+    assert "norms=tensor of [" in repr(parts)
+    assert "parameters=('conv1.weight', " in repr(parts)
+
+
 def test_save_and_load(tmp_path):
     parts = psp_gradient_parts(LeNet5().double(), random(SAMPLES, 1, 28, 28), reduction="sum", output=False)
     assert parts.shares.isnan().any()

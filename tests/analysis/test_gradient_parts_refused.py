@@ -31,6 +31,8 @@ def test_nothing_trained_is_an_error():
     network[2].requires_grad_(True)
     with pytest.raises(ValueError, match="none reaches the layers 0"):
         psp_gradient_parts(network, x, output=False)
+    with pytest.raises(ValueError, match=r"No layer is left .* are: 0, 2\."):
+        psp_gradient_parts(network, x, exclude=("*",))
 
 
 def test_a_function_is_no_module():

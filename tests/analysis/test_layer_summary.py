@@ -201,5 +201,7 @@ def test_a_notebook_shows_a_table(images):
 def test_what_is_refused(images):
     with pytest.raises(TypeError, match=r"`torch\.nn\.Module` but got builtin_function_or_method"):
         layer_summary(torch.relu, images)
-    with pytest.raises(ValueError, match="No potential was found"):
+    with pytest.raises(ValueError, match="No potential was found: the batch"):
         layer_summary(network().eval(), images[:0])
+    with pytest.raises(ValueError, match=r"No layer is left .* are: norm, fc, head\."):
+        layer_summary(network(), images, exclude=("*",))

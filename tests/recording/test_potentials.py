@@ -51,6 +51,35 @@ def test_passes_of_other_shapes_are_entries_of_their_own():
     assert potentials.outputs == set(potentials)
 
 
+def test_a_line_for_each_entry_is_shown():
+    network = SharedWeights()
+    with record_potentials(network) as potentials:
+        assert repr(potentials) == "Potentials()"
+        network(torch.randn(4, 6))
+    assert str(potentials) == "Potentials(\n  shared [12, 6]\n  head [4, 3]\n)"
+
+
+def recorded(inputs, **chosen):
+    network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    with record_potentials(network, **chosen) as potentials:
+        network(inputs)
+    return list(potentials)
+
+
+@pytest.mark.parametrize(
+    "chosen", [{"exclude": ("*",)}, {"include": ("0",), "exclude": ("0",)}, {"include": ("2",), "output": False}]
+)
+def test_a_choice_that_leaves_no_layer_is_an_error(chosen):
+    assert recorded(torch.ones(5, 3), include=("0",), output=False) == ["0"]
+    with pytest.raises(ValueError, match=r"No layer is left .* The layers of this model are: 0, 2\."):
+        recorded(torch.ones(5, 3), **chosen)
+
+
+def test_an_empty_batch_is_named():
+    with pytest.raises(ValueError, match=r"No potential was found: the batch .* has no samples"):
+        recorded(torch.ones(0, 3))
+
+
 class Perceptual(LightningModule):
     """A network whose result is compared with data by what a frozen network makes of both."""
 
