@@ -242,4 +242,4 @@ def _products(
     check_number("lam", lam, at_least=0)
     check_choice("reduction", reduction, REDUCTIONS)
     check_integer("seed", seed, at_least=0)
-    return HessianProducts(module, data, loss, masks, lam, reduction, seed)
+    return HessianProducts(module, data, loss, masks, float(lam), reduction, seed)

@@ -161,6 +161,7 @@ def loss_plane(
     estimates_statistics = batch_norm == "reestimate"
     refuse_shared(module, estimates_statistics)
     weights = weight_plane(module, first, second, masks, direction, seed, is_line=size[1] == 1)
+    margin = float(margin)  # of which the coordinates are made
     x = _grid(-margin, 1 + margin, size[0])
     y = _grid(-0.5 - margin, 0.5 + margin, size[1]) if size[1] > 1 else [0.0]
     batch_loss = cross_entropy if loss is None else loss
@@ -178,7 +179,7 @@ def loss_plane(
             "loss": identity_of(batch_loss),
             "measures": list(measures),
             "size": list(size),
-            "margin": float(margin),
+            "margin": margin,
             "direction": direction,
             "seed": seed,
             "batch_norm": batch_norm,

@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from tqdm.auto import tqdm
 
 from lightning_psp.analysis.unchanged import Unchanged
 from lightning_psp.callback.lam_search import LamSearch, Mode
 from lightning_psp.callback.psp_callback import PSPCallback
-from lightning_psp.functional.arguments import check_choice, check_integer
+from lightning_psp.functional.arguments import check_choice, check_integer, check_number
 from lightning_psp.functional.loader_generators import loader_generators
 from lightning_psp.lightnings.any_callback import refuse_other_lightning
 from lightning_psp.pruning.module_attributes import ModuleAttributes
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 LAMS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 # What a trainer holds of what was logged.
 _LOGGED = ("callback_metrics", "logged_metrics", "progress_bar_metrics")
+# What names of values begin with that the callback logs: of the network, and of single layers.
+_OF_THIS_PACKAGE = ("psp/", "psp_")
 
 
 def find_lam(
@@ -65,7 +68,8 @@ def find_lam(
         datamodule: as in ``trainer.fit``.
         lams: the λ to try beside 0, each more than 0.
         epochs: length of each training.
-        monitor: name under which the module logs the value to choose by.
+        monitor: name under which the module logs the value to choose by. None of this package's own: ⟨z²⟩ falls with λ
+            whatever becomes of the network.
         mode: ``"min"`` where lower is better, or ``"max"``.
 
     Returns:
@@ -109,12 +113,8 @@ def find_lam(
         )
     check_choice("mode", mode, ("min", "max"))
     check_integer("epochs", epochs, at_least=1)
-    is_sequence = isinstance(lams, Iterable) and not isinstance(lams, str)
-    if not is_sequence or not all(isinstance(lam, (int, float)) and math.isfinite(lam) and lam > 0 for lam in lams):
-        raise ValueError(f"Expected argument `lams` to be finite numbers greater than 0 but got {lams!r}.")
-    tried = sorted(set(lams))
-    if not tried:
-        raise ValueError("Expected argument `lams` to have at least one number but got none.")
+    tried = _checked_lams(lams)
+    _check_monitor(monitor)
     if trainer.world_size > 1:
         raise ValueError(
             f"Expected argument `trainer` to have one process but got {trainer.world_size}: search with"
@@ -147,14 +147,39 @@ def find_lam(
                     raise KeyboardInterrupt
                 found.append({name: float(value) for name, value in trainer.callback_metrics.items()})
             if monitor not in found[-1]:
-                own_names = ", ".join(name for name in found[-1] if not name.startswith("psp_"))  # but not each layer's
+                own_names = ", ".join(name for name in found[-1] if not name.startswith(_OF_THIS_PACKAGE))
                 raise ValueError(
                     f"Expected argument `monitor` to be a value that the module logs in each epoch but got {monitor!r}."
                     f" Logged were {own_names or 'none'}."
                 )
     names = dict.fromkeys(name for values in found for name in values)
     values = {name: tuple(each.get(name, math.nan) for each in found) for name in names}
-    return LamSearch((0.0, *tried), values, monitor, mode)
+    search = LamSearch((0.0, *tried), values, monitor, mode)
+    if search.is_undecided:
+        rank_zero_warn(f"find_lam cannot choose λ: {monitor!r} is the same for every λ. Train longer, by `epochs`.")
+    return search
+
+
+def _checked_lams(lams: Any) -> list[float]:
+    """The λ to try in ascending order, each once."""
+    if isinstance(lams, str) or not isinstance(lams, Iterable):
+        raise TypeError(f"Expected argument `lams` to be several numbers, such as (0.01, 0.1), but got {lams!r}.")
+    numbers = list(lams)
+    for place, lam in enumerate(numbers):
+        check_number(f"lams[{place}]", lam, above=0)
+    if not numbers:
+        raise ValueError("Expected argument `lams` to have at least one number but got none.")
+    return sorted({float(lam) for lam in numbers})
+
+
+def _check_monitor(monitor: Any) -> None:
+    if not isinstance(monitor, str):
+        raise TypeError(f"Expected argument `monitor` to be the name of a logged value but got {monitor!r}.")
+    if monitor.startswith(_OF_THIS_PACKAGE):
+        raise ValueError(
+            f"Expected argument `monitor` to name a measure of success, such as the validation error, but got"
+            f" {monitor!r}, which λ changes whatever becomes of the network."
+        )
 
 
 @contextmanager

@@ -62,6 +62,8 @@ class LamSearch:
         """What to do with the suggestion: at an end of the λ that were tried the best one may lie beyond."""
         if not any(math.isfinite(value) for value in self.values[self.monitor]):
             return f"No training ended with a finite {self.monitor!r}."
+        if self.is_undecided:
+            return f"No suggestion: {self.monitor!r} is the same for every λ. Train longer."
         suggested = self.suggestion()
         if suggested == 0:
             return "Suggestion: λ = 0, no penalty. Of so short trainings that may be chance: try longer ones."
@@ -72,8 +74,16 @@ class LamSearch:
         }
         return f"Suggestion: λ = {suggested:g}{beyond.get(suggested, '')}."
 
+    @property
+    def is_undecided(self) -> bool:
+        """Whether `monitor` has the same value for every λ, so that none is better than another."""
+        first, *others = self.values[self.monitor]
+        return all(value == first for value in others)
+
     def suggestion(self) -> float:
         """The λ with the best value of `monitor`, of equal ones the largest; 0 where no penalty was best.
+
+        Where :attr:`is_undecided` is true, that is no advice.
 
         Raises:
             ValueError: if no training ended with a finite value.
@@ -101,11 +111,14 @@ class LamSearch:
             The figure, and the axes in the order of `keys`.
 
         Raises:
+            TypeError: if `keys` is a single string.
             ValueError: if a key was not logged, or there are not as many axes as keys.
             ModuleNotFoundError: if matplotlib, which the extra ``plot`` installs, is missing.
         """
-        from lightning_psp.plotting.style import given_axes, new_axes, tidy
+        from lightning_psp.plotting.style import check_names, given_axes, new_axes, tidy
 
+        if keys is not None:
+            check_names("keys", keys)
         names = [name for name in (self.monitor, "psp/z2_val") if name in self.values] if keys is None else list(keys)
         missing = [name for name in names if name not in self.values]
         if missing:
@@ -118,7 +131,7 @@ class LamSearch:
             lams = [self.lams[place] for place in tried]
             panel.plot(lams, [values[place] for place in tried], color="#D55E00", marker="o", linewidth=1.6)
             panel.axhline(values[0], color="#555555", linestyle=":", label="λ = 0")
-            if chosen > 0:
+            if chosen > 0 and not self.is_undecided:
                 panel.axvline(chosen, color="#0072B2", linestyle="--", label=f"suggestion: {chosen:g}")
             panel.set_xscale("log")
             panel.set_xlabel("λ")

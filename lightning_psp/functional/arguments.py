@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from numbers import Real
 from typing import Any
 
 
@@ -22,7 +23,7 @@ def check_number(
         ...
         ValueError: Expected argument `lam` to be a finite number of at least 0 but got -1.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):  # NumPy's numbers are real ones, too
         raise TypeError(f"Expected argument `{name}` to be a number but got {value!r}.")
     is_low = (at_least is not None and value < at_least) or (above is not None and value <= above)
     is_high = at_most is not None and value > at_most

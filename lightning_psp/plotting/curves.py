@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import MaxNLocator
 
 from lightning_psp.plotting.logs import named, read_log
-from lightning_psp.plotting.style import check_kind, explain, given_axes, label_plainly, lone, new_axes, styles, tidy
+from lightning_psp.plotting.style import (
+    check_kind,
+    check_names,
+    explain,
+    given_axes,
+    label_plainly,
+    lone,
+    new_axes,
+    styles,
+    tidy,
+)
 
 # A training: its log's file or folder, or the values themselves by key, one an epoch.
 Log = str | Path | Mapping[str, Sequence[float]]
@@ -60,7 +71,7 @@ def plot_curves(
         The figure, and the axes in the order of `keys`.
 
     Raises:
-        TypeError: if `trainings` is no mapping, or `keys` a single string.
+        TypeError: if `trainings` is no mapping to logs, `keys` a single string, or `titles` or `units` no mapping.
         ValueError: if `trainings` or `keys` is empty, if there are not as many axes as keys, or if a log lacks a key,
             which names those that it has, or trainings of a technique have no epoch in common.
         FileNotFoundError: if a path leads to no log.
@@ -74,8 +85,10 @@ def plot_curves(
         'mean squared potential ⟨z²⟩ (log scale)'
     """
     check_kind("trainings", trainings, Mapping, "a dict of logs by label, such as {'PSP': 'logs/version_0'},")
-    if isinstance(keys, str):
-        raise TypeError(f"Expected argument `keys` to be a sequence of names, such as ({keys!r},), but got {keys!r}.")
+    check_names("keys", keys)
+    for name, texts in (("titles", titles), ("units", units)):
+        if texts is not None:
+            check_kind(name, texts, Mapping, "a dict of texts by key, such as {'val_error': 'error (%)'},")
     if not trainings or not keys:
         raise ValueError(f"Expected arguments `trainings` and `keys` not to be empty but got {trainings!r}, {keys!r}.")
     curves = {label: _read(label, logs, keys) for label, logs in trainings.items()}
@@ -89,6 +102,7 @@ def plot_curves(
         panel.set_ylabel(_with_log_scale(unit) if is_logarithmic else unit)
         panel.set_xlabel("epoch")
         panel.set_xlim(left=0)
+        panel.xaxis.set_major_locator(MaxNLocator("auto", steps=(1, 2, 5, 10), integer=True, min_n_ticks=1))
         if is_logarithmic:
             panel.set_yscale("log")
             label_plainly(panel.yaxis)
@@ -103,7 +117,13 @@ def plot_curves(
 
 def _read(label: str, logs: Log | Sequence[Log], keys: Sequence[str]) -> list[dict[str, np.ndarray]]:
     """For each training the epochs (from 1) and values of each key, ``[2, epochs]``."""
-    several = [logs] if isinstance(logs, (str, Path, Mapping)) else list(logs)
+    several = [logs] if isinstance(logs, (str, Path, Mapping)) or not isinstance(logs, Iterable) else list(logs)
+    for log in several:
+        if not isinstance(log, (str, Path, Mapping)):
+            raise TypeError(
+                "Expected argument `trainings` to have paths, or dicts from key to values, for each label but got"
+                f" {log!r} for {label!r}."
+            )
     if not several:
         raise ValueError(f"Expected argument `trainings` to have at least one training of {label!r} but got none.")
     return [_values(log, keys) if isinstance(log, Mapping) else read_log(Path(log), keys) for log in several]
@@ -112,8 +132,14 @@ def _read(label: str, logs: Log | Sequence[Log], keys: Sequence[str]) -> list[di
 def _values(log: Mapping[str, Sequence[float]], keys: Sequence[str]) -> dict[str, np.ndarray]:
     missing = [key for key in keys if key not in log]
     if missing:
-        raise ValueError(f"Expected a training with values of {missing[0]!r} but got one with {named(log)}.")
-    return {key: np.stack([np.arange(1.0, len(log[key]) + 1), np.asarray(log[key], dtype=float)]) for key in keys}
+        raise ValueError(
+            f"Expected a training with values of {missing[0]!r} but got one with {named(log, missing[0])}."
+        )
+    values = {key: np.asarray(log[key], dtype=float) for key in keys}
+    for key, each in values.items():
+        if each.ndim != 1:
+            raise TypeError(f"Expected a training with one number an epoch for {key!r} but got {log[key]!r}.")
+    return {key: np.stack([np.arange(1.0, len(each) + 1), each]) for key, each in values.items()}
 
 
 def _draw_band(axes: Axes, runs: Sequence[np.ndarray], label: str, style: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from lightning_psp.analysis import GradientParts
 from lightning_psp.plotting.style import check_kind, given_axes
 
 LARGEST_FIGURE = 16.0, 14.0  # inches
-LEAST_HEIGHT = 3.1  # inches: that of what stands at the colour bar
+LEAST_SIZE = 5.6, 3.1  # inches: those of the title and of what stands at the colour bar
 LONGEST_NAME = 8  # letters of a layer's name that stand side by side with others
 MOST_CELLS_WITH_NUMBERS = 20, 60  # columns and rows; in smaller cells numbers could not be read
 
@@ -75,8 +75,8 @@ def plot_gradient_parts(
     longest = max(map(len, parts.layers))
     are_upright = columns > 6 or longest > LONGEST_NAME
     if ax is None:
-        height = max(1.8 + 0.45 * len(rows), LEAST_HEIGHT) + (0.1 * longest if are_upright else 0.0)
-        size = min(3.4 + 0.7 * columns, LARGEST_FIGURE[0]), min(height, LARGEST_FIGURE[1])
+        height = max(1.8 + 0.45 * len(rows), LEAST_SIZE[1]) + (0.1 * longest if are_upright else 0.0)
+        size = min(max(3.4 + 0.7 * columns, LEAST_SIZE[0]), LARGEST_FIGURE[0]), min(height, LARGEST_FIGURE[1])
         _, ax = pyplot.subplots(figsize=size, dpi=150, layout="constrained")
     else:
         (ax,) = given_axes(ax, 1, "the shares")
@@ -100,7 +100,7 @@ def plot_gradient_parts(
     ax.set_title("Where the PSP gradient comes from", fontweight="bold")
     if colorbar:
         beyond = "both" if shares.nan_to_num().abs().max() > 100.5 else "neither"
-        ax.figure.colorbar(image, ax=ax, label="share of the parameter's gradient (%)", extend=beyond)
+        ax.figure.colorbar(image, ax=ax, label="share of the gradient (%)", extend=beyond)
     return ax.figure, ax
 
 

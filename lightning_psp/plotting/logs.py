@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
 _EVENTS = "events.out.tfevents*"
+_OF_LAYERS = "psp_"  # what the names of their values begin with
 
 # For each key the epoch, step and value of each entry, in the order in which they were written.
 _Entries: TypeAlias = dict[str, list[tuple[int, int, "str | float"]]]
@@ -46,14 +48,17 @@ def read_log(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
         )
     missing = [key for key in keys if key not in found]
     if missing:
-        raise ValueError(f"Expected {path} to have values of {missing[0]!r} but found {named(found)}.")
+        raise ValueError(f"Expected {path} to have values of {missing[0]!r} but found {named(found, missing[0])}.")
     after = _epoch_after_the_training(found)
     return {key: _by_epoch(found[key], after) for key in keys}
 
 
-def named(keys: Iterable[str]) -> str:
-    """The keys of a log, all but those of single layers, and what to do with them."""
-    return f"{', '.join(key for key in sorted(keys) if not key.startswith('psp_'))}: choose with argument `keys`"
+def named(keys: Iterable[str], missing: str) -> str:
+    """The keys of a log and what to do with them: of those of single layers, which are many, what is like a missing one."""
+    of_layers = [key for key in keys if key.startswith(_OF_LAYERS)]
+    alike = get_close_matches(missing, of_layers, n=5, cutoff=0) if missing.startswith(_OF_LAYERS) else []
+    shown = [*sorted(key for key in keys if key not in of_layers), *alike]
+    return f"{', '.join(shown)}: choose with argument `keys`"
 
 
 def _folders_below(path: Path) -> str:

@@ -12,7 +12,16 @@ from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
 from lightning_psp.analysis import LossPlane
-from lightning_psp.plotting.style import check_kind, given_axes, label_plainly, lone, new_axes, styles, tidy
+from lightning_psp.plotting.style import (
+    check_kind,
+    check_names,
+    given_axes,
+    label_plainly,
+    lone,
+    new_axes,
+    styles,
+    tidy,
+)
 
 Numbers: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 
@@ -62,8 +71,8 @@ def plot_plane(
         The figure and the axes.
 
     Raises:
-        TypeError: if `plane` is no such result.
-        ValueError: if the plane does not have the measure or the layer, if no value is finite, or if `log_scale` is
+        TypeError: if `plane` is no such result, or `labels` a single string.
+        ValueError: if there are not two labels, if the plane does not have the measure or the layer, if no value is finite, or if `log_scale` is
             asked for with values that are not above 0.
 
     Example:
@@ -80,6 +89,9 @@ def plot_plane(
         'Loss'
     """
     check_kind("plane", plane, LossPlane, "a result of `loss_plane`")
+    check_names("labels", labels)
+    if len(labels) != 2:
+        raise ValueError(f"Expected argument `labels` to be the names of two solutions but got {labels!r}.")
     values = _values(plane, measure, layer).numpy()
     if not np.isfinite(values).any():
         raise ValueError(f"Expected argument `plane` to have a finite value of {measure!r} but got none.")

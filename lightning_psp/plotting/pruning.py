@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -50,8 +50,12 @@ def plot_pruning(
         "arms", arms, Mapping, "a dict of pairs of sparsity and error by label, such as {'LOBSTER': [(0.9, 1.2)]},"
     )
     for points in arms.values():
+        check_kind("arms", points, Iterable, "a dict of sequences of pairs")
         for point in points:
-            check_kind("arms", point, Sized, "pairs of sparsity and error, such as (0.9, 1.2),")
+            if isinstance(point, str) or not isinstance(point, Sized) or len(point) != 2:
+                raise TypeError(
+                    f"Expected argument `arms` to be pairs of sparsity and error, such as (0.9, 1.2), but got {point!r}."
+                )
     if not arms:
         raise ValueError("Expected argument `arms` to have at least one way of pruning but got none.")
     empty = [label for label, points in arms.items() if len(points) == 0]

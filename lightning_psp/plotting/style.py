@@ -89,6 +89,13 @@ def check_kind(name: str, value: Any, kind: type, meaning: str) -> None:
         raise TypeError(f"Expected argument `{name}` to be {meaning} but got {type(value).__name__}.")
 
 
+def check_names(name: str, value: Any) -> None:
+    """Raises a TypeError unless an argument is a sequence of names, and not a single one."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        example = f", such as ({value!r},)," if isinstance(value, str) else ""
+        raise TypeError(f"Expected argument `{name}` to be a sequence of names{example} but got {value!r}.")
+
+
 def tidy(axes: Axes) -> None:
     """Draws a faint grid behind the lines, and no frame."""
     axes.grid(color="#E5E5E5", linewidth=0.8)

@@ -1,20 +1,21 @@
 """The search for λ: each short training is what a training of its own would be, and nothing is left of them."""
 
 import copy
-import html
 import importlib
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from torchmetrics import MeanMetric
 
-from lightning_psp import LamSearch, PSPCallback, find_lam
+from lightning_psp import PSPCallback, find_lam
 from tests.support.either_lightning import NAMES
 
 LAMS = (0.1, 3.0)
+SAME = pytest.mark.filterwarnings("ignore:find_lam cannot choose")  # where trainings are to be the same
 
 
 def make(package="lightning.pytorch", fails_at=None, error=RuntimeError):
@@ -153,6 +154,7 @@ def test_logged_values_and_profiles_are_those_of_before():
     assert found.profiler.recorded_durations == profile
 
 
+@SAME
 @pytest.mark.parametrize("by_datamodule", [False, True])
 def test_all_trainings_start_alike_whatever_a_module_gathers(by_datamodule):
     """With a λ that is lost in rounding the second training is the first one again."""
@@ -203,6 +205,7 @@ def test_all_trainings_start_alike_whatever_a_module_gathers(by_datamodule):
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
+@SAME
 def test_parts_and_hooks_that_a_training_makes_are_gone_before_the_next():
     module = make()
     del module.network
@@ -298,13 +301,13 @@ def test_the_settings_of_the_trainers_callback_are_used():
     assert sums["psp/penalty"][1] > 5 * means["psp/penalty"][1]
 
 
-def test_suggestion():
-    values = {"val_loss": (0.5, 0.3, 0.3, math.nan, 0.4), "accuracy": (0.5, 0.3, 0.3, math.inf, 0.4)}
-    lams = (0.0, 0.1, 1.0, 10.0, 100.0)
-    assert LamSearch(lams, values, "val_loss", "min").suggestion() == 1.0
-    assert LamSearch(lams, values, "accuracy", "max").suggestion() == 0.0
-    with pytest.raises(ValueError, match="'val_loss'"):
-        LamSearch((0.0, 1.0), {"val_loss": (math.nan, math.inf)}, "val_loss", "min").suggestion()
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_the_same_value_for_every_lam_is_warned_of(kind):
+    module, lams = make(), np.array([1e-30, 1e-29], dtype=kind)
+    with pytest.warns(UserWarning, match=r"cannot choose λ: 'val_error' is the same for every λ\. Train longer"):
+        search = find_lam(trainer(), module, *loaders(), lams=lams, epochs=1, monitor="val_error")
+    assert search.is_undecided
+    assert search.suggestion() == float(lams[1])
 
 
 @pytest.mark.filterwarnings("ignore:The potentials of layer .* hold NaN or infinity")
@@ -314,53 +317,14 @@ def test_a_training_that_blows_up_is_not_suggested():
     assert found.suggestion() in (0.0, 1e-3)
 
 
-def test_plot():
-    pyplot = pytest.importorskip("matplotlib.pyplot")
-    values = {"val_error": (0.5, 0.2, 0.4), "psp/z2_val": (5.0, 2.0, 0.1), "val_loss": (1.0, 2.0, 3.0)}
-    search = LamSearch((0.0, 0.1, 1.0), values, "val_error", "min")
-    figure, (error, z2) = search.plot()
-    curve, without, chosen = error.lines
-    assert curve.get_xydata().tolist() == [[0.1, 0.2], [1.0, 0.4]]
-    assert without.get_ydata()[0] == 0.5
-    assert chosen.get_xdata()[0] == 0.1
-    assert z2.get_ylabel() == "⟨z²⟩ of the validation data"
-    with pytest.raises(ValueError, match="val_error, psp/z2_val, val_loss but got 'loss'"):
-        search.plot(keys=["loss"])
-    pyplot.close("all")
-    assert figure
-
-
-@pytest.mark.parametrize(
-    ("losses", "said"),
-    [
-        ((1.0, 0.8, 0.5, 0.7), "Suggestion: λ = 0.1."),
-        (
-            (1.0, 0.3, 0.5, 0.7),
-            "Suggestion: λ = 0.01, the smallest that was tried: try smaller ones, too, or longer trainings.",
-        ),
-        ((1.0, 0.8, 0.5, 0.4), "Suggestion: λ = 1, the largest that was tried: try larger ones, too."),
-        (
-            (0.2, 0.8, 0.5, 0.4),
-            "Suggestion: λ = 0, no penalty. Of so short trainings that may be chance: try longer ones.",
-        ),
-        ((math.nan, math.nan, math.inf, math.nan), "No training ended with a finite 'val_loss'."),
-    ],
-)
-def test_a_search_is_printed_as_a_table_with_what_it_suggests(losses, said):
-    values = {"val_loss": losses, "psp/z2_val": (9.0, 7.0, 3.0, 0.25), "psp_z2_val/network.0": (1.0, 1.0, 1.0, 1.0)}
-    search = LamSearch((0.0, 0.01, 0.1, 1.0), values, "val_loss", "min")
-    title, *rows, advice = str(search).splitlines()
-    assert search._repr_html_() == f"<pre>{html.escape(str(search))}</pre>"
-    assert title.split() == ["λ", "val_loss", "⟨z²⟩", "of", "the", "validation", "data"]
-    assert [row.split()[::2] for row in rows] == [["0", "9"], ["0.01", "7"], ["0.1", "3"], ["1", "0.25"]]
-    assert advice == said
-
-
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
 def test_bad_arguments():
     module = make()
-    for lams in ((), (0.0, 1.0), (-1.0,), (math.inf,), 0.1, "0.1", ("0.1",)):
-        with pytest.raises(ValueError, match="`lams`"):
+    for lams in ((), (0.0, 1.0), (-1.0,), (math.inf,)):
+        with pytest.raises(ValueError, match=r"`lams(\[0\])?`"):
+            find_lam(trainer(), module, *loaders(), lams=lams)
+    for lams in (0.1, "0.1", ("0.1",)):
+        with pytest.raises(TypeError, match=r"`lams(\[0\])?` to be .* but got "):
             find_lam(trainer(), module, *loaders(), lams=lams)
     with pytest.raises(ValueError, match="`epochs`"):
         find_lam(trainer(), module, *loaders(), epochs=0)
@@ -374,8 +338,13 @@ def test_bad_arguments():
         find_lam(trainer(), module, *loaders(), mode="lowest")
     with pytest.raises(ValueError, match=r"`monitor`.*'accuracy'.*val_error"):
         find_lam(trainer(), module, *loaders(), epochs=1, monitor="accuracy")
-    with pytest.raises(ValueError, match=r"Logged were [^/]*psp/lam.*psp/z2_train\.$"):  # and not those of each layer
+    with pytest.raises(ValueError, match=r"Logged were none\.$"):
         find_lam(trainer(), module, loaders()[0], epochs=1)
+    with pytest.raises(TypeError, match="`monitor` to be the name of a logged value but got 5"):
+        find_lam(trainer(), module, *loaders(), monitor=5)
+    for monitor in ("psp/z2_val", "psp_z2_val/network.0"):
+        with pytest.raises(ValueError, match=rf"`monitor` to name a measure of success, .* but got '{monitor}'"):
+            find_lam(trainer(), module, *loaders(), monitor=monitor)
     with pytest.raises(
         TypeError, match=r"`datamodule` to be a LightningDataModule but got \(0\.1, 1\.0\)\. Give `lams`"
     ):

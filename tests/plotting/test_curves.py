@@ -157,6 +157,14 @@ def test_a_single_epoch_is_a_point():
     assert [line.get_marker() for line in axes.lines] == ["o", "None"]
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 3, 4, 12, 150])
+def test_ticks_are_at_whole_epochs(epochs):
+    figure, (axes,) = plot_curves({"one": {"v": [2.0] * epochs}}, keys=["v"])
+    figure.canvas.draw()
+    assert all(tick == round(tick) for tick in axes.get_xticks())
+    assert len(axes.get_xticks()) > 1
+
+
 def test_a_value_beside_none_that_is_finite_is_a_point():
     _, (axes,) = plot_curves({"a": {"v": [1.0, math.nan, 2.0, 3.0, math.inf, 4.0]}}, keys=["v"])
     assert (axes.lines[0].get_marker(), axes.lines[0].get_markevery()) == ("o", [0, 5])
@@ -192,10 +200,22 @@ def test_nothing_to_draw_is_an_error(tmp_path):
         plot_curves("logs")
     with pytest.raises(TypeError, match=r"such as \('val_loss',\), but got 'val_loss'"):
         plot_curves({"a": trainings()}, keys="val_loss")
+    for argument in ("titles", "units"):
+        with pytest.raises(TypeError, match=rf"`{argument}` to be a dict of texts by key, .* but got tuple"):
+            plot_curves({"a": trainings()}, **{argument: ("a", "b")})
+    for other in (3, [3.0], None):
+        with pytest.raises(TypeError, match=r"`trainings` to have paths, or dicts .* but got .* for 'a'"):
+            plot_curves({"a": other})
+    with pytest.raises(TypeError, match=r"one number an epoch for 'val_error' but got 0\.5"):
+        plot_curves({"a": {"val_error": 0.5, "psp/z2_val": [1.0]}})
     with pytest.raises(
         ValueError, match=r"'other' but got one with psp/z2_val, val_error: choose with argument `keys`\.$"
     ):
         plot_curves({"a": {**trainings()[0], "psp_z2_val/fc": [1.0]}}, keys=["other"])
+    layers = {f"psp_z2_val/bn{number}": [1.0] for number in range(1, 9)}
+    alike = ", ".join(f"psp_z2_val/bn{number}" for number in range(8, 3, -1))
+    with pytest.raises(ValueError, match=f"with psp/z2_val, val_error, {alike}: choose"):
+        plot_curves({"a": {**trainings()[0], **layers}}, keys=["psp_z2_val/bn9"])
     with pytest.raises(FileNotFoundError, match=r"folder with either of them\.$"):
         plot_curves({"a": tmp_path})
     (tmp_path / "version_0").mkdir()

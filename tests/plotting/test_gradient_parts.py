@@ -106,8 +106,10 @@ def test_names_and_the_scale_can_be_read(layers):
     figure.canvas.draw()
     boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
     assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
-    scale = figure.axes[1].yaxis.label.get_window_extent()
-    assert figure.bbox.y0 <= scale.y0 < scale.y1 <= figure.bbox.y1
+    bar = figure.axes[1]
+    scale, title = bar.yaxis.label.get_window_extent(), axes.title.get_window_extent()
+    assert bar.bbox.y0 <= scale.y0 < scale.y1 <= bar.bbox.y1
+    assert axes.bbox.x0 <= title.x0 < title.x1 <= axes.bbox.x1
 
 
 def test_many_layers_have_no_numbers_and_fit_on_a_page():

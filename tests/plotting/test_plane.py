@@ -135,6 +135,11 @@ def test_heights_are_between_the_finite_values(levels, log_scale):
 
 
 def test_bad_input():
+    with pytest.raises(TypeError, match=r"`labels` to be a sequence of names, such as \('ab',\), but got 'ab'"):
+        plot_plane(plane(), labels="ab")
+    for labels in (("a",), ("a", "b", "c")):
+        with pytest.raises(ValueError, match=r"`labels` to be the names of two solutions but got \('a',"):
+            plot_plane(plane(), labels=labels)
     with pytest.raises(ValueError, match="one of loss, z2, error but got 'entropy'"):
         plot_plane(plane(), measure="entropy")
     with pytest.raises(ValueError, match=r"'z2' \(fc1\) but got 'fc2'"):

@@ -1,5 +1,7 @@
 """Error against sparsity."""
 
+import re
+
 import pytest
 from matplotlib.figure import Figure
 
@@ -82,5 +84,8 @@ def test_other_kinds_are_an_error():
         TypeError, match=r"`arms` to be a dict of pairs .* such as \{'LOBSTER': \[\(0\.9, 1\.2\)\]\}, but got list"
     ):
         plot_pruning([])
-    with pytest.raises(TypeError, match=r"pairs of sparsity and error, .* but got float"):
-        plot_pruning({"a": [0.5]})
+    for point in (0.5, (0.1,), "ab"):
+        with pytest.raises(TypeError, match=rf"pairs of sparsity and error, .* but got {re.escape(repr(point))}\."):
+            plot_pruning({"a": [point]})
+    with pytest.raises(TypeError, match="`arms` to be a dict of sequences of pairs but got float"):
+        plot_pruning({"a": 0.5})
