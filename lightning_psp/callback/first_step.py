@@ -13,6 +13,7 @@ from lightning_psp.callback.step import Step
 # Shares of the penalty in the loss below which, should it stay there, it does next to nothing, and above which it comes
 # before the loss. It grows in training: with the first paper's λ, LeNet-5 on MNIST goes from 0.007 % to 280 %.
 NEGLIGIBLE, DOMINANT = 0.001, 1.0
+_MOST_IN_PER_CENT = 100.0
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -34,13 +35,13 @@ def describe_first_step(step: Step, layers: Sequence[str], lam: float, module: n
     share = float(step.penalty_share)
     if step.lam == 0.0 or not math.isfinite(share):
         return " ".join(sentences)
-    sentences.append(f"The penalty is {percentage(share)} of the loss.")
+    sentences.append(f"The penalty is {share_of_loss(share)}.")
     if is_auto:
         return " ".join(sentences)
     at_full_strength = share * lam / step.lam
     if at_full_strength < NEGLIGIBLE:
         sentences.append(
-            f"Where `psp/penalty_share`, which grows while the loss falls, stays below {percentage(NEGLIGIBLE)}, the"
+            f"Where `psp/penalty_share`, which grows while the loss falls, stays below {100 * NEGLIGIBLE:g} %, the"
             " penalty changes next to nothing: try a larger λ then."
         )
         normalised = [layer for layer in layers if is_batch_norm(module, layer)]
@@ -51,7 +52,7 @@ def describe_first_step(step: Step, layers: Sequence[str], lam: float, module: n
             )
     elif at_full_strength > DOMINANT:
         sentences.append(
-            f"Above {percentage(DOMINANT)} it comes before the loss: try a smaller λ, unless the network had learnt"
+            f"Above {100 * DOMINANT:g} % it comes before the loss: try a smaller λ, unless the network had learnt"
             " before, where the loss is small and such a share is usual."
         )
     return " ".join(sentences)
@@ -72,14 +73,16 @@ def _mean(means: dict[str, float]) -> float:
     return sum(means.values()) / len(means)
 
 
-def percentage(share: float) -> str:
-    """A share as it is read.
+def share_of_loss(share: float) -> str:
+    """A share of the loss as it is read.
 
     Example:
-        >>> percentage(0.000615), percentage(1.0), percentage(34.5), percentage(1.4e15)
-        ('0.061 %', '100 %', '3450 %', '1.4e+17 %')
+        >>> share_of_loss(0.000615), share_of_loss(1.0), share_of_loss(34.5), share_of_loss(241234.0)
+        ('0.061 % of the loss', '100 % of the loss', '3450 % of the loss', '240,000 times the loss')
     """
-    return f"{100 * share:.0f} %" if 1 <= share < 1e4 else f"{100 * share:.2g} %"
+    if abs(share) >= _MOST_IN_PER_CENT:
+        return f"{float(f'{share:.2g}'):,.0f} times the loss"
+    return f"{100 * share:{'.0f' if share >= 1 else '.2g'}} % of the loss"
 
 
 def is_batch_norm(module: nn.Module, layer: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 from torch import nn
 
-from lightning_psp.callback.first_step import describe_first_step, percentage
+from lightning_psp.callback.first_step import describe_first_step, share_of_loss
 from lightning_psp.callback.settings import Settings
 from lightning_psp.callback.step import Seen, Step
 from lightning_psp.functional.totals import Total
@@ -125,8 +125,8 @@ class Reports:
             message = f"The potentials of layer {broken[0]!r} hold NaN or infinity ({stage})."
             if self._largest_share >= _LARGE:
                 message += (
-                    f" With λ = {self._lam:g} the penalty was up to {percentage(self._largest_share)} of the loss"
-                    " before: λ may be too large."
+                    f" With λ = {self._lam:g} the penalty was up to {share_of_loss(self._largest_share)} before: λ may"
+                    " be too large."
                 )
             self._say("broken", message)
 

@@ -8,6 +8,8 @@ from torch import distributed
 from tqdm.auto import tqdm
 
 SECONDS_WITHOUT_BAR = 2.0
+# Larger numbers, such as those of pairs of units, are shown as 12.3k or 1.20M.
+_LARGEST_COUNT = 9999
 
 
 def progress_bar(total: int | None, unit: str, description: str = "PSP-entropy") -> Any:
@@ -19,8 +21,8 @@ def progress_bar(total: int | None, unit: str, description: str = "PSP-entropy")
     return tqdm(
         total=total,
         desc=description,
-        unit=unit,
-        unit_scale=True,
+        unit=f" {unit}",
+        unit_scale=total is not None and total > _LARGEST_COUNT,
         delay=SECONDS_WITHOUT_BAR,
         leave=False,
         disable=is_other_process,

@@ -42,8 +42,8 @@ def soft_psp_entropy(
 
     Args:
         z: potentials ``[batch, …]`` of a layer.
-        target: class labels ``[batch]`` of an integer type, from 0 to `num_classes` − 1. A class without samples
-            contributes nothing.
+        target: class labels ``[batch]`` of type uint8, int8, int16, int32 or int64, from 0 to `num_classes` − 1. A
+            class without samples contributes nothing.
         num_classes: number of classes.
         temperature: T, in the unit of the potentials.
         unit: ``"element"``: every entry of a sample is a unit. ``"channel"``: every index of the dimension `unit_dim`
@@ -55,7 +55,7 @@ def soft_psp_entropy(
         The entropy in bits, with the graph of z: a scalar for ``"mean"``, ``[units]`` for ``"none"``.
 
     Raises:
-        TypeError: if z is not a real floating point tensor, or `target` not one of an integer type.
+        TypeError: if z is not a real floating point tensor, or `target` not one of those types.
         ValueError: if a shape, a label or another argument is outside what is allowed, or z holds NaN.
 
     Example:

@@ -48,9 +48,11 @@ def check_input(z: Tensor, target: Tensor, num_classes: int, unit: Unit, unit_di
     if not isinstance(target, Tensor):
         raise TypeError(f"Expected argument `target` to be a tensor but got {type(target).__name__}.")
     if target.dtype not in _INTEGERS:
+        has_other_width = not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool)
+        remedy = "use `target.long()`" if has_other_width else "give the class of each sample, and no scores"
         raise TypeError(
-            f"Expected argument `target` to hold integers but got {target.dtype}: give the class of each sample, and no"
-            " scores."
+            "Expected argument `target` to hold integers of type uint8, int8, int16, int32 or int64 but got"
+            f" {target.dtype}: {remedy}."
         )
     if z.ndim == 0 or target.shape != z.shape[:1]:
         raise ValueError(

@@ -53,9 +53,9 @@ class PSPEntropy(FixedTypeMetric):
     error, which :meth:`estimate` returns.
 
     ``update(z, target)`` takes potentials ``[batch, …]`` (``[batch]`` for a single unit) in any floating point type and
-    their classes ``[batch]``, integers. ``compute()`` gives bits: a scalar, or ``[units]`` for ``reduction="none"``,
-    in float64 (float32 on devices without it), and NaN where there were no samples. A class without samples contributes
-    nothing, and is named in a warning, once.
+    their classes ``[batch]``, of type uint8, int8, int16, int32 or int64. ``compute()`` gives bits: a scalar, or
+    ``[units]`` for ``reduction="none"``, in float64 (float32 on devices without it), and NaN where there were no
+    samples. A class without samples contributes nothing, and is named in a warning, once.
 
     First order keeps a count for each class and unit, higher orders a bit for each sample and unit, as integers also
     where ``set_dtype`` or ``to`` are given a floating point type. Processes are
@@ -74,7 +74,7 @@ class PSPEntropy(FixedTypeMetric):
 
     Raises:
         TypeError: if an argument that has to be an integer is none. In an update, if `z` is not a real floating point
-            tensor or `target` does not hold integers.
+            tensor or `target` of none of these types.
         ValueError: if an argument is not one of those allowed. In an update, if shapes do not match, `z` holds NaN, a
             class is out of range, the layer has fewer than `order` units or not as many as before.
 

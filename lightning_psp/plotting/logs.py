@@ -54,7 +54,7 @@ def read_log(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def named(keys: Iterable[str], missing: str) -> str:
-    """The keys of a log and what to do with them: of those of single layers, which are many, what is like a missing one."""
+    """The keys of a log and what to do with them: of those of single layers, what is like a missing one."""
     of_layers = [key for key in keys if key.startswith(_OF_LAYERS)]
     alike = get_close_matches(missing, of_layers, n=5, cutoff=0) if missing.startswith(_OF_LAYERS) else []
     shown = [*sorted(key for key in keys if key not in of_layers), *alike]

@@ -72,8 +72,8 @@ def plot_plane(
 
     Raises:
         TypeError: if `plane` is no such result, or `labels` a single string.
-        ValueError: if there are not two labels, if the plane does not have the measure or the layer, if no value is finite, or if `log_scale` is
-            asked for with values that are not above 0.
+        ValueError: if there are not two labels, if the plane does not have the measure or the layer, if no value is
+            finite, or if `log_scale` is asked for with values that are not above 0.
 
     Example:
         >>> import torch

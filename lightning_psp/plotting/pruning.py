@@ -54,7 +54,8 @@ def plot_pruning(
         for point in points:
             if isinstance(point, str) or not isinstance(point, Sized) or len(point) != 2:
                 raise TypeError(
-                    f"Expected argument `arms` to be pairs of sparsity and error, such as (0.9, 1.2), but got {point!r}."
+                    "Expected argument `arms` to be pairs of sparsity and error, such as (0.9, 1.2), but got"
+                    f" {point!r}."
                 )
     if not arms:
         raise ValueError("Expected argument `arms` to have at least one way of pruning but got none.")

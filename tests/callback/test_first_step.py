@@ -1,6 +1,7 @@
 """What the callback says of itself, once a fit, and the penalty's share of the loss that it logs."""
 
 import logging
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_psp import PSPCallback, psp_penalty, record_potentials
-from lightning_psp.callback.first_step import percentage
+from lightning_psp.callback.first_step import share_of_loss
 from lightning_psp.schedules import WarmUp
 from tests.support.rows import ByHand
 from tests.support.small import Classifier, loader, quiet_trainer
@@ -66,9 +67,18 @@ def test_layers_strength_share_and_the_largest_layer_are_said_once(caplog):
     largest = max(means, key=means.get)
     assert message == (
         f"PSPCallback penalises 3 layers with λ = 0.25. ⟨z²⟩ is largest in {largest!r}: {means[largest]:.3g}, of the"
-        f" network {sum(means.values()) / 3:.3g}. The penalty is {percentage(share)} of the loss."
+        f" network {sum(means.values()) / 3:.3g}. The penalty is {share_of_loss(share)}."
     )
     assert 0.001 < share < 1
+
+
+def test_a_penalty_of_many_times_the_loss_is_said_in_times(caplog):
+    module = made(Classifier)
+    _, share = expected(module, 1e7)
+    (message,), _ = fitted(module, PSPCallback(lam=1e7), caplog, max_steps=1)
+    assert 1e5 < share < 1e9
+    (times,) = re.findall(r"The penalty is ([\d,]+) times the loss\.", message)
+    assert float(times.replace(",", "")) == pytest.approx(share, rel=0.05)
 
 
 def test_each_fit_has_its_own(caplog):
@@ -83,7 +93,7 @@ def test_a_share_that_is_negligible_or_dominant_has_a_hint(caplog, lam, hint):
     module = made(Classifier)
     _, share = expected(module, lam)
     (message,), _ = fitted(module, PSPCallback(lam=lam), caplog, max_steps=1)
-    assert f"The penalty is {percentage(share)} of the loss." in message
+    assert f"The penalty is {share_of_loss(share)}." in message
     assert hint in message
     assert "batch norm" not in message
 
