@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_psp.analysis.point import Point
-from lightning_psp.analysis.results import read_plain, write_whole
+from lightning_psp.analysis.results import write_whole
+from lightning_psp.functional.plain_files import read_plain
 
 _KIND = "points of loss_plane"
 

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+from lightning_psp.functional.plain_files import read_plain
 
 AnyResult = TypeVar("AnyResult", bound="Result")
 
@@ -101,14 +102,6 @@ def write_whole(content: Any, path: Path) -> None:
     """Writes a file of PyTorch that is complete at any time."""
     with replacing(path) as file:
         torch.save(content, file)
-
-
-def read_plain(path: Path) -> Any:
-    """What a file of PyTorch holds, tensors on the CPU; None if it is no such file, or holds code."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, LookupError, ValueError):
-        return None
 
 
 def _restored(value: Any, kinds: Mapping[str, Any]) -> Any:

@@ -116,16 +116,23 @@ def bind_masks(module: nn.Module, masks: Masks) -> list[BoundMask]:
     return [each for _, each in bound.values()]
 
 
-def check_masks(masks: Masks, expected: str = "argument `masks` to map") -> None:
-    """Raises an error unless masks are a mapping from names to bool tensors, with at least one entry."""
+def check_masks(masks: Masks, name: str = "masks", or_what: str = "") -> None:
+    """Raises an error unless masks are a mapping from names to bool tensors, with at least one entry.
+
+    Args:
+        masks: what is looked at.
+        name: the argument that it was given as.
+        or_what: what else the argument may be, for the message.
+    """
+    expected = f"argument `{name}` to {or_what}map"
     if not isinstance(masks, Mapping):
         raise TypeError(
             f"Expected {expected} parameter names to bool tensors but got {type(masks).__name__}. `magnitude_masks`"
             " makes such masks."
         )
-    for name, mask in masks.items():
-        if not isinstance(name, str) or not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+    for parameter, mask in masks.items():
+        if not isinstance(parameter, str) or not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-            raise TypeError(f"Expected {expected} parameter names to bool tensors but got {got} for {name!r}.")
+            raise TypeError(f"Expected {expected} parameter names to bool tensors but got {got} for {parameter!r}.")
     if not masks:
-        raise ValueError("Expected argument `masks` to hold at least one mask but got none.")
+        raise ValueError(f"Expected argument `{name}` to hold at least one mask but got none.")

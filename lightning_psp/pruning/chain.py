@@ -57,14 +57,14 @@ class Link:
     next_layer: str
 
 
-def follow_chain(module: nn.Module) -> list[Link]:
+def follow_chain(module: nn.Module) -> tuple[list[Link], str]:
     """Finds the chain of a network's linear and convolution layers.
 
     Args:
         module: the network; what comes before its first layer and behind its last one is its own affair.
 
     Returns:
-        A link for each layer but the last, in order of call.
+        A link for each layer but the last, in order of call, and the path of the last.
 
     Raises:
         NotImplementedError: if the network is no such chain; the message says where and why.
@@ -93,7 +93,7 @@ def follow_chain(module: nn.Module) -> list[Link]:
         link = Link(str(layer.target), tuple(between), is_flattened, str(following.target))
         _check_link(module, link, is_pooled)
         links.append(link)
-    return links
+    return links, str(layers[-1].target)
 
 
 def _module_of(module: nn.Module, node: fx.Node) -> nn.Module | None:

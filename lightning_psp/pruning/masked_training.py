@@ -12,6 +12,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_psp.functional.arguments import check_integer
+from lightning_psp.functional.plain_files import read_plain
 from lightning_psp.pruning.bound_masks import bind_masks, check_masks
 from lightning_psp.pruning.holding import HoldsMasks
 from lightning_psp.pruning.rewinding import load_state, redraw, rewind
@@ -72,7 +73,12 @@ class MaskedTraining(HoldsMasks):
         super().__init__()
         if isinstance(masks, (str, Path)):
             _check_is_file("masks", masks)
-            masks = torch.load(masks, map_location="cpu", weights_only=True)
+            path, masks = masks, read_plain(masks)
+            if masks is None:
+                raise ValueError(
+                    "Expected argument `masks` to be the path of a file of `torch.save(masks, path)` but got"
+                    f" {str(path)!r}, which is no such file."
+                )
         assert not isinstance(masks, (str, Path))
         check_masks(masks)
         if not isinstance(rewind_to, (Mapping, str, Path, type(None))):

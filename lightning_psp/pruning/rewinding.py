@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from lightning_psp.functional.plain_files import read_plain
 from lightning_psp.pruning.prunable import norm_like, own_parts, weights
 
 
@@ -24,13 +24,12 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     Raises:
         ValueError: if the file holds something else, or objects beside the weights that would run code.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
+    content = read_plain(path)
+    if content is None:
         raise ValueError(
             f"{str(path)!r} holds objects beside tensors, such as hyperparameters of other types, or is no torch file."
             " Where you trust it, give the state dict itself: `torch.load(path, weights_only=False)['state_dict']`."
-        ) from error
+        )
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise ValueError(f"Expected {str(path)!r} to hold a state dict or a checkpoint but got something else.")

@@ -53,7 +53,7 @@ def sparsity(
         weights = prunable_weights(module_or_masks, include, exclude)
         zeros = {name: weight.value() == 0 for name, weight in weights.items()}
     else:
-        check_masks(module_or_masks, "argument `module_or_masks` to be a network or to map")
+        check_masks(module_or_masks, "module_or_masks", "be a network or to ")
         names = select({name: (name,) for name in module_or_masks}, include, exclude)
         zeros = {name: ~module_or_masks[name] for name in names}
     counts = {name: int(mask.sum()) for name, mask in zeros.items()}

@@ -40,7 +40,8 @@ def remove_constant_units(
         module: the network, which stays as it is. It is looked at in ``eval()``.
         data: batches, tuples or lists whose first item the network is called with. They are moved to its device, and
             gone through twice.
-        include: glob patterns on names of linear and convolution layers: those that may lose units.
+        include: glob patterns on names of linear and convolution layers: those that may lose units. The last
+            layer loses none.
         exclude: glob patterns on names of linear and convolution layers.
 
     Returns:
@@ -49,7 +50,7 @@ def remove_constant_units(
     Raises:
         TypeError: if `module` is no module, a pattern is no string, `data` ends after one pass, or a batch is neither a
             tuple nor a list.
-        ValueError: if there is no batch, or a pattern matches no layer.
+        ValueError: if there is no batch, a pattern matches no layer, or the last layer alone is chosen of several.
         NotImplementedError: if the network is no such chain, or its code relies on the sizes of its layers; the message
             says where and why.
 
@@ -68,18 +69,21 @@ def remove_constant_units(
         raise TypeError(f"Expected argument `module` to be a `torch.nn.Module` but got {type(module).__name__}.")
     LayerSelection(include, exclude)  # checks their types
     check_data(data)
-    links = follow_chain(module)
+    links, last = follow_chain(module)
     original = copy.deepcopy(module).eval()
-    chosen = (
-        set(select({link.layer: (link.layer,) for link in links}, include, exclude, kind="layer")) if links else set()
-    )
+    names = [*(link.layer for link in links), last]
+    chosen = select({name: (name,) for name in names}, include, exclude, kind="layer")
+    if links and chosen == [last]:
+        raise ValueError(
+            f"Expected arguments `include` and `exclude` to choose one of {', '.join(names[:-1])} but got {last} alone,"
+            " the last layer, which keeps all of its units."
+        )
     with torch.no_grad():
-        ranges = _ranges_of_inputs(original, [link.next_layer for link in links], data)
+        ranges = _ranges_of_inputs(original, names[1:] or names, data)
         smaller = copy.deepcopy(module)
         for link in links:
             if link.layer in chosen:
                 _remove(smaller, link, *ranges[link.next_layer])
-        last = links[-1].next_layer if links else None
         modes = [(part, part.training) for part in smaller.modules()]
         try:
             _compare(original, smaller.eval(), last, data)
@@ -112,7 +116,7 @@ def _ranges_of_inputs(module: nn.Module, paths: Sequence[str], data: Iterable[An
     finally:
         for handle in handles:
             handle.remove()
-    if paths and not ranges:
+    if not ranges:
         raise ValueError("Expected argument `data` to give at least one sample but got none.")
     return ranges
 
@@ -196,11 +200,9 @@ def _replace(part: nn.Module, name: str, value: Tensor) -> None:
     setattr(part, name, nn.Parameter(value, requires_grad=before.requires_grad) if is_parameter else value)
 
 
-def _compare(original: nn.Module, smaller: nn.Module, last: str | None, data: Iterable[Any]) -> None:
+def _compare(original: nn.Module, smaller: nn.Module, last: str, data: Iterable[Any]) -> None:
     """Raises an error where two networks' last layers give other outputs."""
     outputs: list[Tensor] = []
-    if last is None:
-        return
     handles = [
         network.get_submodule(last).register_forward_hook(lambda layer, arguments, output: outputs.append(output))
         for network in (original, smaller)

@@ -109,6 +109,16 @@ def test_a_file_that_holds_something_else(tmp_path):
         fit(lenet300(), MaskedTraining(lenet300().masks, rewind_to=path))
 
 
+@pytest.mark.parametrize("text", ["", "a text", "hello\n", "(1, 2)", "epoch,step\n1,2\n"])
+def test_a_file_that_is_none_of_torch(text, tmp_path):
+    path = tmp_path / "text.pt"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"`masks` to be the path of a file of .* but got '.*text\.pt', which is no"):
+        MaskedTraining(path)
+    with pytest.raises(ValueError, match=r"text\.pt' holds objects beside tensors, .* or is no torch file"):
+        fit(lenet300(), MaskedTraining(lenet300().masks, rewind_to=path))
+
+
 def test_a_second_callback_that_holds_masks():
     """Both would log shares under the same names."""
     module = lenet300()

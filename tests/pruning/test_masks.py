@@ -326,6 +326,8 @@ def test_a_network_without_any_weights_to_prune():
             read(nn.LSTM(2, 2))
         with pytest.raises(TypeError, match="got str"):
             read("network")
+    with pytest.raises(ValueError, match="`module_or_masks` to hold at least one mask but got none"):
+        sparsity({})
 
 
 @pytest.mark.parametrize(

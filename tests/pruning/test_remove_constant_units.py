@@ -247,8 +247,20 @@ def test_patterns():
     smaller = remove_constant_units(network, data(4), exclude=["2"])
     assert units(smaller) == [5, 5, 3]
     assert_same(smaller, network, data(4))
-    with pytest.raises(ValueError, match=r"Pattern '4' .* matches no layer. The layers that can be pruned are: 0, 2"):
+    assert units(remove_constant_units(network, data(4), exclude=["2", "4"])) == [5, 5, 3]
+    with pytest.raises(ValueError, match=r"Pattern '5' .* matches no layer\. The layers that .* are: 0, 2, 4\."):
+        remove_constant_units(network, data(4), include=["5"])
+    with pytest.raises(ValueError, match=r"to choose one of 0, 2 but got 4 alone, the last layer"):
         remove_constant_units(network, data(4), include=["4"])
+
+
+def test_a_single_layer_keeps_all_units():
+    network = nn.Sequential(nn.Linear(4, 3)).double()
+    assert units(remove_constant_units(network, data(4))) == [3]
+    with pytest.raises(ValueError, match=r"Pattern 'foo' .* matches no layer"):
+        remove_constant_units(network, data(4), include=["foo"])
+    with pytest.raises(ValueError, match="`data` to give at least one sample but got none"):
+        remove_constant_units(network, [])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
