@@ -185,8 +185,8 @@ class _Matrix:
         except no_convergence as error:
             raise RuntimeError(
                 f"{len(error.eigenvalues)} of the {k} largest eigenvalues of the Hessian have converged after"
-                f" {self._products} products, so far {_listed(error.eigenvalues - self._shift)}. Choose a larger"
-                " `tolerance` or a smaller `k`."
+                f" {self._products} products, so far {_listed(error.eigenvalues - self._shift) or 'none'}. Choose a"
+                " larger `tolerance` or a smaller `k`."
             ) from error
         return values - self._shift, vectors
 
@@ -242,8 +242,10 @@ def _written_out(multiply: Multiply, rows: int, k: int, tolerance: float, dtype:
         raise ValueError("The Hessian is not finite: there is NaN or infinity in weights or data.")
     vectors = np.linalg.eigh((whole + whole.T) / 2)[1][:, -k:]
     pairs = _with_residuals(vectors, whole @ vectors)
-    rounding = 10 * float(np.finfo(dtype).eps) * float(np.linalg.norm(whole))
-    allowed = max(tolerance * abs(pairs.values[0]), rounding)
+    scale, size = float(np.linalg.norm(whole)), abs(pairs.values[0])
+    rounding = 10 * float(np.finfo(dtype).eps) * scale
+    # A largest eigenvalue that is 0 but for rounding has no size to go by.
+    allowed = max(tolerance * size, ROUNDING * scale) if size > rounding else rounding
     if pairs.residuals.max() > allowed:
         raise _not_converged(pairs, tolerance, allowed)
     return pairs

@@ -83,7 +83,8 @@ def hessian_eigenvalues(
     The network is in ``eval()`` while this runs; it, gradients and random number generators are left as they were, also
     after an exception or Ctrl-C. Activations and gradients of all batches are kept in memory where they take no more
     than 2 GiB. Otherwise the data are read anew, and both computed anew, for each product. Batches are moved to the
-    device of the network. Besides, up to 1 GiB and 2k + 2 vectors of the size of the weights are held on the CPU.
+    device of the network. Besides, up to 1 GiB and 2k + 2 vectors (8 at least) of the size of the weights are held on
+    the CPU.
 
     Args:
         module: the network. Parameters that ask for a gradient count, one shared by several modules once.
@@ -106,7 +107,7 @@ def hessian_eigenvalues(
         TypeError: if an argument is of the wrong type.
         ValueError: if an argument is not one of those allowed, no parameter asks for a gradient, or the loss does not
             depend on one, is no scalar or not finite.
-        RuntimeError: if an eigenvalue has not converged, with the residuals that were reached.
+        RuntimeError: if an eigenvalue has not converged; the message says which have, or the residuals reached.
         NotImplementedError: if the loss cannot be differentiated twice.
         ImportError: if SciPy is not installed (``lightning_psp[analysis]``).
 

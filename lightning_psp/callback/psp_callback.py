@@ -91,7 +91,8 @@ class PSPCallback(OnlyOne):
         target: an index or a key of a batch, or a callable that is given the batch: where its class labels ``[batch]``
             are. By default the second item of a pair, or ``"label"``, ``"labels"``, ``"target"``, ``"y"`` of a mapping.
         log_layers: whether ⟨z²⟩ and PSP-entropy are logged for each layer.
-        histograms: whether the distributions of weights and potentials are written to TensorBoard each epoch.
+        histograms: whether distributions are written to TensorBoard each epoch: of parameters of two or more dimensions
+            and of potentials in the epoch's last batch, at most 50,000 values of each.
 
     Raises:
         ValueError: if an argument is outside what is allowed; if a pattern matches no layer or the model has no
@@ -170,8 +171,8 @@ class PSPCallback(OnlyOne):
         runs, what this process has measured so far. ``callback.metrics["val"]["conv1"]`` has the attributes
         ``mean_square``, a :class:`~lightning_psp.metrics.MeanSquarePotential`, and, of a hidden layer whose PSP-entropy
         is measured, ``entropy``, ``entropy2`` and so on for further orders, each a
-        :class:`~lightning_psp.metrics.PSPEntropy` with its `classwise` and `plot`. Their tensors lie in the processor's
-        memory when an epoch has ended.
+        :class:`~lightning_psp.metrics.PSPEntropy`. Their tensors lie in the processor's memory when an epoch has ended.
+        A checkpoint that ``trainer.test(ckpt_path=…)`` or ``validate`` loads brings its own ``"train"``.
         """
         return self._epochs.metrics()
 

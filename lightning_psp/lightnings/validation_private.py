@@ -31,6 +31,11 @@ def validation_loaders(trainer: Trainer) -> list[Any]:
     return list(_loop(trainer)._combined_loader.flattened)
 
 
+def validated_metrics(trainer: Trainer) -> dict[str, Any]:
+    """What was logged by the validation that has just ended, of all that ``trainer.callback_metrics`` holds."""
+    return dict(getattr(trainer, CONNECTOR).metrics["callback"])
+
+
 @contextmanager
 def further_validations(trainer: Trainer) -> Iterator[Callable[[], None]]:
     """Gives a function that runs the trainer's validation once more, by a loop with progress and results of its own.

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from lightning_psp.capture.selection import LayerSelection
 from lightning_psp.functional.arguments import check_integer, check_number
 from lightning_psp.functional.progress import progress_bar
+from lightning_psp.lightnings.validation_private import validated_metrics
 from lightning_psp.pruning.best_weights import copied, put_back
 from lightning_psp.pruning.bound_masks import bind_masks
 from lightning_psp.pruning.decay import check_precision, sensitivity_decay
@@ -24,7 +25,7 @@ from lightning_psp.pruning.holding import HoldsMasks
 from lightning_psp.pruning.masks import magnitude_masks
 from lightning_psp.pruning.module_attributes import ModuleAttributes
 from lightning_psp.pruning.monitored import check_still_pruned, monitored, refuse_constant, warn_of_chance, warn_of_fall
-from lightning_psp.pruning.plateau import Plateau
+from lightning_psp.pruning.plateau import Plateau, warn_of_no_plateau
 from lightning_psp.pruning.prunable import prunable_weights
 from lightning_psp.pruning.threshold import FoundThreshold, find_threshold
 from lightning_psp.pruning.validation_run import check_lightning, validations_without_trace
@@ -71,8 +72,7 @@ class LobsterPruning(HoldsMasks):
     - When `monitor` has not improved by more than `min_improvement` for `patience` validations, a plateau, the best
       weights are restored, and the largest threshold T is sought by bisection such that without all :math:`|w| < T` the
       `monitor` of the validation data grows by at most the factor ``1 + tolerance``. Those weights are set to 0 and
-      stay 0. Each threshold that is applied was evaluated and keeps the bound; a search takes at most 15 evaluations
-      (the first one another, where none of them has changed the loss).
+      stay 0. Each threshold that is applied was evaluated and keeps the bound; a search takes at most 15 evaluations.
 
     Training stops when a plateau finds nothing more to prune, or at `max_sparsity`. The module then has the best pruned
     weights: those of the last plateau, restored. Where the trainer stops earlier (`max_epochs`, another callback), it
@@ -103,11 +103,13 @@ class LobsterPruning(HoldsMasks):
         masks: name of each parameter to a bool tensor of its shape, True where the weight stays.
         history: a :class:`PruningStep` for each plateau.
 
+    ``trainer.validate(ckpt_path=…)`` and ``test`` load both with the weights: they are then those of the checkpoint.
+
     Raises:
         TypeError: if an argument is of the wrong type.
         ValueError: if an argument is outside what is allowed. When a fit starts: if a pattern matches no parameter,
             λ is too small for the precision of a parameter, the trainer validates nothing, or has another callback
-            that holds masks. After a validation: if `monitor` was not logged, or never finite.
+            that holds masks. After a validation: if it did not log `monitor`, or that was never finite.
         RuntimeError: if the module has got another parameter since its weights were the best.
         NotImplementedError: if weights are sharded over processes.
 
@@ -217,6 +219,7 @@ class LobsterPruning(HoldsMasks):
         """Stops a training that had stopped already when it was saved."""
         self._first_step = trainer.global_step
         trainer.should_stop = trainer.should_stop or self._is_finished
+        warn_of_no_plateau(self._plateau, trainer)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Keeps the gradients where they are going to be clipped."""
@@ -272,8 +275,7 @@ class LobsterPruning(HoldsMasks):
         if self._steps is None or trainer.sanity_checking or not has_stepped:
             return
         self._last_step, self._has_stepped = trainer.global_step, False
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        if self._plateau.is_best(monitored(self.monitor, trainer, metrics)):
+        if self._plateau.is_best(monitored(self.monitor, trainer, validated_metrics(trainer))):
             self._best = copied(pl_module)
         if self._plateau.is_reached:
             if not self._best:

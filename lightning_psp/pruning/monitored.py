@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -13,25 +13,28 @@ from lightning_psp.pruning.bound_masks import BoundMask
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
+# This package's callbacks log these, and are silent while a search validates.
+_OF_CALLBACKS = ("psp/", "psp_", "pruning")
 # A loss that falls by this share when weights are set to 0 may be none.
 _SUSPICIOUS_FALL = 0.1
 # The same weights have the same loss but for rounding, and but for less than this part of what pruning may cost.
 _ROUNDING, _OF_TOLERANCE = 1e-3, 0.1
 
 
-def monitored(monitor: str, trainer: Trainer, metrics: Mapping[str, float]) -> float:
-    """The monitored value, its mean over processes.
+def monitored(monitor: str, trainer: Trainer, metrics: Mapping[str, Any]) -> float:
+    """The monitored value among those of a validation, its mean over processes.
 
     Raises:
         ValueError: if it was not logged.
     """
     if monitor not in metrics:
+        names = ", ".join(name for name in metrics if not name.startswith(_OF_CALLBACKS)) or "none"
         raise ValueError(
-            f"LobsterPruning(monitor={monitor!r}) needs a value of this name that the LightningModule logs in its"
-            f" validation, but the names are: {', '.join(metrics) or 'none'}. Log it with"
-            f" `self.log({monitor!r}, …)` in `validation_step`."
+            f"LobsterPruning(monitor={monitor!r}) needs a value of this name that the LightningModule itself, and no"
+            f" callback, logs in its validation, but the names are: {names}. Log it with `self.log({monitor!r}, …)` in"
+            " `validation_step`."
         )
-    value = metrics[monitor]
+    value = float(metrics[monitor])
     if trainer.world_size == 1:
         return value
     of_all = torch.tensor(value, dtype=torch.float64, device=trainer.strategy.root_device)

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 
 @dataclass
@@ -52,3 +58,23 @@ class Plateau:
         """Counts anew, from weights with this loss."""
         self.best = self.reference = loss
         self.waited = 0
+
+    @property
+    def validations_needed(self) -> int:
+        """How many more there are at least before this is a plateau: the first one of all only has a loss."""
+        return self.patience - self.waited + (self.reference == math.inf)
+
+
+def warn_of_no_plateau(plateau: Plateau, trainer: Trainer) -> None:
+    """Warns where a fit is certain to end before the next plateau."""
+    every, epochs = trainer.check_val_every_n_epoch, trainer.max_epochs
+    has_one_at_most = trainer.val_check_interval == 1.0 and isinstance(trainer.val_check_interval, float)
+    if every is None or epochs is None or epochs < 0 or not has_one_at_most:
+        return
+    left = epochs // every - trainer.current_epoch // every
+    if left < plateau.validations_needed and not trainer.should_stop:
+        rank_zero_warn(
+            f"LobsterPruning(patience={plateau.patience}) prunes nothing in this fit: to find a plateau it needs"
+            f" {plateau.validations_needed} validations or more, and Trainer(max_epochs={epochs}) makes {left}. Train"
+            " for more epochs, or give a smaller `patience`."
+        )

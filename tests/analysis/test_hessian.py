@@ -351,6 +351,9 @@ def test_residuals_of_a_small_matrix_are_within_the_tolerance_or_an_error():
     data = [(batch[0].bfloat16(), batch[1])]
     with pytest.raises(RuntimeError, match=r"have not converged: the residuals .* `tolerance=1e-06`"):
         hessian_eigenvalues(network, data, k=2, tolerance=1e-6)
+    single = [(batch[0].float(), batch[1])]
+    with pytest.raises(RuntimeError, match=r"have not converged: the residuals .* `tolerance=1e-10`"):
+        hessian_eigenvalues(nn.Linear(6, 3), single, k=2, tolerance=1e-10)
     negative = nn.Linear(3, 1, bias=False)  # whose largest eigenvalue is 0 to rounding
     curvature = torch.tensor([[1.0, 2.0, 3.0]])
     spectrum = hessian_eigenvalues(

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from lightning_psp.analysis import eigenpairs
 from lightning_psp.analysis.eigenpairs import largest_eigenpairs
 from lightning_psp.analysis.lanczos import lanczos
 
@@ -87,3 +88,11 @@ def test_against_dense(eigenvalues, dtype):
     np.testing.assert_allclose(pairs.values, np.linalg.eigvalsh(exact)[:-5:-1], rtol=2e-4, atol=1e-5)
     residuals = np.linalg.norm(exact @ pairs.vectors - pairs.vectors * pairs.values, axis=0)
     assert residuals.max() <= 1.1e-4 * max(abs(pairs.values[0]), 1e-2)
+
+
+def test_a_search_that_found_nothing_says_so(monkeypatch):
+    monkeypatch.setattr(eigenpairs, "MOST_RECORDED_BYTES", 0)
+    monkeypatch.setattr(eigenpairs, "MOST_PRODUCTS_OF_A_SEARCH", 6)  # a single restart
+    matrix = matrix_with(np.linspace(0, 1, 60))
+    with pytest.raises(RuntimeError, match=r"^0 of the 2 largest eigenvalues .* products, so far none\."):
+        largest_eigenpairs(lambda vector: matrix @ vector, 60, 2, 1e-12, np.float64, seed=0)

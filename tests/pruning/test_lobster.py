@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.nn import functional
 
+from lightning_psp import PSPCallback
 from lightning_psp.pruning import LobsterPruning, PruningStep, sparsity
 from tests.support.command_line import train_by_configuration
 from tests.support.pruning.lobster import AT_ONCE, IN_TURN, Model, assert_same, data, loss_of, pruned, train
@@ -301,9 +302,30 @@ def test_a_pattern_without_a_parameter():
         train(LobsterPruning(include=["conv*"]))
 
 
-def test_a_missing_monitor_lists_what_is_logged():
-    with pytest.raises(ValueError, match=r"monitor='loss_of_val'.*names are: loss, val_loss"):
-        train(LobsterPruning(monitor="loss_of_val"))
+@pytest.mark.parametrize("monitor", ["loss_of_val", "loss"])
+def test_a_monitor_that_the_validation_does_not_log_is_an_error_in_the_first(monitor):
+    module = Model()
+    with pytest.raises(ValueError, match=rf"monitor='{monitor}'.*names are: val_loss\."):
+        train(LobsterPruning(monitor=monitor), PSPCallback(), module=module)
+    assert len(module.validated) == 1
+
+
+@pytest.mark.parametrize(
+    ("patience", "settings", "is_said"),
+    [
+        (3, {}, True),
+        (2, {}, False),
+        (1, {"check_val_every_n_epoch": 2}, True),
+        (3, {"val_check_interval": 0.5}, False),
+        (3, {"val_check_interval": 1}, False),
+    ],
+)
+def test_a_training_without_a_plateau_is_said_at_its_start(patience, settings, is_said, recwarn):
+    train(LobsterPruning(patience=patience), epochs=3, **settings)
+    said = [str(each.message) for each in recwarn if "LobsterPruning(patience" in str(each.message)]
+    validations = 3 // settings.get("check_val_every_n_epoch", 1)
+    expected = f"needs {patience + 1} validations or more, and Trainer(max_epochs=3) makes {validations}."
+    assert [expected in message for message in said] == [True] * is_said
 
 
 def test_a_monitor_that_only_others_log():
@@ -311,7 +333,10 @@ def test_a_monitor_that_only_others_log():
         def on_validation_epoch_end(self, trainer, pl_module):
             pl_module.log("by_callback", 1.0)
 
-    with pytest.raises(ValueError, match=r"monitor='by_callback'.*the LightningModule logs.*names are: val_loss\."):
+    with pytest.raises(
+        ValueError,
+        match=r"monitor='by_callback'.*the LightningModule itself, and no callback, logs.*names are: val_loss\.",
+    ):
         train(LobsterPruning(**AT_ONCE, monitor="by_callback"), Logs())
 
 
