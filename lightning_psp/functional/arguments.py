@@ -25,9 +25,10 @@ def check_number(
     """
     if isinstance(value, bool) or not isinstance(value, Real):  # NumPy's numbers are real ones, too
         raise TypeError(f"Expected argument `{name}` to be a number but got {value!r}.")
-    is_low = (at_least is not None and value < at_least) or (above is not None and value <= above)
-    is_high = at_most is not None and value > at_most
-    if is_low or is_high or not math.isfinite(value):
+    number = float(value)
+    is_low = (at_least is not None and number < at_least) or (above is not None and number <= above)
+    is_high = at_most is not None and number > at_most
+    if is_low or is_high or not math.isfinite(number):
         bound = "" if at_least is None else f" of at least {at_least}"
         bound = bound if above is None else f" above {above}"
         if at_most is not None:
