@@ -55,6 +55,10 @@ class Reports:
         """
         selection, layers = self._settings.selection, {**seen.layers, **seen.fused}
         if not self._say.was_told("layers"):
+            if not layers and seen.saw_empty_batch:
+                raise ValueError(
+                    "No potential was found: the batches that the network was called with have no samples."
+                )
             selection.check(layers, self._settings.layer_factor.by_pattern)
             self._say.note("layers")
         if has_seen_all and not self._say.was_told("chosen"):

@@ -88,6 +88,7 @@ class Seen:
     def __init__(self) -> None:
         """Has seen no step."""
         self.has_trained = False
+        self.saw_empty_batch = False
         self.lam = 0.0  # of the last training step
         self._last: StepLayers | None = None  # what was taken in last
         # In order of call.
@@ -111,6 +112,7 @@ class Seen:
         if layers == self._last:
             return
         self._last = layers
+        self.saw_empty_batch = self.saw_empty_batch or layers.is_empty
         self.layers.update(dict.fromkeys(layers.seen))
         self.chosen.update(dict.fromkeys(layers.chosen))
         self.left_out.update(dict.fromkeys(layers.left_out))

@@ -30,6 +30,18 @@ class Linear(Partial):
         return self.only(features)
 
 
+class Empty(Partial):
+    """Calls the network with no sample."""
+
+    def training_step(self, batch, batch_index):
+        return self(batch[0][:0]).sum()
+
+
+def test_batches_without_samples_are_named():
+    with pytest.raises(ValueError, match=r"No potential was found: the batches .* have no samples"):
+        quiet_trainer(PSPCallback()).fit(Empty(), loader())
+
+
 class ByHand(Partial):
     """Its first step trains a part of the network that is linear."""
 

@@ -171,4 +171,4 @@ def test_that_nothing_shrinks_is_said_once(kind, lam, said, recwarn):
     module.look = lambda place: None
     fit(module, LobsterPruning(lam=lam))
     messages = [str(each.message).partition(":")[0] for each in recwarn]
-    assert [message for message in messages if message.startswith("LobsterPruning")] == said
+    assert [message for message in messages if message.startswith("LobsterPruning has shrunk")] == said
