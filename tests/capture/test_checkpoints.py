@@ -245,7 +245,7 @@ def test_a_recomputation_adds_no_layers(reentrant):
 
     module = Unheard(reentrant).double()
     module.trunk.part[1] = nn.Sigmoid()  # outside the network, it would make an output layer
-    with pytest.warns(UserWarning, match="No penalty was added"):
+    with pytest.warns(UserWarning, match="which no callback hears of"):
         quiet_trainer(PSPCallback(), max_steps=1).fit(module, loader(1))
     assert module.layers() == {"first", "trunk.part.0", "trunk.part.2", "third", "fourth"}
 
