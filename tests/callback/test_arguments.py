@@ -1,5 +1,6 @@
 """Bad arguments are refused with what was got and what is allowed; patterns that match nothing list the layers."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -60,6 +61,16 @@ def test_callback_refuses(arguments, error, parts):
 def test_schedules_refuse(schedule, name, value, error):
     with pytest.raises(error, match=f"`{name}` to be .* but got {value!r}"):
         schedule(**{name: value})
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.int64])
+def test_numbers_of_numpy_will_do(kind):
+    callback = PSPCallback(kind(1), entropy_temperature=kind(2))
+    assert (callback.lam, type(callback.lam)) == (1.0, float)
+    with pytest.raises(ValueError, match="`lam` to be a finite number of at least 0 but got"):
+        callback.lam = kind(-1)
+    with pytest.raises(TypeError, match="`lam` to be a number but got"):
+        callback.lam = np.array([kind(1)])
 
 
 def test_unknown_argument():
