@@ -57,8 +57,8 @@ def psp_entropy(
 
     Args:
         z: potentials ``[batch, …]`` in any floating point type, ``[batch]`` for a single unit. Infinities have a state.
-        target: classes ``[batch]``, integers from 0 to `num_classes` - 1. A class without samples contributes
-            nothing, and is named in a warning.
+        target: classes ``[batch]`` of type uint8, int8, int16, int32 or int64, from 0 to `num_classes` - 1. A class
+            without samples contributes nothing, and is named in a warning.
         num_classes: number of classes.
         order: number of units whose joint state is looked at, 1 to 62.
         unit: ``"element"`` takes every entry of ``z[b]`` as a unit of its own, as the authors do; ``"channel"`` takes
@@ -73,7 +73,7 @@ def psp_entropy(
         on devices without it). NaN for an empty batch.
 
     Raises:
-        TypeError: if `z` is not a real floating point tensor, `target` does not hold integers, or a number is no
+        TypeError: if `z` is not a real floating point tensor, `target` is of none of these types, or a number is no
             integer.
         ValueError: if shapes do not match, `z` holds NaN, a class is out of range, an argument is not one of those
             allowed, or the layer has fewer than `order` units.
