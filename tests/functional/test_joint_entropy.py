@@ -208,8 +208,8 @@ def test_progress_is_shown_of_long_computations_only(monkeypatch, capsys):
     psp_entropy(z, target, 3, 2)
     psp_entropy(z, target, 3, 3)
     shown = capsys.readouterr()
-    assert "0.00/432" in shown.err  # three classes, twelve units with one another
-    assert "0.00/660" in shown.err  # three classes, all sets
+    assert "| 0/432" in shown.err  # three classes, twelve units with one another
+    assert "| 0/660" in shown.err  # three classes, all sets
     assert shown.out == ""
     assert sum(call.args[0] for call in update.call_args_list) == 432 + 660
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
