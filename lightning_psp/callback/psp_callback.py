@@ -92,7 +92,7 @@ class PSPCallback(OnlyOne):
             are. By default the second item of a pair, or ``"label"``, ``"labels"``, ``"target"``, ``"y"`` of a mapping.
         log_layers: whether ⟨z²⟩ and PSP-entropy are logged for each layer.
         histograms: whether distributions are written to TensorBoard each epoch: of parameters of two or more dimensions
-            and of potentials in the epoch's last batch, at most 50,000 values of each.
+            and of potentials in the epoch's last batch, at most 50,000 values of each pass and part.
 
     Raises:
         ValueError: if an argument is outside what is allowed; if a pattern matches no layer or the model has no

@@ -58,10 +58,9 @@ class Ledger(Generic[Kept]):
         self._recurrent: set[str] = set()  # layers whose potentials are the gates inside recurrent kernels
         self.saw_empty_batch = False
         self.has_skipped = False  # whether something was not counted because it came without gradient
-        self._has_uncounted_call = False  # of a network
-        self._has_constant_result = (
-            False  # whether a call that counts, of a frozen network, returned what has no gradient
-        )
+        self._has_uncounted_call = False  # of a teacher
+        # Whether a call that counts returned what weights made and has no gradient, as a frozen network does.
+        self._has_constant_result = False
         self._origins.in_call = in_call
 
     @property
@@ -78,7 +77,7 @@ class Ledger(Generic[Kept]):
         self._origins.in_call = False
         if not self.counts():
             self._has_uncounted_call = True
-        elif not all(tensor.requires_grad for tensor in results):
+        elif any(not z.requires_grad and (o := self._origins.find(z)) is not None and o.is_made for z in results):
             self._has_constant_result = True
 
     def selects(self, layer: str) -> bool:

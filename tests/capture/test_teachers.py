@@ -32,17 +32,24 @@ LOSSES = {
 }
 
 
+class Masked(nn.Sequential):
+    """Returns a mask, which is made of data, beside the logits."""
+
+    def forward(self, x):
+        return super().forward(x), (x > 0).to(x)
+
+
 class Distilled(Classifier):
     def __init__(self, loss, is_constant):
         super().__init__()
-        self.network, self.teacher = network(), network()
+        self.network, self.teacher = Masked(*network()), network()
         self.loss, self.is_constant = loss, is_constant
         self.teacher.requires_grad_(False)
 
     def training_step(self, batch, batch_index):
         with torch.set_grad_enabled(self.is_constant):
             target = 2 * self.teacher(batch[0])
-        return self.loss(self.network(batch[0]), target)
+        return self.loss(self.network(batch[0])[0], target)
 
     def on_after_backward(self):
         """Keeps nothing, for some layers have no gradient."""
