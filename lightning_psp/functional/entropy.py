@@ -26,6 +26,8 @@ from lightning_psp.torch_private.products import multiplies_bytes, multiply_byte
 
 # Entropies that are held at a time in a sum over classes.
 _CHUNK = 2**22
+# States of numbers that fit into the cache of a processor.
+_CACHED = 2**19
 # Products of float32 may be taken in bfloat16, as users can ask for, which holds every integer up to here.
 _LARGEST_FACTOR = 2**8
 
@@ -220,7 +222,6 @@ class ClassCounts(NamedTuple):
 
 def _count_states(z: Tensor, membership: Membership, unit: Unit = "element", unit_dim: int = 1) -> ClassCounts:
     """Counts the states of one batch by class."""
-    classes, rows, sizes = membership
     units = count_units(z, unit, unit_dim)
     if len(z) == 0:
         nothing = torch.zeros(0, dtype=torch.int64, device=z.device)
@@ -236,18 +237,19 @@ def _count_states(z: Tensor, membership: Membership, unit: Unit = "element", uni
     else:
         is_exact = len(z) * positions <= LARGEST_COUNT and (has_states or positions <= _LARGEST_FACTOR)
         dtype = torch.float32 if is_exact else widest_float(z.device)
-        if has_states:
-            states = torch.gt(values, 0, out=torch.empty(values.shape, dtype=dtype, device=z.device)).view(len(z), -1)
+        if has_states and _adds_rows(z.device):
+            counts = _add_up_states(values, membership, dtype)
         else:
-            states = states_of(z).sum([dim for dim in range(1, z.ndim) if dim != unit_dim % z.ndim], dtype=dtype)
-        if _adds_rows(z.device):
-            counts = states.new_zeros(len(classes), units).index_add_(0, rows, states)
-        else:
+            if has_states:
+                states = torch.gt(values, 0, out=torch.empty(values.shape, dtype=dtype, device=z.device))
+            else:
+                others = [dim for dim in range(1, z.ndim) if dim != unit_dim % z.ndim]
+                states = states_of(z).sum(others, dtype=dtype)
             with torch.autocast(z.device.type, enabled=False):  # it would round the counts
-                counts = _members(membership, dtype) @ states
+                counts = _members(membership, dtype) @ states.view(len(z), -1)
     if dims is not None and not z.is_contiguous():
         counts = counts.view(-1, *values.shape[1:]).permute([dims.index(dim) for dim in range(z.ndim)]).flatten(1)
-    return ClassCounts(classes, counts, sizes * positions)
+    return ClassCounts(membership.classes, counts, membership.sizes * positions)
 
 
 def _adds_rows(device: torch.device) -> bool:
@@ -256,6 +258,20 @@ def _adds_rows(device: torch.device) -> bool:
     There, the many samples of a class would wait for each other.
     """
     return device.type == "cpu"
+
+
+def _add_up_states(values: Tensor, membership: Membership, dtype: torch.dtype) -> Tensor:
+    """In how many samples of each class the values ``[batch, …]`` are positive, ``[present, units]``.
+
+    The samples are gone through in parts whose states stay in the cache of a processor.
+    """
+    units = values[0].numel()
+    counts = torch.zeros(len(membership.classes), units, dtype=dtype, device=values.device)
+    samples = max(1, _CACHED // units)
+    states = torch.empty(min(samples, len(values)), *values.shape[1:], dtype=dtype, device=values.device)
+    for part, rows in zip(values.split(samples), membership.rows.split(samples), strict=True):
+        counts.index_add_(0, rows, torch.gt(part, 0, out=states[: len(part)]).view(len(part), -1))
+    return counts
 
 
 def _members(membership: Membership, dtype: torch.dtype) -> Tensor:

@@ -14,11 +14,13 @@ from tests.support.entropy_cases import CASES, batch
 from tests.support.entropy_reference import classwise, observations
 
 
-@pytest.fixture(params=["bytes", "rows", "products"])
+@pytest.fixture(params=["bytes", "rows", "rows in parts", "products"])
 def way(request, monkeypatch):
     """The ways in which states are added up: on some processors, on others, and on accelerators."""
     monkeypatch.setattr(entropy, "multiplies_bytes", lambda device: request.param == "bytes")
-    monkeypatch.setattr(entropy, "_adds_rows", lambda device: request.param == "rows")
+    monkeypatch.setattr(entropy, "_adds_rows", lambda device: request.param.startswith("rows"))
+    if request.param == "rows in parts":
+        monkeypatch.setattr(entropy, "_CACHED", 150)
 
 
 @pytest.mark.parametrize("name", CASES)
