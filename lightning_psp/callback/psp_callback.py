@@ -229,7 +229,7 @@ class PSPCallback(OnlyOne):
             self._settings,
             next_lam=lambda: self._strength.next(self.lam, self.schedule, trainer),
             measure=self._entropy,
-            on_unseen_backward=lambda: None if is_gone() else self._reports.tell_of_unseen_backward(),
+            on_unseen_backward=lambda: None if is_gone() else self._reports.tell_of_unseen_backward(pl_module),
             leaves=leaves,
             measures=self.lam == "auto",
         )
@@ -276,9 +276,9 @@ class PSPCallback(OnlyOne):
         scale = self._loss_scales.of_pass(trainer, pl_module, loss, reads=watch.is_measured)
         if watch.is_measured:
             self._strength.measure(watch, loss, scale.number, trainer, pl_module)
-        self._seen.add_additions(watch.arm(loss, scale))
-        if not watch.saw_empty_batch:
-            self._reports.tell_of_backward(self._seen, watch.lam)
+        additions = watch.arm(loss, scale)
+        self._seen.add_additions(additions)
+        self._reports.tell_of_backward(additions, self._seen, watch.lam)
 
     @keep_out_of_graphs
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:

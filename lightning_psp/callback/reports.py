@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from lightning_psp.callback.first_step import describe_first_step, share_of_loss
 from lightning_psp.callback.settings import Settings
-from lightning_psp.callback.step import Seen, Step
+from lightning_psp.callback.step import Additions, Seen, Step
 from lightning_psp.functional.totals import Total
 from lightning_psp.lightnings import OnceAFit
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule
 
 # Share of the penalty in the loss from which on it may be what lets a training diverge.
 _LARGE = 0.1
@@ -65,16 +69,47 @@ class Reports:
             selection.check_chosen(layers, {**seen.chosen, **seen.left_out, **seen.fused})
             self._say.note("chosen")
 
-    def tell_of_unseen_backward(self) -> None:
+    def tell_of_unseen_backward(self, module: LightningModule) -> None:
         """Tells of a backward pass that Lightning did not announce."""
-        self._say(
-            "backward",
+        message = (
             "`training_step` calls `loss.backward()` or `torch.autograd.backward(loss)`, which no callback hears of:"
-            " the penalty on potentials is missing from this backward pass. Call `self.manual_backward(loss)` instead.",
+            " the penalty on potentials is missing from this backward pass."
         )
+        if module.automatic_optimization:  # an attack, say
+            message += (
+                " Automatic optimisation drops its gradients of parameters (in the first batch that a step of the"
+                " optimiser takes) and runs a backward pass of its own, which has the penalty. If you step an optimiser"
+                " yourself, set `self.automatic_optimization = False` and call `self.manual_backward(loss)` instead."
+            )
+        else:
+            message += " Call `self.manual_backward(loss)` instead."
+        self._say("backward", message)
 
-    def tell_of_backward(self, seen: Seen, lam: float) -> None:
-        """Tells of a backward pass to which nothing was added."""
+    def tell_of_backward(self, additions: Additions, seen: Seen, lam: float) -> None:
+        """Tells of a backward pass to which nothing was added, or not all that should be.
+
+        Args:
+            additions: what is added.
+            seen: what steps have shown.
+            lam: λ.
+        """
+        if additions.missed:
+            self._say(
+                "earlier step",
+                "A backward pass reached potentials of a training step that had ended, which have no penalty in it:"
+                f" {', '.join(additions.missed)}. Call the network, and `backward` or `self.manual_backward`, within"
+                " one `training_step`.",
+            )
+        elif additions.is_outside and not (additions.penalised or additions.with_entropy):
+            self._say(
+                "outside",
+                "`self.manual_backward` was called outside `training_step`, where no potentials are seen: no penalty"
+                " was added to it. Call the network and `self.manual_backward` within `training_step`.",
+            )
+        elif not additions.saw_empty_batch:
+            self._tell_of_nothing(seen, lam)
+
+    def _tell_of_nothing(self, seen: Seen, lam: float) -> None:
         if lam > 0 and not seen.penalised:
             self._say(
                 "nothing",
@@ -167,7 +202,7 @@ class Reports:
             )
         adds_gradients = seen.lam != 0.0 or self._settings.has_entropy_term
         if adds_gradients and not (seen.penalised or seen.with_entropy):
-            if not self._say.was_told("backward"):
+            if not any(map(self._say.was_told, ("backward", "earlier step", "outside"))):
                 self._say(
                     "nothing",
                     "No penalty was added in this epoch. With manual optimisation, call `self.manual_backward(loss)`:"

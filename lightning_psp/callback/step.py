@@ -38,10 +38,16 @@ class Additions:
     Args:
         penalised: those with a term of the penalty.
         with_entropy: those with a part in the entropy term.
+        missed: those of steps that have ended, to whose gradients nothing can be added any more.
+        is_outside: whether the backward pass is one of manual optimisation outside the training step.
+        saw_empty_batch: whether a potential without values was seen in the step.
     """
 
     penalised: tuple[str, ...]
     with_entropy: tuple[str, ...]
+    missed: tuple[str, ...]
+    is_outside: bool
+    saw_empty_batch: bool
 
 
 @dataclass(frozen=True)

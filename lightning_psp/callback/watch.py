@@ -126,7 +126,8 @@ class Watch:
 
     def _release(self) -> None:
         """Lets go of everything kept of the last step."""
-        self._injector.forget()
+        adds_gradients = self._is_training and self.adds_gradients
+        self._injector.forget(self._taps() if adds_gradients else [])
         self._capture.forget()
         self._forget()
 
@@ -263,7 +264,9 @@ class Watch:
             self._passes.pop()
         terms = self._injector.arm(loss, self._taps(), self.lam, scale)
         self._passes.append((_size(loss, scale), terms))
-        return Additions(tuple(terms.penalty), () if terms.entropy is None else tuple(terms.entropy.layers))
+        with_entropy = () if terms.entropy is None else tuple(terms.entropy.layers)
+        is_outside = not (self._is_running or self._module.automatic_optimization)
+        return Additions(tuple(terms.penalty), with_entropy, terms.missed, is_outside, self.saw_empty_batch)
 
     def disarm(self) -> None:
         """Ends a backward pass."""

@@ -21,6 +21,7 @@ from lightning_psp.functional.totals import Total, read_on_processor
 from lightning_psp.gradient.arriving import Arriving
 from lightning_psp.gradient.batch_means import BatchMean, BatchMeans, Part
 from lightning_psp.gradient.compiled_tap import AnyTap
+from lightning_psp.gradient.earlier_steps import EarlierSteps
 from lightning_psp.gradient.entropy_term import EntropyTerm
 from lightning_psp.gradient.loss_scale import LossScale
 from lightning_psp.torch_private.autograd import hooks_of
@@ -78,10 +79,12 @@ class Terms(NamedTuple):
 
     `penalty` holds the terms of λR: one for each layer with potentials between trained parameters and this loss that
     were not penalised before. `entropy` is the term of the hidden ones among these layers, None if it is not asked for.
+    `missed` are the layers of potentials that nothing is added to, for their step has ended.
     """
 
     penalty: dict[str, LayerTerm]
     entropy: EntropyTerm | None
+    missed: tuple[str, ...]
 
 
 class Injector:
@@ -105,6 +108,7 @@ class Injector:
         self._layer_factor = layer_factor
         self._entropy_weight = entropy_weight
         self._means = means
+        self._earlier_steps = EarlierSteps()
         self._armed: list[AnyTap] = []
         self._loss_handle: RemovableHandle | None = None
         # The layers of potentials that no later backward pass of the step may come by, and why.
@@ -129,7 +133,8 @@ class Injector:
         graph = reach(loss)
         self._refuse_spoilt(graph)
         layers = _live_layers(graph, taps)
-        terms = Terms(self._penalty_terms(layers, lam), self._entropy_term(layers))
+        missed = self._earlier_steps.layers_in(graph)
+        terms = Terms(self._penalty_terms(layers, lam), self._entropy_term(layers), missed)
         if not layers:
             return terms
         arriving = Arriving(scale.correction)
@@ -244,10 +249,15 @@ class Injector:
             )
         self._takes_some = takes_some
 
-    def forget(self) -> None:
-        """Ends the training step."""
+    def forget(self, taps: Sequence[AnyTap]) -> None:
+        """Ends the training step.
+
+        Args:
+            taps: its potentials.
+        """
         self.disarm()
         self._spoilt = {}
+        self._earlier_steps.note(taps)
 
     def _refuse_spoilt(self, graph: ReachedGraph) -> None:
         layer, reason = next((why for edge, why in self._spoilt.items() if edge in graph.edges), ("", ""))
