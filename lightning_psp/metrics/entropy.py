@@ -194,6 +194,13 @@ class PSPEntropy(FixedTypeMetric):
         with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=synchronises(self)):
             return self._estimate()
 
+    def reset(self) -> None:
+        """Forgets all batches."""
+        if self.order > 1:
+            # The class above empties these very lists, which others may have taken, as `torchmetrics.wrappers.Running`.
+            self.states, self.classes = [], []
+        super().reset()
+
     def sync(
         self,
         dist_sync_fn: Callable[..., Any] | None = None,
