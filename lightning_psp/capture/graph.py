@@ -91,6 +91,14 @@ def _refuse_reentrant_checkpoints(kinds: Iterable[type[Node]]) -> None:
         )
 
 
+def nodes_of_parameters(tensors: Iterable[Tensor]) -> set[Node] | None:
+    """The nodes below some tensors that depend on a trained parameter; None where all do, or none does."""
+    nodes = nodes_below(tensor.grad_fn for tensor in tensors)
+    leaves = [node for node in nodes if not node.next_functions]
+    trained = [node for node in leaves if isinstance(getattr(node, "variable", None), nn.Parameter)]
+    return None if len(trained) in (0, len(leaves)) else _above(trained, set(nodes))
+
+
 def edges_below(edge: Edge) -> set[Edge]:
     """All edges on the ways from a tensor to what it is made of, its own included."""
     edges: set[Edge] = {edge}

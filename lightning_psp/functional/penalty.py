@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -36,8 +36,8 @@ def psp_penalty(potentials: Mapping[str, Tensor], reduction: Reduction = "mean")
       mean over the batch, averaged over units.
 
     The passes of a layer count as one batch, its parts as further units. Potentials in half precision are accumulated
-    in float32. Where some of the potentials carry a graph, those that do not (the layers of a frozen backbone) are
-    constants: they are left out of R and of L.
+    in float32. Where some of the potentials carry a graph, those that do not (the layers of a frozen backbone), or whose
+    graph holds no trained parameter, are constants: they are left out of R and of L.
 
     Args:
         potentials: layer name to potentials ``[batch, …]``, as :func:`~lightning_psp.record_potentials` gives them.
@@ -97,12 +97,13 @@ def layer_penalties(potentials: Mapping[str, Tensor], reduction: Reduction = "me
         raise ValueError("Expected argument `potentials` to hold at least one layer but got none.")
     unit_dims: Mapping[str, int] = getattr(potentials, "unit_dims", {})
     parts_of: Mapping[str, tuple[str, int]] = getattr(potentials, "layers", {})
+    constants: Collection[str] = getattr(potentials, "constants", ())
     for entry, potential in potentials.items():
         _check_type(entry, potential)
     depends_on_parameters = any(potential.requires_grad for potential in potentials.values())
     layers: dict[str, dict[int, list[_Pass]]] = {}
     for entry, potential in potentials.items():
-        if potential.requires_grad or not depends_on_parameters:
+        if (potential.requires_grad and entry not in constants) or not depends_on_parameters:
             layer, part = parts_of.get(entry, (entry, 0))
             _check(entry, potential)
             observations = potential.numel() // count_units(potential, unit_dims.get(entry, 1))

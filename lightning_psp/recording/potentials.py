@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_psp.capture.frames import refuse_scripted
-from lightning_psp.capture.graph import check_checkpoints
+from lightning_psp.capture.graph import check_checkpoints, nodes_of_parameters
 from lightning_psp.capture.mode import Capture
 from lightning_psp.capture.nonlinearities import find_nonlinearities
 from lightning_psp.capture.origin import Potential
@@ -31,7 +31,8 @@ class Potentials(dict[str, Tensor]):
     `unit_dims` holds the dimension of the neurons of each entry, `layers` its layer and which part of that it is: a
     pair such as ``("gates", 2)``, `passes` how many passes were concatenated in it, and `nonlinearities` the name of
     what it enters: a function or module class, ``"gates"`` in recurrent layers, ``"output"`` for an output layer.
-    `outputs` names the entries that are output layers.
+    `outputs` names the entries that are output layers, `constants` those that depend on no trained parameter though they
+    carry a graph, as where an input of a frozen network asks for its gradient: they are no part of the penalty.
     """
 
     def __init__(self) -> None:
@@ -42,6 +43,7 @@ class Potentials(dict[str, Tensor]):
         self.passes: dict[str, int] = {}
         self.nonlinearities: dict[str, str] = {}
         self.outputs: set[str] = set()
+        self.constants: set[str] = set()
 
     def __repr__(self) -> str:
         entries = "".join(f"  {name} {[*z.shape]}\n" for name, z in self.items())
@@ -215,9 +217,11 @@ def _collect(capture: Capture[_Recorded], selection: LayerSelection, recorded: P
     recorded.passes.clear()
     recorded.nonlinearities.clear()
     recorded.outputs.clear()
+    recorded.constants.clear()
     names = {layer for layer, _ in passes}
+    trained = nodes_of_parameters(z for tensors in passes.values() for z, _ in tensors)
     for (layer, part), tensors in passes.items():
-        for tensor, unit_dim, number_of_passes in _concatenated(tensors):
+        for tensor, unit_dim, number_of_passes, is_trained in _concatenated(tensors, trained):
             name, number = layer, 0
             while name in recorded or (number and name in names):
                 number += 1
@@ -229,18 +233,26 @@ def _collect(capture: Capture[_Recorded], selection: LayerSelection, recorded: P
             recorded.nonlinearities[name] = "output" if layer in outputs else labels[layer, part] or "gates"
             if layer in outputs:
                 recorded.outputs.add(name)
+            if tensor.requires_grad and not is_trained:
+                recorded.constants.add(name)
 
 
-def _concatenated(passes: list[tuple[Tensor, int]]) -> list[tuple[Tensor, int, int]]:
-    """The passes of one part of a layer, those that fit as one tensor, and how many these are."""
-    if len(passes) == 1:
-        return [(*passes[0], 1)]
+def _concatenated(
+    passes: list[tuple[Tensor, int]], trained: Container[Any] | None
+) -> list[tuple[Tensor, int, int, bool]]:
+    """The passes of one part of a layer: those that fit as one tensor, how many, and whether they can be trained.
+
+    Args:
+        passes: the potentials of each, and the dimension of the units.
+        trained: the nodes that depend on trained parameters; None where all do that are asked about.
+    """
     fitting: dict[tuple[torch.Size, torch.dtype, torch.device, int, bool], list[Tensor]] = {}
     for tensor, unit_dim in passes:
         # Constants, such as those of a frozen network on data, are no part of the penalty.
-        kind = tensor.shape[1:], tensor.dtype, tensor.device, unit_dim, tensor.requires_grad
+        is_trained = tensor.requires_grad and (trained is None or tensor.grad_fn in trained)
+        kind = tensor.shape[1:], tensor.dtype, tensor.device, unit_dim, is_trained
         fitting.setdefault(kind, []).append(tensor)
     return [
-        (torch.cat(tensors) if len(tensors) > 1 else tensors[0], unit_dim, len(tensors))
-        for (_, _, _, unit_dim, _), tensors in fitting.items()
+        (torch.cat(tensors) if len(tensors) > 1 else tensors[0], unit_dim, len(tensors), is_trained)
+        for (_, _, _, unit_dim, is_trained), tensors in fitting.items()
     ]

@@ -115,3 +115,48 @@ def test_a_pass_that_depends_on_no_trained_parameter_is_no_part_of_the_penalty(r
     torch.testing.assert_close(psp_penalty(potentials, reduction), expected[reduction])
     (wanted,) = torch.autograd.grad(loss + 0.5 * expected[reduction], module.network.weight)
     torch.testing.assert_close(module.gradient, wanted)
+
+
+class FrozenBelow(LightningModule):
+    """The first layers are frozen, and what enters them asks for its gradient, as reentrant checkpoints need it."""
+
+    def __init__(self):
+        super().__init__()
+        self.frozen = nn.Sequential(nn.Linear(3, 4), nn.Tanh()).requires_grad_(False)
+        self.trained = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+
+    def training_step(self, batch, batch_idx):
+        x = batch.clone().requires_grad_()
+        # A pass of the trained layer that depends on the input alone has weights that are trained all the same.
+        return (self.trained(self.frozen(x)) + self.trained(x.new_ones(len(x), 4))).square().mean()
+
+    def on_after_backward(self):
+        self.gradient = [parameter.grad.clone() for parameter in self.trained.parameters()]
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.trained.parameters(), lr=0.0)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_frozen_layer_whose_input_asks_for_a_gradient_is_no_part_of_the_penalty(reduction):
+    torch.manual_seed(0)
+    module, batch = FrozenBelow().double(), torch.randn(4, 3, dtype=torch.float64)
+    quiet_trainer(PSPCallback(lam=0.5, reduction=reduction)).fit(module, DataLoader(batch, 4))
+    with record_potentials(module) as potentials:
+        loss = module.training_step(batch, 0)
+    assert [*potentials] == ["frozen.0", "trained.0", "trained.2"]
+    assert potentials["frozen.0"].requires_grad
+    assert potentials.constants == {"frozen.0"}
+    found = torch.autograd.grad(loss + 0.5 * psp_penalty(potentials, reduction), [*module.trained.parameters()])
+    for gradient, wanted in zip(found, module.gradient, strict=True):
+        torch.testing.assert_close(gradient, wanted)
+
+
+def test_where_nothing_but_an_input_asks_for_a_gradient_all_layers_count():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).requires_grad_(False)
+    with record_potentials(network) as potentials:
+        network(torch.randn(4, 3, requires_grad=True))
+    assert not potentials.constants
+    expected = (potentials["0"].square().mean() + potentials["2"].square().mean()) / 2
+    torch.testing.assert_close(psp_penalty(potentials), expected)
