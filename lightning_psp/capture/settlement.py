@@ -75,6 +75,9 @@ class Settlement(Generic[Kept]):
 
     def save_overwritten(self, origin: Origin, tensor: Tensor, is_mask: bool) -> None:
         """Keeps what a network returned, or logits that are masked, before it is overwritten."""
+        if is_mask:  # of a part: the whole has other values then, too
+            tensor = self._origins.whole_of(tensor)
+            origin = self._origins.of(tensor)
         # Inside the network, what a module gives may be logits; scores of attention are none.
         is_whole = not self._ledger.in_call or (origin.path is not None and not origin.is_bent)
         may_be = origin.is_returned or (is_mask and is_whole and origin.is_made)

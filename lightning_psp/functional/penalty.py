@@ -36,8 +36,8 @@ def psp_penalty(potentials: Mapping[str, Tensor], reduction: Reduction = "mean")
       mean over the batch, averaged over units.
 
     The passes of a layer count as one batch, its parts as further units. Potentials in half precision are accumulated
-    in float32. Where some of the potentials carry a graph, those that do not (the layers of a frozen backbone), or whose
-    graph holds no trained parameter, are constants: they are left out of R and of L.
+    in float32. Where some of the potentials carry a graph, those that do not (the layers of a frozen backbone), or
+    whose graph holds no trained parameter, are constants: they are left out of R and of L.
 
     Args:
         potentials: layer name to potentials ``[batch, …]``, as :func:`~lightning_psp.record_potentials` gives them.

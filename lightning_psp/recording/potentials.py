@@ -31,8 +31,8 @@ class Potentials(dict[str, Tensor]):
     `unit_dims` holds the dimension of the neurons of each entry, `layers` its layer and which part of that it is: a
     pair such as ``("gates", 2)``, `passes` how many passes were concatenated in it, and `nonlinearities` the name of
     what it enters: a function or module class, ``"gates"`` in recurrent layers, ``"output"`` for an output layer.
-    `outputs` names the entries that are output layers, `constants` those that depend on no trained parameter though they
-    carry a graph, as where an input of a frozen network asks for its gradient: they are no part of the penalty.
+    `outputs` names the entries that are output layers, `constants` those that depend on no trained parameter though
+    they carry a graph, as where an input of a frozen network asks for its gradient: they are no part of the penalty.
     """
 
     def __init__(self) -> None:

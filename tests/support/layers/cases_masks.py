@@ -53,6 +53,12 @@ def assign(z: Tensor, mask: Tensor) -> Tensor:
     return z
 
 
+def assign_to_parts(z: Tensor, mask: Tensor) -> Tensor:
+    z[:2][mask[:2]] = -torch.inf
+    z[2:].masked_fill_(mask[2:], -1e9)
+    return z
+
+
 class Masked(nn.Sequential):
     """A network that masks its logits itself, so that some classes are never chosen."""
 
@@ -62,6 +68,13 @@ class Masked(nn.Sequential):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         return self.mask(super().forward(x), mask)
+
+
+class MaskedLoss(Masked):
+    """The same with its loss, which is all that it returns."""
+
+    def forward(self, x: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+        return F.cross_entropy(super().forward(x, mask), labels)
 
 
 class Chosen(Trunk):
@@ -94,6 +107,7 @@ MASKS = {
     "where, infinite": lambda z, mask: torch.where(mask, -torch.inf, z),
     "masked_fill_": lambda z, mask: z.masked_fill_(mask, -1e9),
     "assignment": assign,
+    "assignment to parts": assign_to_parts,
 }
 TOKENS = {
     "where": lambda z, token, some: torch.where(some, z + token, z),
@@ -116,6 +130,18 @@ MASK_CASES = [
             alone=None,
         )
         for name, mask in MASKS.items()
+    ),
+    *(
+        LayerCase(
+            f"masked logits and loss inside, {name}",
+            partial(MaskedLoss, MASKS[name]),
+            forbidden,
+            lambda network, batch: network(*batch),
+            of_the_others,
+            outputs=("2",),
+            alone=None,
+        )
+        for name in ("masked_fill", "assignment", "assignment to parts")
     ),
     *(
         LayerCase(
