@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 LOOP = "fit_loop.epoch_loop.val_loop"
 OF_LOOP = ("_combined_loader", "_max_batches", "_last_val_dl_reload_epoch", "_trainer_fn", "_stage", "inference_mode")
+RESULTS = "_results"
+NAME_OF_RESULT = "_forked_name"
 LAST_TIME = "_last_val_time"  # of newer versions, which can validate by the clock
 
 
@@ -31,9 +33,34 @@ def validation_loaders(trainer: Trainer) -> list[Any]:
     return list(_loop(trainer)._combined_loader.flattened)
 
 
-def validated_metrics(trainer: Trainer) -> dict[str, Any]:
-    """What was logged by the validation that has just ended, of all that ``trainer.callback_metrics`` holds."""
-    return dict(getattr(trainer, CONNECTOR).metrics["callback"])
+def logged_so_far(trainer: Trainer) -> set[tuple[str, str]]:
+    """What has been logged in the validation under way: hook and name, that in ``trainer.callback_metrics``.
+
+    Nothing where a name is missing.
+    """
+    return {(hook, name) for hook, name, _ in _logged(trainer)}
+
+
+def logged_in_hook(trainer: Trainer, hook: str, dataloader: int | None = None) -> set[tuple[str, str]]:
+    """The same for one hook; of a batch's hook what was logged with the batches of this batch's dataloader.
+
+    Nothing where a name is missing.
+    """
+    return {
+        (within, name)
+        for within, name, of_dataloader in _logged(trainer)
+        if within == hook and of_dataloader in (None, dataloader)
+    }
+
+
+def _logged(trainer: Trainer) -> Iterator[tuple[str, str, int | None]]:
+    if not _has(trainer, f"{RESULTS}.{NAME_OF_RESULT}"):
+        return
+    results: Any = getattr(trainer, RESULTS)
+    for result in results.values():
+        if result.meta.on_epoch and not result.has_reset:  # else it is of an earlier validation
+            for name in getattr(results, NAME_OF_RESULT)(result, on_step=False):
+                yield result.meta.fx.partition(".")[0], name, result.meta.dataloader_idx
 
 
 @contextmanager

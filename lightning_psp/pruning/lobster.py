@@ -16,12 +16,11 @@ from torch.optim import Optimizer
 from lightning_psp.capture.selection import LayerSelection
 from lightning_psp.functional.arguments import check_integer, check_number
 from lightning_psp.functional.progress import progress_bar
-from lightning_psp.lightnings.validation_private import validated_metrics
 from lightning_psp.pruning.best_weights import copied, put_back
 from lightning_psp.pruning.bound_masks import bind_masks
 from lightning_psp.pruning.decay import check_precision, sensitivity_decay
 from lightning_psp.pruning.gradients import UnclippedGradients
-from lightning_psp.pruning.holding import HoldsMasks
+from lightning_psp.pruning.logged_names import KnowsWhoLogs
 from lightning_psp.pruning.masks import magnitude_masks
 from lightning_psp.pruning.module_attributes import ModuleAttributes
 from lightning_psp.pruning.monitored import check_still_pruned, monitored, refuse_constant, warn_of_chance, warn_of_fall
@@ -57,7 +56,7 @@ class PruningStep:
     evaluations: int
 
 
-class LobsterPruning(HoldsMasks):
+class LobsterPruning(KnowsWhoLogs):
     r"""Prunes a network while it trains, by LOBSTER: weights that the loss does not depend on shrink, small ones go.
 
     Two things alternate (Tartaglione et al., 2022, arXiv:2011.09905; the gradual pruning of Tartaglione et al., 2020):
@@ -109,7 +108,7 @@ class LobsterPruning(HoldsMasks):
         TypeError: if an argument is of the wrong type.
         ValueError: if an argument is outside what is allowed. When a fit starts: if a pattern matches no parameter,
             λ is too small for the precision of a parameter, the trainer validates nothing, or has another callback
-            that holds masks. After a validation: if it did not log `monitor`, or that was never finite.
+            that holds masks. After a validation: if the LightningModule did not log `monitor`, or that was never finite.
         RuntimeError: if the module has got another parameter since its weights were the best.
         NotImplementedError: if weights are sharded over processes.
 
@@ -275,7 +274,7 @@ class LobsterPruning(HoldsMasks):
         if self._steps is None or trainer.sanity_checking or not has_stepped:
             return
         self._last_step, self._has_stepped = trainer.global_step, False
-        if self._plateau.is_best(monitored(self.monitor, trainer, validated_metrics(trainer))):
+        if self._plateau.is_best(monitored(self.monitor, trainer, self.values_of_module(trainer))):
             self._best = copied(pl_module)
         if self._plateau.is_reached:
             if not self._best:

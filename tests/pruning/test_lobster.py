@@ -328,18 +328,6 @@ def test_a_training_without_a_plateau_is_said_at_its_start(patience, settings, i
     assert [expected in message for message in said] == [True] * is_said
 
 
-def test_a_monitor_that_only_others_log():
-    class Logs(Callback):
-        def on_validation_epoch_end(self, trainer, pl_module):
-            pl_module.log("by_callback", 1.0)
-
-    with pytest.raises(
-        ValueError,
-        match=r"monitor='by_callback'.*the LightningModule itself, and no callback, logs.*names are: val_loss\.",
-    ):
-        train(LobsterPruning(**AT_ONCE, monitor="by_callback"), Logs())
-
-
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
 @pytest.mark.parametrize("settings", [{"limit_val_batches": 0}, {}])
 def test_a_trainer_that_validates_nothing(settings):
