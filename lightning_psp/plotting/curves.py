@@ -18,6 +18,7 @@ from lightning_psp.plotting.style import (
     explain,
     given_axes,
     label_plainly,
+    legend_above,
     lone,
     new_axes,
     styles,
@@ -98,7 +99,8 @@ def plot_curves(
             _draw_band(panel, [run[key] for run in runs], label, style)
         panel.set_title({**_TITLES, **(titles or {})}.get(key, key), fontweight="bold")
         unit = {**_UNITS, **(units or {})}.get(key, key)
-        is_logarithmic = log_scale and not any((run[key][1] <= 0).any() for runs in curves.values() for run in runs)
+        drawn = np.concatenate([run[key][1] for runs in curves.values() for run in runs])
+        is_logarithmic = log_scale and not (drawn <= 0).any() and bool(np.isfinite(drawn).any())
         panel.set_ylabel(_with_log_scale(unit) if is_logarithmic else unit)
         panel.set_xlabel("epoch")
         panel.set_xlim(left=0)
@@ -164,16 +166,7 @@ def _with_log_scale(unit: str) -> str:
 
 
 def _explain(figure: Figure, curves: Mapping[str, Sequence[object]]) -> None:
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc="outside upper center",
-        ncols=min(len(labels), 4),
-        frameon=False,
-        fontsize=11,
-        handlelength=3,
-    )
+    legend_above(figure, figure.axes[0])
     numbers = sorted({len(runs) for runs in curves.values()})
     if numbers[-1] > 1:
         caption = f"Lines: mean of {' or '.join(map(str, numbers))} trainings; bands: lowest to highest of them."

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from lightning_psp.plotting.style import check_kind, explain, given_axes, new_axes, styles, tidy
+from lightning_psp.plotting.style import check_kind, explain, given_axes, in_lines, legend_above, new_axes, styles, tidy
 
 _SHARE_SHOWN = 0.9995
 _LEAST_SHOWN = 1e-5  # density, as a share of the largest one
@@ -83,7 +83,7 @@ def plot_distributions(
     for axes, layer in zip(panels, layers, strict=True):
         of_layer = {label: histograms[layer] for label, histograms in techniques.items()}
         _draw_layer(axes, of_layer)
-        axes.set_title(layer, fontweight="bold")
+        axes.set_title(in_lines(layer, axes), fontweight="bold")
         axes.set_xlabel("\n".join([values, *_left_out(of_layer)]))
         if axes is panels[0] or (ax is None and (place := axes.get_subplotspec()) and place.is_first_col()):
             axes.set_ylabel("density (log scale)")
@@ -94,11 +94,7 @@ def plot_distributions(
             " technique or, where more lie beyond, all bins."
         )
         explain(figure, caption)
-        handles, labels = panels[0].get_legend_handles_labels()
-        columns = min(len(labels), 4)
-        figure.legend(
-            handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=11, handlelength=3
-        )
+        legend_above(figure, panels[0])
     else:
         panels[0].legend(frameon=False, handlelength=3)
     return figure, tuple(panels)

@@ -15,6 +15,7 @@ from lightning_psp.plotting.style import check_kind, given_axes
 
 LARGEST_FIGURE = 16.0, 14.0  # inches
 LEAST_SIZE = 5.6, 3.1  # inches: those of the title and of what stands at the colour bar
+LINE = 0.15  # inches from one name to the next
 LONGEST_NAME = 8  # letters of a layer's name that stand side by side with others
 MOST_CELLS_WITH_NUMBERS = 20, 60  # columns and rows; in smaller cells numbers could not be read
 
@@ -88,8 +89,12 @@ def plot_gradient_parts(
             colour = "white" if abs(share) > 60 else "black"
             ax.text(column, row, _rounded(share), ha="center", va="center", color=colour, fontsize=9)
     ax.set_facecolor("#DDDDDD")
-    ax.set_xticks(range(columns), parts.layers, rotation=90 if are_upright else 0)
-    ax.set_yticks(range(len(rows)), [parts.parameters[row] for row in rows])
+    # Of very many, every second name or fewer: those that have a line of their own.
+    inches = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted())
+    named_columns = range(0, columns, math.ceil(columns * LINE / inches.width) if are_upright else 1)
+    named_rows = range(0, len(rows), math.ceil(len(rows) * LINE / inches.height))
+    ax.set_xticks(named_columns, [parts.layers[each] for each in named_columns], rotation=90 if are_upright else 0)
+    ax.set_yticks(named_rows, [parts.parameters[rows[each]] for each in named_rows])
     ax.set_xticks([column - 0.5 for column in range(1, columns)], minor=True)
     ax.set_yticks([row - 0.5 for row in range(1, len(rows))], minor=True)
     ax.grid(which="minor", color="white", linewidth=1.5)

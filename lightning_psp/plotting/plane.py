@@ -167,4 +167,4 @@ def _mark_solutions(axes: Axes, labels: tuple[str, str]) -> None:
         axes.plot(place, 0, marker, markersize=8, markerfacecolor="white", markeredgecolor="black")
         box: dict[str, Any] = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
         where: dict[str, Any] = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center"}
-        axes.annotate(labels[place], (place, 0), bbox=box, **where)
+        axes.annotate(labels[place], (place, 0), bbox=box, color="black", **where)

@@ -12,6 +12,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from lightning_psp.plotting.style import check_kind, given_axes, label_plainly, new_axes, styles, tidy
 
+MOST_MARKS = 11  # labels of the horizontal axis that stand side by side: 0 to 99.9
+
 
 def plot_pruning(
     arms: Mapping[str, Sequence[tuple[float, float]]],
@@ -104,6 +106,8 @@ def _label_shares(axes: Axes) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(6))
     else:
         shown = [mark for mark in marks if 0.8 * lowest <= mark <= 1.01 * max(highest, 0.5)]
+        if len(shown) > MOST_MARKS:  # over many decades 0, 90, 99, …, with more and more digits
+            shown = [mark for mark in shown if f"{mark:e}"[0] == "1"]
         axes.xaxis.set_major_locator(FixedLocator(shown))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * (1 - share):.10g}"))
     axes.xaxis.set_minor_locator(NullLocator())

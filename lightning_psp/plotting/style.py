@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import cycle
@@ -28,7 +29,7 @@ _EMPHASISED: dict[str, Any] = {"color": "#D55E00", "linestyle": "-", "marker": "
 
 _WIDEST = 20.0  # inches: six panels of distributions, four of curves
 
-FAINT = "#555555"  # captions and marks beside the data
+FAINT = "#767676"  # captions and marks beside the data, read on white and on black alike
 
 
 def styles(number: int, markers: bool = False) -> list[dict[str, Any]]:
@@ -98,7 +99,7 @@ def check_names(name: str, value: Any) -> None:
 
 def tidy(axes: Axes) -> None:
     """Draws a faint grid behind the lines, and no frame."""
-    axes.grid(color="#E5E5E5", linewidth=0.8)
+    axes.grid(color="#808080", alpha=0.2, linewidth=0.8)  # faint on any background
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -107,6 +108,27 @@ def lone(values: Any) -> list[int]:
     """The numbers of the finite values without another beside them, of which a line shows nothing: to be marked."""
     is_finite = np.pad(np.isfinite(values), 1)
     return [int(each) for each in np.flatnonzero(is_finite[1:-1] & ~is_finite[:-2] & ~is_finite[2:])]
+
+
+def legend_above(figure: Figure, axes: Axes) -> None:
+    """Puts the legend of axes above all panels, in as many columns, four at most, as the figure is wide for."""
+    handles, labels = axes.get_legend_handles_labels()
+    column = 0.9 + 0.095 * max(map(len, labels), default=0)  # inches: a line, what is around it, and letters of this size
+    columns = max(1, min(len(labels), 4, int(figure.get_figwidth() / column)))
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=11, handlelength=3
+    )
+
+
+def in_lines(name: str, axes: Axes) -> str:
+    """A name in lines that are no wider than axes, as a title of theirs; broken behind its dots alone."""
+    letters = axes.get_window_extent().width / axes.figure.dpi / 0.115  # inches of a bold letter of this size
+    lines = [""]
+    for part in re.findall(r"[^.]*\.+|[^.]+", name):
+        if lines[-1] and len(lines[-1]) + len(part) > letters:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def explain(figure: Figure, text: str) -> None:

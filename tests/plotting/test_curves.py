@@ -228,3 +228,8 @@ def test_nothing_to_draw_is_an_error(tmp_path):
 def test_a_log_without_the_key_names_those_it_has(tmp_path):
     with pytest.raises(ValueError, match=r"'psp/z2_val' but found lam, val_error: choose with argument `keys`"):
         plot_curves({"a": fit(CSVLogger(tmp_path), 1).logger.log_dir})
+
+
+def test_values_that_are_all_missing_have_no_logarithmic_axis():
+    _, (axes,) = plot_curves({"a": {"val_error": [math.nan, math.nan]}}, keys=["val_error"])
+    assert (axes.get_yscale(), axes.get_ylabel()) == ("linear", "val_error")

@@ -137,3 +137,19 @@ def test_missing_matplotlib_names_the_extra(monkeypatch):
 def test_other_kinds_are_an_error():
     with pytest.raises(TypeError, match=r"`parts` to be a result of `psp_gradient_parts` but got NoneType"):
         plot_gradient_parts(None)
+
+
+@pytest.mark.parametrize("number", [8, 120])
+def test_of_very_many_names_those_are_given_that_have_a_line(number):
+    layers = tuple(f"layer{each}" for each in range(number))
+    parameters, shares = tuple(f"{layer}.weight" for layer in layers), torch.eye(number).double()
+    figure, axes = plot_gradient_parts(GradientParts(parameters, layers, shares, shares, shares.sum(1), "mean"))
+    figure.canvas.draw()
+    rows, columns = axes.get_yticklabels(), axes.get_xticklabels()
+    boxes = [label.get_window_extent() for label in rows]
+    assert all(above.y0 >= below.y1 for above, below in pairwise(boxes))
+    boxes = [label.get_window_extent() for label in columns]
+    assert all(left.x1 <= right.x0 for left, right in pairwise(boxes))
+    assert [label.get_text() for label in rows] == [parameters[int(place)] for place in axes.get_yticks()]
+    assert [label.get_text() for label in columns] == [layers[int(place)] for place in axes.get_xticks()]
+    assert (len(rows) == number) == (number == 8)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -155,3 +156,11 @@ def test_bad_input():
 def test_other_kinds_are_an_error():
     with pytest.raises(TypeError, match=r"`plane` to be a result of `loss_plane` but got list"):
         plot_plane([])
+
+
+def test_names_of_solutions_are_dark_on_their_light_boxes():
+    with style.context("dark_background"):
+        _, axes = plot_plane(plane())
+    assert [(text.get_color(), text.get_bbox_patch().get_facecolor()[:3]) for text in axes.texts] == [
+        ("black", (1.0, 1.0, 1.0))
+    ] * 2

@@ -1,6 +1,7 @@
 """Error against sparsity."""
 
 import re
+from itertools import pairwise
 
 import pytest
 from matplotlib.figure import Figure
@@ -89,3 +90,14 @@ def test_other_kinds_are_an_error():
             plot_pruning({"a": [point]})
     with pytest.raises(TypeError, match="`arms` to be a dict of sequences of pairs but got float"):
         plot_pruning({"a": 0.5})
+
+
+@pytest.mark.parametrize("most", [0.9, 0.99, 0.999, 0.9999, 1 - 1e-7])
+def test_labels_of_many_decades_do_not_touch(most):
+    figure, axes = plot_pruning({"LOBSTER": [(0.0, 0.8), (most, 1.0)]})
+    figure.canvas.draw()
+    low, high = sorted(axes.get_xlim())
+    labels = [label for label in axes.get_xticklabels() if low <= label.get_position()[0] <= high]
+    boxes = [label.get_window_extent() for label in labels]
+    assert all(left.x1 < right.x0 for left, right in pairwise(sorted(boxes, key=lambda box: box.x0)))
+    assert {"0", "90"} <= {label.get_text() for label in labels}

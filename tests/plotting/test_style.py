@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 from matplotlib import pyplot
+from matplotlib.colors import to_rgb
 
 from lightning_psp.plotting import plot_curves, plot_distributions
 from lightning_psp.plotting.style import label_plainly, lone
@@ -61,3 +62,40 @@ def test_captions_are_within_the_figure(number):
         (caption,) = figure.texts
         box = caption.get_window_extent()
         assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+
+
+@pytest.mark.parametrize("letters", [4, 24, 40])
+def test_a_legend_above_is_within_the_figure(letters):
+    histogram = {"limit": 1.0, "counts": [1, 4, 3, 1], "beyond": 0}
+    labels = [f"{'technique ' * 9}"[: letters - 1] + str(number) for number in range(9)]
+    figures = (
+        plot_curves({label: {"val_error": [2.0, 1.0], "psp/z2_val": [2.0, 1.0]} for label in labels})[0],
+        plot_distributions({label: {"fc1": histogram, "fc2": histogram} for label in labels})[0],
+    )
+    for figure in figures:
+        figure.canvas.draw()
+        box, whole = figure.legends[0].get_window_extent(), figure.bbox
+        assert whole.x0 <= box.x0
+        assert box.x1 <= whole.x1
+
+
+def test_titles_are_no_wider_than_panels():
+    histogram = {"limit": 1.0, "counts": [1, 4, 3, 1], "beyond": 0}
+    names = ["conv1", "backbone.encoder.layers.11.attention.output.dense", "model.decoder.layers.0.fc1"]
+    figure, panels = plot_distributions({"PSP": dict.fromkeys(names, histogram)})
+    figure.canvas.draw()
+    assert [panel.get_title().replace("\n", "") for panel in panels] == names
+    boxes = [panel.title.get_window_extent() for panel in panels]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+    assert boxes[-1].x1 <= figure.bbox.x1
+    assert "\n" not in panels[0].get_title()
+
+
+@pytest.mark.parametrize("style", ["default", "dark_background"])
+def test_captions_and_grids_suit_any_background(style):
+    with pyplot.style.context(style):
+        figure, (axes, _) = plot_curves({"PSP": [{"val_error": [2.0, 1.0], "psp/z2_val": [2.0, 1.0]}] * 2})
+        paper = sum(to_rgb(figure.get_facecolor())) / 3
+        line = axes.get_xgridlines()[0]
+        assert abs(sum(to_rgb(figure._supxlabel.get_color())) / 3 - paper) > 0.4
+        assert line.get_alpha() * abs(sum(to_rgb(line.get_color())) / 3 - paper) < 0.15
