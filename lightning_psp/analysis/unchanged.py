@@ -144,9 +144,14 @@ def _plain_tensors(part: nn.Module) -> dict[str, Tensor]:
 
 
 def refuse_lazy(name: str, tensor: Tensor) -> None:
-    """Raises an error for a parameter or buffer that is not made yet."""
+    """Raises an error for a parameter or buffer that is not made yet, or has no memory."""
     if is_lazy(tensor):
         raise ValueError(f"Expected argument `module` to know its weights but {name!r} is not made yet. Call it once.")
+    if tensor.is_meta:
+        raise ValueError(
+            f"Expected argument `module` to know its weights but {name!r} is on the meta device, without numbers. Give"
+            " the module memory (`to_empty`) and load them."
+        )
 
 
 def refuse_shared_memory(named: Iterable[tuple[str, Tensor]]) -> None:

@@ -223,7 +223,8 @@ class PSPEntropy(FixedTypeMetric):
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Adds the states of another metric; see ``torchmetrics.Metric.merge_state``."""
         if isinstance(incoming_state, PSPEntropy):
-            for name in ("num_classes", "unit"):
+            # Which dimension holds the units matters for channels alone.
+            for name in ("num_classes", "order", "unit", *(("unit_dim",) if self.unit == "channel" else ())):
                 own, other = getattr(self, name), getattr(incoming_state, name)
                 if own != other:
                     raise ValueError(f"Expected a metric with the same `{name}={own!r}`, but got {other!r}.")

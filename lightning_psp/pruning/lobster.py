@@ -108,7 +108,7 @@ class LobsterPruning(KnowsWhoLogs):
         TypeError: if an argument is of the wrong type.
         ValueError: if an argument is outside what is allowed. When a fit starts: if a pattern matches no parameter,
             λ is too small for the precision of a parameter, the trainer validates nothing, or has another callback
-            that holds masks. After a validation: if the LightningModule did not log `monitor`, or that was never finite.
+            that holds masks. After a validation: if the LightningModule did not log `monitor`, or it was never finite.
         RuntimeError: if the module has got another parameter since its weights were the best.
         NotImplementedError: if weights are sharded over processes.
 

@@ -77,7 +77,8 @@ def prunable_parameters(
     Raises:
         TypeError: if a pattern is no string.
         ValueError: if a pattern matches no name, nothing is left, or a parameter cannot be pruned: it is not
-            initialised yet, has another parametrisation than weight norm, or holds no floating point numbers.
+            initialised yet, is on the meta device, has another parametrisation than weight norm, or holds no floating
+            point numbers.
         NotImplementedError: if a parameter is sharded over processes.
 
     Example:
@@ -225,6 +226,8 @@ def _problem(parameter: Tensor) -> str:
             "each process holds a part of it. Use a strategy that keeps whole parameters in each process, such as"
             " DDPStrategy(), or prune the whole model before it is sharded."
         )
+    if parameter.is_meta:
+        return "it is on the meta device, without numbers. Give the module memory (`to_empty`) and weights before."
     if not parameter.is_floating_point() and not parameter.is_complex():
         return f"it holds {parameter.dtype}, no floating point numbers. Prune the network before it is quantised."
     return ""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_psp.capture.selection import LayerSelection
 from lightning_psp.functional.arguments import check_data
 from lightning_psp.pruning.chain import TRANSPOSED, Link, follow_chain
-from lightning_psp.pruning.prunable import select
+from lightning_psp.pruning.prunable import refuse, select, weights
 
 
 def remove_constant_units(
@@ -50,7 +50,8 @@ def remove_constant_units(
     Raises:
         TypeError: if `module` is no module, a pattern is no string, `data` ends after one pass, or a batch is neither a
             tuple nor a list.
-        ValueError: if there is no batch, a pattern matches no layer, or the last layer alone is chosen of several.
+        ValueError: if there is no batch, a pattern matches no layer, the last layer alone is chosen of several, or a
+            parameter is on the meta device.
         NotImplementedError: if the network is no such chain, or its code relies on the sizes of its layers; the message
             says where and why.
 
@@ -69,6 +70,9 @@ def remove_constant_units(
         raise TypeError(f"Expected argument `module` to be a `torch.nn.Module` but got {type(module).__name__}.")
     LayerSelection(include, exclude)  # checks their types
     check_data(data)
+    for weight in weights(module):
+        if weight.parameter.is_meta:
+            refuse(weight)
     links, last = follow_chain(module)
     original = copy.deepcopy(module).eval()
     names = [*(link.layer for link in links), last]
@@ -139,7 +143,7 @@ def _remove(module: nn.Module, link: Link, low: Tensor, high: Tensor) -> None:
     _add_to_bias(following, inputs_gone, low)
     _keep(layer, out_dim, ~goes)
     for path in link.between:
-        _keep_entries(module.get_submodule(path), ~goes)
+        _keep_entries(module.get_submodule(path), ~goes, ~inputs_gone)
     _keep(following, 0 if isinstance(following, TRANSPOSED) else 1, ~inputs_gone, has_bias=False)
 
 
@@ -182,14 +186,15 @@ def _keep(layer: nn.Module, dim: int, stays: Tensor, has_bias: bool = True) -> N
     setattr(layer, f"{'out' if has_bias else 'in'}_{kind}", len(indices))
 
 
-def _keep_entries(part: nn.Module, stays: Tensor) -> None:
-    """Keeps some of the entries of what has one for each channel; a PReLU may have one for all."""
+def _keep_entries(part: nn.Module, stays: Tensor, inputs_stay: Tensor) -> None:
+    """Keeps some of the entries of what has one for each channel or flattened feature; a PReLU may have one for all."""
+    size = "num_parameters" if isinstance(part, nn.PReLU) else "num_features"
+    stays = stays if getattr(part, size) == len(stays) else inputs_stay
     indices = stays.nonzero().flatten()
     for name in ("weight", "bias", "running_mean", "running_var"):
         value = getattr(part, name, None)
         if isinstance(value, Tensor) and len(value) == len(stays):
             _replace(part, name, value[indices])
-    size = "num_parameters" if isinstance(part, nn.PReLU) else "num_features"
     if getattr(part, size) == len(stays):
         setattr(part, size, len(indices))
 

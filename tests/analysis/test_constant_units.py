@@ -180,6 +180,8 @@ def test_what_is_refused():
     network = Convolution()
     with pytest.raises(TypeError, match=r"`module` to be a `torch\.nn\.Module`"):
         constant_units(torch.relu, [(SIGNALS,)])
+    with pytest.raises(ValueError, match=r"'0\.weight' is on the meta device, without numbers"):
+        constant_units(nn.Sequential(nn.Linear(3, 2, device="meta"), nn.ReLU()), [(torch.randn(4, 3),)])
     with pytest.raises(ValueError, match="at least one batch"):
         constant_units(network, [])
     with pytest.raises(TypeError, match=r"first item is the network's input, such as .* but got Tensor"):

@@ -114,7 +114,10 @@ def test_kept_graphs_are_let_go():
         gc.enable()
 
 
-def test_batches_go_to_the_device_of_the_network():
+def test_batches_go_to_the_device_of_the_network(monkeypatch):
+    # The device without memory, which is refused, stands for an accelerator.
+    for module in ("hessian_products", "unchanged"):
+        monkeypatch.setattr(f"lightning_psp.analysis.{module}.refuse_lazy", lambda name, tensor: None)
     network, devices = Network().to("meta"), []
 
     def loss(network, batch):
@@ -168,6 +171,8 @@ def test_what_has_no_weights_to_differentiate():
         hessian_trace(Network(), batches(4), samples=1)
     with pytest.raises(ValueError, match="'weight' is not made yet"):
         hessian_trace(nn.LazyLinear(2), batches(4))
+    with pytest.raises(ValueError, match="'weight' is on the meta device, without numbers"):
+        hessian_trace(nn.Linear(2, 2, device="meta"), batches(4))
 
 
 class Once(torch.autograd.Function):

@@ -64,6 +64,8 @@ def test_network(scene):
         loss_plane(torch.relu, first, second, data)
     with pytest.raises(ValueError, match=r"'0\.weight' is not made yet"):
         loss_plane(nn.Sequential(nn.LazyLinear(2)), {}, {}, data)
+    with pytest.raises(ValueError, match=r"'0\.weight' is on the meta device, without numbers"):
+        loss_plane(nn.Sequential(nn.Linear(2, 2, device="meta")), {}, {}, data)
 
 
 def test_state_dicts(scene):

@@ -129,6 +129,10 @@ def test_merged_states(order):
         one.merge_state(PSPEntropy(4, order))
     with pytest.raises(ValueError, match="`unit='element'`, but got 'channel'"):
         one.merge_state(PSPEntropy(3, order, "channel"))
+    with pytest.raises(ValueError, match=f"`order={order}`, but got {order + 1}"):
+        one.merge_state(PSPEntropy(3, order + 1))
+    with pytest.raises(ValueError, match="`unit_dim=1`, but got -1"):
+        PSPEntropy(3, order, "channel").merge_state(PSPEntropy(3, order, "channel", unit_dim=-1))
 
 
 def two_of(make):

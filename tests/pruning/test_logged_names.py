@@ -1,4 +1,4 @@
-"""The monitored value has to be the LightningModule's own, for callbacks do not take part in the search's validations."""
+"""The monitored value has to be the LightningModule's own: callbacks take no part in the validations of a search."""
 
 import pytest
 from lightning.pytorch import Callback

@@ -1,9 +1,11 @@
 """Which parameters can be pruned."""
 
+import pytest
+import torch
 from torch import nn
 from torchmetrics import Metric
 
-from lightning_psp.pruning import magnitude_masks, sparsity
+from lightning_psp.pruning import apply_masks, magnitude_masks, remove_constant_units, sparsity
 
 
 class Judges(Metric):
@@ -26,3 +28,19 @@ def test_networks_of_metrics_are_left_alone():
     module = nn.ModuleDict({"judge": Judges(network), "network": network})
     masks = magnitude_masks(module, sparsity=0.5)
     assert masks.keys() == sparsity(module).layers.keys() == {"judge.judged.weight"}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        sparsity,
+        lambda layer: magnitude_masks(layer, sparsity=0.5),
+        lambda layer: apply_masks(layer, {"weight": torch.ones(2, 3, dtype=torch.bool)}),
+        lambda layer: remove_constant_units(layer, [(torch.randn(4, 3),)]),
+    ],
+)
+def test_weights_without_memory(call):
+    with pytest.raises(
+        ValueError, match=r"'weight' cannot be pruned: it is on the meta device, without numbers\. Give"
+    ):
+        call(nn.Linear(3, 2, device="meta"))

@@ -126,6 +126,15 @@ NETWORKS = {
         (2, 8, 8),
         [("0", 1, -1.0, True), ("3", 0, 2.0, True), ("6", 4, 3.0, True)],
     ),
+    "normalised behind flattening": (
+        lambda: convolutions(
+            [nn.MaxPool2d(2)],
+            nn.Conv2d(6, 4, 2),
+            [nn.PReLU(4), nn.Flatten(), nn.BatchNorm1d(16), nn.PReLU(16), nn.Linear(16, 3)],
+        ),
+        (2, 8, 8),
+        [("0", 1, -1.0, True), ("3", 2, 2.0, True)],
+    ),
     "pooled to one": (
         lambda: convolutions(behind=[nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]),
         (2, 8, 8),
