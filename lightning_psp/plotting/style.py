@@ -113,9 +113,8 @@ def lone(values: Any) -> list[int]:
 def legend_above(figure: Figure, axes: Axes) -> None:
     """Puts the legend of axes above all panels, in as many columns, four at most, as the figure is wide for."""
     handles, labels = axes.get_legend_handles_labels()
-    column = 0.9 + 0.095 * max(
-        map(len, labels), default=0
-    )  # inches: a line, what is around it, and letters of this size
+    # Inches: a line, what is around it, and letters of this size.
+    column = 0.9 + 0.095 * max(map(len, labels), default=0)
     columns = max(1, min(len(labels), 4, int(figure.get_figwidth() / column)))
     figure.legend(
         handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=11, handlelength=3

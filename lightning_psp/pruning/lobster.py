@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +20,15 @@ from lightning_psp.pruning.best_weights import copied, put_back
 from lightning_psp.pruning.bound_masks import bind_masks
 from lightning_psp.pruning.decay import check_precision, sensitivity_decay
 from lightning_psp.pruning.gradients import UnclippedGradients
-from lightning_psp.pruning.logged_names import KnowsWhoLogs
+from lightning_psp.pruning.holding import HoldsMasks
+from lightning_psp.pruning.logged_names import LoggedNames
 from lightning_psp.pruning.masks import magnitude_masks
 from lightning_psp.pruning.module_attributes import ModuleAttributes
 from lightning_psp.pruning.monitored import check_still_pruned, monitored, refuse_constant, warn_of_chance, warn_of_fall
 from lightning_psp.pruning.plateau import Plateau, warn_of_no_plateau
 from lightning_psp.pruning.prunable import prunable_weights
+from lightning_psp.pruning.pruning_step import PruningStep
+from lightning_psp.pruning.shares import most_prunable
 from lightning_psp.pruning.threshold import FoundThreshold, find_threshold
 from lightning_psp.pruning.validation_run import check_lightning, validations_without_trace
 
@@ -35,28 +38,7 @@ if TYPE_CHECKING:
 EVALUATIONS = 15  # of the validation data at a plateau, that of the network before pruning included
 
 
-@dataclass(frozen=True)
-class PruningStep:
-    """What was found at a plateau.
-
-    Args:
-        epoch: the epoch that the plateau ended in, from 0.
-        threshold: T; weights with :math:`|w| < T` went. 0 where nothing more could be pruned.
-        sparsity: share of the prunable weights that are 0 since then, from 0 to 1.
-        loss_before: the monitored loss of the best weights.
-        loss_after: the same once weights had gone.
-        evaluations: how often the validation data were gone through.
-    """
-
-    epoch: int
-    threshold: float
-    sparsity: float
-    loss_before: float
-    loss_after: float
-    evaluations: int
-
-
-class LobsterPruning(KnowsWhoLogs):
+class LobsterPruning(HoldsMasks):
     r"""Prunes a network while it trains, by LOBSTER: weights that the loss does not depend on shrink, small ones go.
 
     Two things alternate (Tartaglione et al., 2022, arXiv:2011.09905; the gradual pruning of Tartaglione et al., 2020):
@@ -160,6 +142,7 @@ class LobsterPruning(KnowsWhoLogs):
         self._module: weakref.ref[LightningModule] | None = None
         self._before: ModuleAttributes | None = None
         self._gradients = UnclippedGradients()
+        self._logged = LoggedNames()
 
     # --- beginning and end -----------------------------------------------------------------------------------------
 
@@ -210,7 +193,8 @@ class LobsterPruning(KnowsWhoLogs):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is not attached to the trainer and module of the original."""
-        return {**super().__getstate__(), "_module": None, "_before": None, "_gradients": UnclippedGradients()}
+        own = {"_module": None, "_before": None, "_gradients": UnclippedGradients(), "_logged": LoggedNames()}
+        return {**super().__getstate__(), **own}
 
     # --- training --------------------------------------------------------------------------------------------------
 
@@ -264,8 +248,36 @@ class LobsterPruning(KnowsWhoLogs):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes the state of the module that the validations of a search are to begin with."""
         super().on_validation_start(trainer, pl_module)
+        self._logged.start(trainer)
         may_search = self._steps is not None and self._plateau.waited + 1 >= self.patience
         self._before = ModuleAttributes(pl_module) if may_search else None
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes what callbacks have logged."""
+        self._logged.note(trainer, "on_validation_epoch_start")
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Applies the masks as the class above, and notes what callbacks have logged."""
+        super().on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+        self._logged.note_batch(trainer, "on_validation_batch_start", batch_idx, dataloader_idx)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Notes what callbacks have logged."""
+        self._logged.note_batch(trainer, "on_validation_batch_end", batch_idx, dataloader_idx)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes what callbacks have logged."""
+        self._logged.note(trainer, "on_validation_epoch_end")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Counts the validation, and prunes at a plateau."""
@@ -274,7 +286,7 @@ class LobsterPruning(KnowsWhoLogs):
         if self._steps is None or trainer.sanity_checking or not has_stepped:
             return
         self._last_step, self._has_stepped = trainer.global_step, False
-        if self._plateau.is_best(monitored(self.monitor, trainer, self.values_of_module(trainer))):
+        if self._plateau.is_best(monitored(self.monitor, trainer, self._logged.of_module(trainer))):
             self._best = copied(pl_module)
         if self._plateau.is_reached:
             if not self._best:
@@ -309,7 +321,7 @@ class LobsterPruning(KnowsWhoLogs):
             f"LobsterPruning: {step.sparsity:.2%} of the weights are 0 after epoch {step.epoch}, {self.monitor}"
             f" {step.loss_before:.4g} → {step.loss_after:.4g}, threshold {step.threshold:.3g}."
         )
-        self._is_finished = found is None or self._still_prunable() == 0
+        self._is_finished = found is None or most_prunable(self.masks, self.max_sparsity) == 0
         trainer.should_stop = trainer.should_stop or self._is_finished
 
     def _search(self, trainer: Trainer, pl_module: LightningModule) -> tuple[FoundThreshold | None, float, int]:
@@ -339,7 +351,9 @@ class LobsterPruning(KnowsWhoLogs):
             loss = evaluate(None)
             if is_first:
                 warn_of_chance(self.monitor, self._plateau.best, loss, self.tolerance)
-            left = self._magnitudes_left(pl_module)
+            weights = prunable_weights(pl_module, self.include, self.exclude)
+            magnitudes = {name: weight.value().abs() for name, weight in weights.items()}
+            left = [magnitude[self.masks[name].to(magnitude.device)] for name, magnitude in magnitudes.items()]
             together = torch.cat([each.to(left[0].device) for each in left])
             means = [float(each[each > 0].mean()) for each in left if each.any()]
             found = find_threshold(
@@ -347,7 +361,7 @@ class LobsterPruning(KnowsWhoLogs):
                 together,
                 loss + self.tolerance * abs(loss),
                 start=sum(means) / len(means) if means else 0.0,  # as in the authors' code
-                most=self._still_prunable(),
+                most=most_prunable(self.masks, self.max_sparsity),
                 evaluations=EVALUATIONS - evaluations - is_first,  # the first search may end with a further one
             )
             none_matters = found is not None and losses == {loss} and is_first
@@ -355,22 +369,9 @@ class LobsterPruning(KnowsWhoLogs):
                 refuse_constant(self.monitor, loss)
         return found, loss, evaluations
 
-    def _magnitudes_left(self, pl_module: LightningModule) -> list[Tensor]:
-        """Those of the weights that stay, a tensor for each parameter."""
-        weights = prunable_weights(pl_module, self.include, self.exclude)
-        magnitudes = {name: weight.value().abs() for name, weight in weights.items()}
-        return [magnitude[self.masks[name].to(magnitude.device)] for name, magnitude in magnitudes.items()]
-
     def _masks_at(self, pl_module: LightningModule, threshold: float) -> dict[str, Tensor]:
         masks = magnitude_masks(pl_module, threshold=threshold, include=self.include, exclude=self.exclude)
         return {name: mask & self.masks[name].to(mask.device) for name, mask in masks.items()}
-
-    def _still_prunable(self) -> int:
-        """How many more weights may be set to 0."""
-        weights = sum(mask.numel() for mask in self.masks.values())
-        stay = sum(int(mask.sum()) for mask in self.masks.values())
-        allowed = weights - 1 if self.max_sparsity is None else round(self.max_sparsity * weights)
-        return max(0, stay - (weights - min(allowed, weights - 1)))
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 

@@ -61,3 +61,17 @@ def sparsity(
     # a parameter without any weight has no zeros
     layers = {name: count / max(1, sizes[name]) for name, count in counts.items()}
     return Sparsity(sum(counts.values()) / max(1, sum(sizes.values())), layers)
+
+
+def most_prunable(masks: Masks, max_sparsity: float | None) -> int:
+    """How many more weights may be set to 0 before masks reach a sparsity, or one weight alone stays.
+
+    Example:
+        >>> import torch
+        >>> most_prunable({"0.weight": torch.tensor([True, True, True, False])}, max_sparsity=0.5)
+        1
+    """
+    weights = sum(mask.numel() for mask in masks.values())
+    stay = sum(int(mask.sum()) for mask in masks.values())
+    allowed = weights - 1 if max_sparsity is None else round(max_sparsity * weights)
+    return max(0, stay - (weights - min(allowed, weights - 1)))
