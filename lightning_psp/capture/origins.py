@@ -218,11 +218,11 @@ class Origins:
         return found
 
     def argument(self, args: tuple[Any, ...]) -> Origin | None:
-        """What is known of the first tensor among arguments, where weights had a part in it."""
+        """What is known of the first tensor among arguments, where weights made it and it is none, returned, itself."""
         for value in args:
             if isinstance(value, Tensor):
                 origin = self.find(value)
-                return origin if origin is not None and origin.is_made else None
+                return origin if origin is not None and origin.is_made and not origin.is_weight else None
         return None
 
     def note_weight(self, result: Tensor) -> None:

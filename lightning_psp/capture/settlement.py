@@ -16,7 +16,7 @@ from lightning_psp.capture.origins import Origins
 from lightning_psp.capture.outputs import OutputFinder, Target, ways_to
 from lightning_psp.capture.recurrent import RECURRENT_MODULES
 from lightning_psp.capture.shadow import Graph
-from lightning_psp.capture.unlisted import weights_past
+from lightning_psp.capture.unlisted import functions_past, weights_past
 
 _SIGMOIDS = ("sigmoid", "softplus", "logsigmoid")
 
@@ -62,16 +62,26 @@ class Settlement(Generic[Kept]):
 
     def unlisted(self) -> list[str]:
         """What has weights that the loss reaches past every layer."""
+        weights = weights_past(self._losses_to_follow(), self._ledger.potentials)
+        names = map(self._frames.name_of_parameter, weights)
+        return [name.removesuffix(".weight") for name in names if name is not None]
+
+    def unlisted_functions(self) -> list[str]:
+        """Each `torch.autograd.Function` that is given weights, and that the loss reaches past every layer."""
+        found = functions_past(self._losses_to_follow(), self._ledger.potentials)
+        named = [(function, self._frames.name_of_parameter(weight)) for function, weight in found]
+        places = [(function, name.rpartition(".")[0]) for function, name in named if name is not None]
+        return [f"{function.__qualname__} of the weights in {path or 'the network'}" for function, path in places]
+
+    def _losses_to_follow(self) -> Sequence[Edge]:
+        """The losses from which what no layer accounts for can be told."""
         potentials, losses = self._ledger.potentials, self._outputs.settled
         # A gradient in a loss is made of weights once more, and what has no sample is no layer.
         if self._ledger.saw_empty_batch or any(potential.is_differentiated for potential in potentials):
             return []
         if not torch.is_grad_enabled() or not any(potential.is_output for potential in potentials):
             return []
-        if len(losses) > 1:  # of what the earlier ones reach, their backward passes have let go
-            return []
-        names = [self._frames.name_of_parameter(weight) for weight in weights_past(losses, potentials)]
-        return [name.removesuffix(".weight") for name in names if name is not None]
+        return losses if len(losses) == 1 else []  # of what earlier ones reach, their backward passes have let go
 
     def save_overwritten(self, origin: Origin, tensor: Tensor, is_mask: bool) -> None:
         """Keeps what a network returned, or logits that are masked, before it is overwritten."""

@@ -6,10 +6,13 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from lightning_psp.capture.graph import Edge
 from lightning_psp.capture.origin import Potential
+from lightning_psp.capture.witness import is_foreign_function
+from lightning_psp.torch_private.autograd import function_of
 
 # Nodes of the graph of autograd that map by a weight, and those that only arrange or cast one.
 _MAPS = re.compile(r"(addmm|addmv|mm|mv|bmm|baddbmm|linear|convolution\w*)backward\d*", re.IGNORECASE)
@@ -23,23 +26,50 @@ def weights_past(losses: Sequence[Edge], potentials: Iterable[Potential[Any]]) -
         losses: to the losses.
         potentials: those of all layers.
     """
+    found = (weights for node, weights in _weighing_past(losses, potentials) if not is_foreign_function(node))
+    return list({id(weights[0]): weights[0] for weights in found}.values())
+
+
+def functions_past(
+    losses: Sequence[Edge], potentials: Iterable[Potential[Any]]
+) -> list[tuple[type[torch.autograd.Function], nn.Parameter]]:
+    """The `torch.autograd.Function`s that are given trained weights and that a loss reaches past all potentials.
+
+    What they compute of these weights, such as an integral of a network, shows no potentials.
+
+    Args:
+        losses: to the losses.
+        potentials: those of all layers.
+
+    Returns:
+        The functions, each with the first weight that it is given.
+    """
+    found = _weighing_past(losses, potentials)
+    return [(function_of(node), weights[0]) for node, weights in found if is_foreign_function(node)]
+
+
+def _weighing_past(
+    losses: Sequence[Edge], potentials: Iterable[Potential[Any]]
+) -> Iterator[tuple[Any, list[nn.Parameter]]]:
+    """The nodes that map by weights, and those weights, between losses and all potentials."""
     known = set().union(*map(_edges_of, potentials))
-    found: dict[int, nn.Parameter] = {}
     seen = set(losses)
     pending = [edge for edge in losses if edge not in known]
     for node, _ in pending:
         if node is None:
             continue
-        if _MAPS.fullmatch(node.name()):
+        is_map, is_function = bool(_MAPS.fullmatch(node.name())), is_foreign_function(node)
+        if is_map or is_function:
             weights = [weight for following, _ in node.next_functions for weight in _weight_at(following)]
-            if len(weights) == 1:  # else a product of weights, as some penalties on them have it
-                found[id(weights[0])] = weights[0]
+            if weights and is_function:
+                yield node, weights
+            elif is_map and len(weights) == 1:  # else a product of weights, as some penalties on them have it
+                yield node, weights
                 continue
         for edge in node.next_functions:
             if edge not in seen and edge not in known:
                 seen.add(edge)
                 pending.append(edge)
-    return list(found.values())
 
 
 def _edges_of(potential: Potential[Any]) -> Iterator[Edge]:

@@ -116,18 +116,25 @@ class Witness:
         if _is_custom(node):
             self._places.setdefault(node, path)
 
-    def message(self, potentials: Sequence[Potential[Any]], lacks_output: bool, unlisted: Sequence[str]) -> str:
+    def message(
+        self,
+        potentials: Sequence[Potential[Any]],
+        lacks_output: bool,
+        unlisted: Sequence[str],
+        functions: Iterable[str] = (),
+    ) -> str:
         """What to tell of what could not be seen; empty if nothing is to be told.
 
         Args:
             potentials: all potentials.
             lacks_output: whether there is a loss, and nothing was found where it begins.
             unlisted: what has weights that the loss reaches past every layer.
+            functions: names of each `torch.autograd.Function` that it reaches so and that is given weights.
         """
         outputs = [edge for potential in potentials if potential.is_output for edge in potential.results]
         has_more = any(potential.enters_nonlinearity for potential in potentials)
         return unseen_message(
-            self.unseen(potentials, outputs),
+            {**self.unseen(potentials, outputs), **dict.fromkeys(functions, _OF_A_MODULE)},
             sees_output_alone=bool(potentials) and not has_more and len(self.weights) > 1,
             lacks_output=lacks_output,
             unlisted=unlisted,
@@ -148,7 +155,7 @@ class Witness:
             if not is_known and not below.isdisjoint(edges):
                 found[call] = remedy
         below_outputs = nodes_below([node for node, _ in starts])
-        nodes = {node for node in below_outputs if _is_custom(node) and _is_foreign(node)}
+        nodes = {node for node in below_outputs if is_foreign_function(node)}
         if nodes:
             nodes -= _accounted_for(potentials)
         for node in nodes:
@@ -183,8 +190,9 @@ def _is_custom(node: Any) -> bool:
     return isinstance(node, BackwardCFunction)
 
 
-def _is_foreign(node: Any) -> bool:
-    return not f"{function_of(node).__module__}.".startswith(_KNOWN)
+def is_foreign_function(node: Any) -> bool:
+    """Whether a node is of a `torch.autograd.Function` that is none of torch's, Lightning's or this package's."""
+    return _is_custom(node) and not f"{function_of(node).__module__}.".startswith(_KNOWN)
 
 
 def unseen_message(

@@ -300,3 +300,65 @@ def test_penalties_on_weights_and_gradients_are_no_heads(penalty):
     layers, messages = heads_of(penalty)
     assert layers >= {"network.first", "network.head"}
     assert not [text for text in messages if "past every layer" in text]
+
+
+class Given(nn.Module):
+    """A weight that is a module of its own."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.values = nn.Parameter(0.3 * torch.randn(shape))
+
+    def forward(self):
+        return self.values
+
+
+class Positive(nn.Module):
+    """Functions of weights that another module returned."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.scale, self.head = nn.Linear(FEATURES, HIDDEN), Given(HIDDEN), nn.Linear(HIDDEN, OUTPUTS)
+        self.slope = Given(HIDDEN)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.first(x) * self.scale().exp()) * self.slope().abs())
+
+
+def test_functions_of_a_returned_weight_are_no_suspects():
+    layers, messages = trained(Positive)
+    assert layers == {"network.first", "network.head"}
+    assert messages == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        network = Positive()
+        with record_potentials(network) as potentials:
+            network(torch.randn(8, FEATURES))
+    assert list(potentials) == ["first", "head"]
+
+
+class OfWeights(torch.autograd.Function):
+    """A function computed without gradient, and again in the backward pass, as an integral is."""
+
+    @staticmethod
+    def forward(context, function, x, *weights):
+        context.function = function
+        context.save_for_backward(x, *weights)
+        return function(x)
+
+    @staticmethod
+    def backward(context, gradient):
+        x, *weights = context.saved_tensors
+        with torch.enable_grad():
+            result = context.function(x.detach())
+        return None, None, *torch.autograd.grad(result, weights, gradient)
+
+
+def test_a_function_of_weights_that_the_loss_reaches_past_every_layer_is_named():
+    def integral(network, h):
+        return OfWeights.apply(network.other, h, *network.other.parameters()).square().mean()
+
+    layers, messages = heads_of(integral)
+    assert layers == {"network.first", "network.head"}
+    (message,) = [text for text in messages if "activations" in text]
+    assert "No layer was found for OfWeights of the weights in network.other." in message
