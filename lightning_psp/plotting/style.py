@@ -114,8 +114,10 @@ def legend_above(figure: Figure, axes: Axes) -> None:
     """Puts the legend of axes above all panels, in as many columns, four at most, as the figure is wide for."""
     handles, labels = axes.get_legend_handles_labels()
     # Inches: a line, what is around it, and letters of this size.
-    column = 0.9 + 0.095 * max(map(len, labels), default=0)
-    columns = max(1, min(len(labels), 4, int(figure.get_figwidth() / column)))
+    widths = [0.9 + 0.095 * len(label) for label in labels]
+    columns = min(len(labels), 4)
+    while columns > 1 and sum(max(column) for column in np.array_split(widths, columns)) > figure.get_figwidth():
+        columns -= 1
     figure.legend(
         handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=11, handlelength=3
     )
