@@ -114,7 +114,7 @@ def legend_above(figure: Figure, axes: Axes) -> None:
     """Puts the legend of axes above all panels, in as many columns, four at most, as the figure is wide for."""
     handles, labels = axes.get_legend_handles_labels()
     # Inches: a line, what is around it, and letters of this size.
-    widths = [0.9 + 0.095 * len(label) for label in labels]
+    widths = [0.85 + 0.082 * len(label) for label in labels]
     columns = min(len(labels), 4)
     while columns > 1 and sum(max(column) for column in np.array_split(widths, columns)) > figure.get_figwidth():
         columns -= 1
