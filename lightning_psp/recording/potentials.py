@@ -146,7 +146,8 @@ def recording(
             raise ValueError(
                 "No potential was recorded: the network was called without gradient in a block that was entered with"
                 " gradient, as a teacher is. To record it, enter the block without gradient, too:"
-                " `with torch.no_grad(), record_potentials(...) as potentials`."
+                " `with torch.no_grad(), record_potentials(...) as potentials`. (Or it computes all inside a"
+                " `torch.autograd.Function`, whose forward pass has no gradient either: nothing is seen there.)"
             )
         if capture.message and recorded:
             tell(capture.message)
