@@ -18,7 +18,7 @@ from lightning_psp.capture.outputs import OutputFinder, Target, made_of, ways_to
 from lightning_psp.capture.witness import Witness
 from lightning_psp.compilation.region import Mention, Neurons, Region, ResultOrigin, Returned, UnseenCall
 from lightning_psp.compilation.rewriting import Place, Point, Rewriting
-from lightning_psp.torch_private.tensors import version_of
+from lightning_psp.torch_private.tensors import is_view, version_of
 
 
 class Seen(NamedTuple):
@@ -325,8 +325,13 @@ class Description:
         # A loss may be told of logits whose softmax was taken before.
         is_read = any(giver in seen.user.all_input_nodes for giver in seen.givers)
         user = seen.user if is_read else None
+        if is_overwritten and user is None and (point.input is not None or is_view(seen.z)):
+            raise NotImplementedError(
+                f"A part of layer {layer!r} is overwritten inside a compiled function that was given the whole. Write"
+                " `torch.where` or `masked_fill`."
+            )
         self._rewriting.include(point, seen.z, seen.givers, user, has_gradient, is_overwritten)
-        if not seen.in_place or point.coefficient is None:
+        if not seen.in_place or user is None or point.coefficient is None:
             return
         function = function_of_node(seen.user)
         activation = self._activations.get(function)

@@ -131,7 +131,8 @@ class Rewriting:
         rule = self._rule if has_gradient else None
         with self._module.graph.inserting_before(anchor):
             value = original
-            if is_overwritten and (rule is not None or self._rule is None):
+            is_copied = is_overwritten and (self._rule is None or (rule is not None and user is not None))
+            if is_copied:
                 value = self._module.graph.call_method("clone", (original,))
             self._tell(point, value, example)
             if rule is None:
@@ -140,8 +141,9 @@ class Rewriting:
             coefficient = self._add_coefficient(example)
             passed = _pass_with_penalty_of_mean if rule.squares_means else _pass_with_penalty
             entering = self._module.graph.call_function(passed, (value, coefficient))
-        if is_overwritten:
-            assert user is not None
+            if is_overwritten and user is None:  # in a part: a copy is overwritten in its place
+                entering = self._module.graph.call_method("clone", (entering,))
+        if is_overwritten and user is not None:
             user.replace_input_with(original, entering)
             return
         first = -1 if user is None else self._order[user]

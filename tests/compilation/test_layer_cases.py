@@ -39,6 +39,9 @@ WITHOUT_OUTPUT = {
     "a preference, inside",
 }
 
+# Which a compiled network overwrites before a loss outside of it takes them.
+OVERWRITTEN = {"masked logits inside, assignment to parts"}
+
 
 def cases(always_slow=False):
     """All cases, those that take long marked."""
@@ -55,6 +58,9 @@ def test_compiled_network(case):
             check(case, network_by_method)
     elif case.name in WITHOUT_OUTPUT:
         with pytest.raises(UserWarning, match="No output layer was found"):
+            check(case, network_by_method)
+    elif case.name in OVERWRITTEN:
+        with pytest.raises(UserWarning, match="hold NaN or infinity"):
             check(case, network_by_method)
     else:
         check(case, network_by_method)
