@@ -347,8 +347,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     def unseen_message(self) -> str:
         """What to tell of what could not be seen; empty if nothing is to be told."""
         lacks_output = self._settlement.lacks_output and not self.fused
-        unlisted = [] if lacks_output else self._settlement.unlisted()
-        functions = [] if lacks_output else self._settlement.unlisted_functions()
+        unlisted, functions = ([], []) if lacks_output else self._settlement.unlisted()
         return self._witness.message(self._ledger.potentials, lacks_output, unlisted, functions)
 
     def edge_of(self, tensor: Tensor) -> Edge:

@@ -16,7 +16,7 @@ from lightning_psp.capture.origins import Origins
 from lightning_psp.capture.outputs import OutputFinder, Target, ways_to
 from lightning_psp.capture.recurrent import RECURRENT_MODULES
 from lightning_psp.capture.shadow import Graph
-from lightning_psp.capture.unlisted import functions_past, weights_past
+from lightning_psp.capture.unlisted import past_layers
 
 _SIGMOIDS = ("sigmoid", "softplus", "logsigmoid")
 
@@ -60,18 +60,17 @@ class Settlement(Generic[Kept]):
         has_output = any(potential.is_output for potential in self._ledger.potentials) or self._has_recurrent_output
         return bool(self._ledger.potentials) and self._has_loss and not has_output
 
-    def unlisted(self) -> list[str]:
-        """What has weights that the loss reaches past every layer."""
-        weights = weights_past(self._losses_to_follow(), self._ledger.potentials)
-        names = map(self._frames.name_of_parameter, weights)
-        return [name.removesuffix(".weight") for name in names if name is not None]
-
-    def unlisted_functions(self) -> list[str]:
-        """Each `torch.autograd.Function` that is given weights, and that the loss reaches past every layer."""
-        found = functions_past(self._losses_to_follow(), self._ledger.potentials)
-        named = [(function, self._frames.name_of_parameter(weight)) for function, weight in found]
-        places = [(function, name.rpartition(".")[0]) for function, name in named if name is not None]
-        return [f"{function.__qualname__} of the weights in {path or 'the network'}" for function, path in places]
+    def unlisted(self) -> tuple[list[str], list[str]]:
+        """What the loss reaches past every layer: what has weights, and `torch.autograd.Function`s given some."""
+        name = self._frames.name_of_parameter
+        weights, functions = past_layers(self._losses_to_follow(), self._ledger.potentials)
+        names = [found.removesuffix(".weight") for found in map(name, weights) if found is not None]
+        of_functions = [
+            f"{function.__qualname__} of the weights in {found.rpartition('.')[0] or 'the network'}"
+            for function, weight in functions
+            if (found := name(weight)) is not None
+        ]
+        return names, of_functions
 
     def _losses_to_follow(self) -> Sequence[Edge]:
         """The losses from which what no layer accounts for can be told."""

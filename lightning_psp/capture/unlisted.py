@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -19,33 +19,34 @@ _MAPS = re.compile(r"(addmm|addmv|mm|mv|bmm|baddbmm|linear|convolution\w*)backwa
 _ARRANGING = re.compile(r"(t|transpose|permute|view|unsafeview|reshapealias|tocopy)backward\d*", re.IGNORECASE)
 
 
-def weights_past(losses: Sequence[Edge], potentials: Iterable[Potential[Any]]) -> list[nn.Parameter]:
-    """The trained weights of linear maps and convolutions from whose result a loss is made past all potentials.
+class Unlisted(NamedTuple):
+    """What a loss reaches past all potentials.
+
+    Args:
+        weights: the trained weights of maps.
+        functions: the `torch.autograd.Function`s that are given trained weights, each with the first of them: what they
+            compute of these, such as an integral of a network, shows no potentials.
+    """
+
+    weights: list[nn.Parameter]
+    functions: list[tuple[type[torch.autograd.Function], nn.Parameter]]
+
+
+def past_layers(losses: Sequence[Edge], potentials: Iterable[Potential[Any]]) -> Unlisted:
+    """What losses reach past all potentials.
 
     Args:
         losses: to the losses.
         potentials: those of all layers.
     """
-    found = (weights for node, weights in _weighing_past(losses, potentials) if not is_foreign_function(node))
-    return list({id(weights[0]): weights[0] for weights in found}.values())
-
-
-def functions_past(
-    losses: Sequence[Edge], potentials: Iterable[Potential[Any]]
-) -> list[tuple[type[torch.autograd.Function], nn.Parameter]]:
-    """The `torch.autograd.Function`s that are given trained weights and that a loss reaches past all potentials.
-
-    What they compute of these weights, such as an integral of a network, shows no potentials.
-
-    Args:
-        losses: to the losses.
-        potentials: those of all layers.
-
-    Returns:
-        The functions, each with the first weight that it is given.
-    """
-    found = _weighing_past(losses, potentials)
-    return [(function_of(node), weights[0]) for node, weights in found if is_foreign_function(node)]
+    weights: dict[int, nn.Parameter] = {}
+    functions: list[tuple[type[torch.autograd.Function], nn.Parameter]] = []
+    for node, (first, *_) in _weighing_past(losses, potentials):
+        if is_foreign_function(node):
+            functions.append((function_of(node), first))
+        else:
+            weights[id(first)] = first
+    return Unlisted(list(weights.values()), functions)
 
 
 def _weighing_past(

@@ -121,7 +121,7 @@ class Witness:
         potentials: Sequence[Potential[Any]],
         lacks_output: bool,
         unlisted: Sequence[str],
-        functions: Iterable[str] = (),
+        functions: Iterable[str],
     ) -> str:
         """What to tell of what could not be seen; empty if nothing is to be told.
 

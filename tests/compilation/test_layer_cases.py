@@ -3,6 +3,7 @@
 import pytest
 
 from lightning_psp import PSPCallback
+from lightning_psp.compilation import description
 from tests.support.compiled import COMPILED, graphs, network_by_method, step
 from tests.support.layers.case import expected
 from tests.support.layers.cases_written_losses import INSIDE
@@ -27,6 +28,7 @@ QUICK = {
     "coupling flow",
     "returned mixture of probabilities",
     "likelihood inside, masked, mean",
+    "masked logits and loss inside, assignment to parts",
 }
 REFUSED = {"LSTM cell"}  # whose gates are inside one operation of the compiled network
 # Of which a compiled network returns a mean or sum, and no logits.
@@ -75,6 +77,13 @@ def test_compiled_step(case):
         return
     check(case, step)
     assert graphs() > before
+
+
+def test_a_part_that_is_overwritten_for_others_to_see_is_refused(monkeypatch):
+    monkeypatch.setattr(description, "is_view", lambda tensor: True)
+    (case,) = [case for case in CASES if case.name == "masked logits and loss inside, assignment to parts"]
+    with pytest.raises(Exception, match=r"A part of layer '.*2' is overwritten inside a compiled function"):
+        check(case, network_by_method)
 
 
 def check(case, compile_part):
