@@ -60,6 +60,9 @@ def announce_graph(key: str, function: Callable[..., Any], args: tuple[Any, ...]
     """
     if key:
         comptime(_wrap_compiler)
+    if function is Tensor.unflatten:
+        # Some compilers cannot follow the method's own Python, and compile nothing that comes after it.
+        function = torch.unflatten
     return function(*args, **kwargs)
 
 

@@ -21,8 +21,10 @@ from lightning_psp.functional.progress import progress_bar
 from lightning_psp.functional.states import count_active, pack_states, unpack_states
 from lightning_psp.torch_private.products import multiplies_bytes, multiply_bytes
 
-# Units whose pairs are counted in one product, a multiple of 8.
+# Units whose pairs are counted in one product, multiples of 8: on a processor, and on an accelerator, which would wait
+# for the calls of smaller ones.
 BLOCK = 1024
+WIDE_BLOCK = 2048
 # Rows of a block that a processor looks up at a time: the counts stay in cache, and a call is still long. An
 # accelerator, which would wait for the calls, looks up all.
 ROWS = 64
@@ -44,22 +46,23 @@ def sum_over_pairs(parts: Sequence[Tensor], units: int) -> float:
         parts: for each class the packed states of its observations, uint8 ``[observations, bytes]``, at least one.
         units: number of units.
     """
-    total = 0.0
+    total, width = 0.0, BLOCK if parts[0].is_cpu else WIDE_BLOCK
     with _side_by_side(parts[0].device) as map_tasks, progress_bar(len(parts) * units * units, "pair") as progress:
-        found_patterns = map_tasks(partial(_find_patterns, units=units), parts)
+        found_patterns = map_tasks(partial(_find_patterns, units=units, width=width), parts)
         for packed, (patterns, active, numbers) in zip(parts, found_patterns, strict=True):
             table = entropy_table(len(packed), packed.device)
             weights = numbers.to(table.dtype)
-            rules = _rules(active, table)
-            blocks = list(itertools.combinations_with_replacement(range(0, len(patterns), BLOCK), 2))
+            rules = _rules(active, table, width)
+            blocks = list(itertools.combinations_with_replacement(range(0, len(patterns), width), 2))
             block_sum = partial(
                 _sum_over_block,
                 patterns=patterns,
                 active=active,
                 weights=weights,
                 rules=rules,
+                width=width,
             )
-            in_block = torch.stack([part.sum() for part in torch.split(numbers, BLOCK)]).tolist()
+            in_block = torch.stack([part.sum() for part in torch.split(numbers, width)]).tolist()
             # Blocks on the diagonal hold every pair twice, and every unit with itself.
             sums = [-(weights @ (table[active] + table[len(packed) - active]))]
             # A single block is not worth the time of handing it to another thread.
@@ -67,7 +70,7 @@ def sum_over_pairs(parts: Sequence[Tensor], units: int) -> float:
             for (left, right), found in zip(blocks, found_sums, strict=True):
                 times = 1 if left == right else 2
                 sums.append(times * found)
-                progress.update(times * in_block[left // BLOCK] * in_block[right // BLOCK])
+                progress.update(times * in_block[left // width] * in_block[right // width])
             total += math.fsum(torch.stack(sums).tolist()) / 2  # at once, for reading waits for an accelerator
     return total
 
@@ -90,12 +93,13 @@ def _side_by_side(device: torch.device) -> Iterator[Callable[..., Iterator[Any]]
         torch.set_num_threads(threads)
 
 
-def _find_patterns(packed: Tensor, units: int) -> tuple[Tensor, Tensor, Tensor]:
+def _find_patterns(packed: Tensor, units: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """In which observations units are active.
 
     Args:
         packed: states of one class ``[observations, bytes]``.
         units: number of units.
+        width: units that are looked at in one go.
 
     Returns:
         The patterns that differ, packed in bits, uint8 ``[patterns, ceil(observations / 8)]``; how often each is
@@ -103,7 +107,7 @@ def _find_patterns(packed: Tensor, units: int) -> tuple[Tensor, Tensor, Tensor]:
     """
     by_unit = [
         torch.cat([pack_states(unpack_states(part, torch.bool).T) for part in torch.split(block, OBSERVATIONS)], dim=1)
-        for block in torch.split(packed, BLOCK // 8, dim=1)
+        for block in torch.split(packed, width // 8, dim=1)
     ]
     patterns = torch.cat(by_unit)[:units]
     size = patterns.shape[1]
@@ -114,13 +118,13 @@ def _find_patterns(packed: Tensor, units: int) -> tuple[Tensor, Tensor, Tensor]:
     return different[order], active, counts[order]
 
 
-def _rules(active: Tensor, table: Tensor) -> list[SinglyCounted] | list[CountedInPairs]:
+def _rules(active: Tensor, table: Tensor, width: int) -> list[SinglyCounted] | list[CountedInPairs]:
     """How to look up the entropies of the pairs that units of each block have with others."""
     observations = len(table) - 1
-    size = 2 * (active.unique_consecutive().numel() + len(active) // BLOCK) * (observations + 1)
+    size = 2 * (active.unique_consecutive().numel() + len(active) // width) * (observations + 1)
     if size > min(len(active) ** 2 // 4, LARGEST_TABLES):
-        return [SinglyCounted(part, table) for part in torch.split(active, BLOCK)]
-    return [CountedInPairs(part, table) for part in torch.split(active, BLOCK)]
+        return [SinglyCounted(part, table) for part in torch.split(active, width)]
+    return [CountedInPairs(part, table) for part in torch.split(active, width)]
 
 
 def _sum_over_block(
@@ -129,6 +133,7 @@ def _sum_over_block(
     active: Tensor,
     weights: Tensor,
     rules: Sequence[SinglyCounted] | Sequence[CountedInPairs],
+    width: int,
 ) -> Tensor:
     """Weighted sum of the joint entropies of the pairs of a pattern from one block and a pattern from another.
 
@@ -138,12 +143,13 @@ def _sum_over_block(
         active: how often each is active ``[patterns]``.
         weights: the number of units that have it ``[patterns]``.
         rules: how to look up the entropies of pairs of the units of each block.
+        width: units of a block.
     """
-    left, right = (slice(start, start + BLOCK) for start in block)
+    left, right = (slice(start, start + width) for start in block)
     together = _count_together(patterns[left], patterns[right])
-    rule = rules[block[0] // BLOCK]
+    rule = rules[block[0] // width]
     columns = active[right] + rule.shift
-    height = min(ROWS if active.is_cpu else BLOCK, len(together))
+    height = min(ROWS if active.is_cpu else width, len(together))
     size = (height, rule.lookups, len(columns))
     places = torch.empty(size, dtype=torch.int32, device=active.device)
     terms = weights.new_empty(places.numel())  # taken once: memory that is new to the process is slow

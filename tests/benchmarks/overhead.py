@@ -287,16 +287,18 @@ def print_profile(options: argparse.Namespace) -> None:
         for (file, line, function), (_, calls, seconds, *_) in sorted(own.items(), key=lambda item: -item[1][2])[:12]:
             where = f"{Path(file).name}:{line} {function}"
             print(f"  {where:<50}{1e3 * seconds / PROFILED_STEPS:>8.3f} ms{calls / PROFILED_STEPS:>10.1f} calls")
-        added = count_kernels(options, name, "callback")
-        added.subtract(count_kernels(options, name, "none"))
-        print(f"  kernels added: {sum(added.values()) / PROFILED_STEPS:.1f} a step")
+        added, with_it = count_kernels(options, name, "callback")
+        plain, without = count_kernels(options, name, "none")
+        step = f"{1e3 * without / PROFILED_STEPS:.2f} → {1e3 * with_it / PROFILED_STEPS:.2f} ms a step"
+        print(f"  kernels: {step}, {plain.total() / PROFILED_STEPS:.1f} → {added.total() / PROFILED_STEPS:.1f} of them")
+        added.subtract(plain)
         for kernel, count in sorted(added.items(), key=lambda item: -abs(item[1]))[:12]:
             if count:
                 print(f"  {kernel[:60]:<60}{count / PROFILED_STEPS:>+10.1f}", flush=True)
 
 
-def count_kernels(options: argparse.Namespace, name: str, arm: str) -> Counter[str]:
-    """The kernels of some steps: those of the GPU, or torch's operators on a CPU."""
+def count_kernels(options: argparse.Namespace, name: str, arm: str) -> tuple[Counter[str], float]:
+    """The kernels of some steps, those of the GPU or torch's operators on a CPU, and the time that they take."""
     is_cuda = options.device == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_cuda else [])]
     with warnings.catch_warnings():
@@ -304,10 +306,13 @@ def count_kernels(options: argparse.Namespace, name: str, arm: str) -> Counter[s
         profiler = profile(activities=activities)
         fit(options, name, [Profiled(profiler)], NOT_COUNTED + PROFILED_STEPS, arm)
     counts: Counter[str] = Counter()
+    microseconds = 0.0
     for event in profiler.events():
-        if event.device_type == DeviceType.CUDA if is_cuda else event.name.startswith("aten::"):
+        is_mark = getattr(event, "is_user_annotation", False)  # over several kernels
+        if event.device_type == DeviceType.CUDA and not is_mark if is_cuda else event.name.startswith("aten::"):
             counts[event.name] += 1
-    return counts
+            microseconds += event.time_range.elapsed_us() if is_cuda else event.self_cpu_time_total
+    return counts, microseconds / 1e6
 
 
 def parse() -> argparse.Namespace:

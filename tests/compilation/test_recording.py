@@ -60,6 +60,22 @@ def test_a_plain_loop(way):
     assert graphs() - before == 1
 
 
+@pytest.mark.parametrize("part", [nn.Unflatten(1, (4, -1)), nn.Unflatten(dim=-1, unflattened_size=(2, 2, -1))])
+def test_functions_that_compilers_do_not_follow(part):
+    """In PyTorch 2.11 `Tensor.unflatten` ended the graph, and what was behind it was not compiled."""
+    network = nn.Sequential(nn.Linear(FEATURES, 8), nn.ReLU(), part, nn.Linear(2, 3), nn.Tanh())
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    inputs = torch.randn(BATCH, FEATURES)
+    found = {}
+    for net in (network, compiled):
+        with record_potentials(net) as potentials:
+            net(inputs)
+        found[net] = potentials
+    assert found[network].keys() == found[compiled].keys() == {"0", "3"}
+    for one, two in zip(found[network].values(), found[compiled].values(), strict=True):
+        torch.testing.assert_close(two, one)
+
+
 def test_a_compiled_part_and_two_calls():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(FEATURES, 4), nn.Tanh(), nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True)))

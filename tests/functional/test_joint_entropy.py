@@ -33,8 +33,8 @@ def products(request, monkeypatch):
 def lookup(request, monkeypatch):
     """Both ways in which entropies of pairs are looked up."""
 
-    def rules(active, table):
-        return [request.param(part, table) for part in torch.split(active, pair_entropy.BLOCK)]
+    def rules(active, table, width):
+        return [request.param(part, table) for part in torch.split(active, width)]
 
     monkeypatch.setattr(pair_entropy, "_rules", rules)
 
@@ -70,7 +70,7 @@ def test_large_classes(products, lookup):
 def test_few_states_are_looked_up_where_tables_are_small(monkeypatch):
     def kinds(units, observations):
         active = torch.arange(units, dtype=torch.int32) * observations // units
-        return {type(rule) for rule in pair_entropy._rules(active, torch.rand(observations + 1))}
+        return {type(rule) for rule in pair_entropy._rules(active, torch.rand(observations + 1), pair_entropy.BLOCK)}
 
     assert kinds(1500, 50) == {CountedInPairs}
     assert kinds(100, 2000) == {SinglyCounted}
