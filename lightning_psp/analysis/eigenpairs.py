@@ -124,8 +124,8 @@ class _Matrix:
     def images(self, vectors: Array, precision: float) -> Array:
         """The products with vectors ``[rows, count]``: made of those with the vectors they are made of, or computed."""
         ingredients, images = (np.stack(each).astype(np.float64).T for each in zip(*self._recorded, strict=True))
-        # Those of the first basis are orthonormal; those of several restarts depend on each other.
-        for find in (_projection, _least_squares):
+        # Those of the first basis are orthonormal but for rounding; those of several restarts depend on each other.
+        for find in (_by_inner_products, _least_squares):
             shares = find(ingredients, vectors)
             error = np.linalg.norm(ingredients @ shares - vectors, axis=0)
             rounding = float(np.finfo(self._dtype).eps) * np.abs(shares).sum(axis=0)
@@ -191,8 +191,8 @@ class _Matrix:
         return values - self._shift, vectors
 
 
-def _projection(basis: Array, vectors: Array) -> Array:
-    return basis.T @ vectors
+def _by_inner_products(ingredients: Array, vectors: Array) -> Array:
+    return _least_squares(ingredients.T @ ingredients, ingredients.T @ vectors)
 
 
 def _least_squares(ingredients: Array, vectors: Array) -> Array:

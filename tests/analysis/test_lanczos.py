@@ -90,6 +90,25 @@ def test_against_dense(eigenvalues, dtype):
     assert residuals.max() <= 1.1e-4 * max(abs(pairs.values[0]), 1e-2)
 
 
+def test_a_basis_rounded_to_float32_is_not_decomposed(monkeypatch):
+    """Its vectors are less orthogonal than eigenvectors have to be exact, and far more rows than it has vectors."""
+    sizes = []
+    solve = eigenpairs._least_squares
+    monkeypatch.setattr(
+        eigenpairs,
+        "_least_squares",
+        lambda ingredients, vectors: sizes.append(len(ingredients)) or solve(ingredients, vectors),
+    )
+    rows = 300_000
+    values = np.concatenate([np.random.default_rng(0).uniform(-1, 1, rows - 3), [20, 40, 60]]).astype(np.float32)
+    pairs = largest_eigenpairs(lambda vector: values * vector, rows, 3, 1e-3, np.float32, seed=0)
+    np.testing.assert_allclose(pairs.values, [60, 40, 20], rtol=1e-5)
+    residuals = np.linalg.norm(values[:, None] * pairs.vectors - pairs.vectors * pairs.values, axis=0)
+    np.testing.assert_allclose(pairs.residuals, residuals, atol=1e-4)
+    assert sizes
+    assert max(sizes) < rows
+
+
 def test_a_search_that_found_nothing_says_so(monkeypatch):
     monkeypatch.setattr(eigenpairs, "MOST_RECORDED_BYTES", 0)
     monkeypatch.setattr(eigenpairs, "MOST_PRODUCTS_OF_A_SEARCH", 6)  # a single restart
