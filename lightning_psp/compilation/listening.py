@@ -12,6 +12,7 @@ the compiled graph tells the capture of them. What a graph takes and gives for t
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -30,6 +31,9 @@ from lightning_psp.torch_private.compiler import (
     comptime,
     uses_cuda_graphs_by_default,
 )
+
+# Compiled code may copy an input that does not start at an aligned address: of so many values each coefficient is one.
+ALIGNED = 16
 
 _entered: list[Capture[Any]] = []
 
@@ -144,5 +148,9 @@ def uses_cuda_graphs(compile_graph: Callable[..., Any], devices: Iterable[torch.
 
 
 def _coefficients(region: Region) -> list[Tensor]:
-    # Each has memory of its own: compiled code may copy an input that does not start at an aligned address.
-    return [torch.zeros((), device=device, dtype=dtype) for device, dtype in region.coefficients]
+    """A 0 for each potential."""
+    numbers = {
+        (device, dtype): iter(torch.zeros(count, ALIGNED, device=device, dtype=dtype)[:, 0].unbind())
+        for (device, dtype), count in Counter(region.coefficients).items()
+    }
+    return [next(numbers[kind]) for kind in region.coefficients]

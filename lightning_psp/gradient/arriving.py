@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+import torch
 from torch import Tensor
 
 from lightning_psp.functional.totals import read_on_processor
+from lightning_psp.torch_private.foreach import fill_with_products_
 
 
 class Arriving:
@@ -19,12 +19,14 @@ class Arriving:
     def __init__(self, correction: float | Tensor = 1.0) -> None:
         self.value: float | Tensor = correction
         self._correction = correction
-        self._waiting: list[Callable[[float | Tensor], None]] = []
+        self._coefficients: list[Tensor] = []
+        self._factors: list[float] = []
         self._has_arrived = False
 
-    def when_known(self, callback: Callable[[float | Tensor], None]) -> None:
-        """Has a function called with it before the gradient goes on, and with 0 in a second pass from the loss."""
-        self._waiting.append(callback)
+    def fill_when_known(self, coefficient: Tensor, factor: float) -> None:
+        """Has a number set to a factor times it before the gradient goes on, to 0 in a second pass from the loss."""
+        self._coefficients.append(coefficient)
+        self._factors.append(factor)
 
     def note(self, gradient: Tensor) -> None:
         """Takes it from the hook on the loss."""
@@ -33,6 +35,8 @@ class Arriving:
             total = total * self._correction.to(total.device)
         # A tensor on an accelerator is not read, for the step would have to wait for it.
         self.value = read_on_processor(total)
-        for callback in self._waiting:
-            callback(0.0 if self._has_arrived else self.value)
+        # Saved for the backward pass, they may be changed only behind autograd's back.
+        coefficients = [coefficient.data for coefficient in self._coefficients]
+        with torch.no_grad():
+            fill_with_products_(coefficients, 0.0 if self._has_arrived else self.value, self._factors)
         self._has_arrived = True

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
 
 from lightning_psp.capture.graph import Edge, ReachedGraph
 from lightning_psp.capture.origin import Measured, Potential
 from lightning_psp.gradient.arriving import Arriving
 from lightning_psp.gradient.tap import Tap
+from lightning_psp.torch_private.foreach import zero_
 
 
 class CompiledTap:
@@ -28,9 +28,9 @@ class CompiledTap:
         self.observations = self.elements // units
         self.square_sum, *others = (tensor.detach() for tensor in measured.tensors)
         self.batch_sum = others[0] if others else None
-        self._coefficient = measured.coefficient
+        self.coefficient = measured.coefficient
         self._sources = measured.sources
-        self._factor = 0.0
+        self.is_armed = False
 
     @property
     def layer(self) -> str:
@@ -40,27 +40,19 @@ class CompiledTap:
     def is_live(self, graph: ReachedGraph) -> bool:
         """Whether gradient of the loss arrives at the potential and goes on to a trained parameter."""
         is_trained = self._sources is None or any(graph.holds(edge) for edge in self._sources)
-        return self._coefficient is not None and is_trained and any(map(graph.holds, self.potential.results))
+        return self.coefficient is not None and is_trained and any(map(graph.holds, self.potential.results))
 
     def arm(self, alpha: float, direction: Tensor | None, arriving: Arriving) -> None:
         """Makes the next backward pass add `alpha` times the gradient that arrives at the loss times the potential."""
-        self._factor = alpha
-        arriving.when_known(self._fill)
-
-    def _fill(self, arrived: float | Tensor) -> None:
-        assert self._coefficient is not None
-        # Saved for the backward pass, the coefficient may be changed only behind autograd's back.
-        with torch.no_grad():
-            if isinstance(arrived, Tensor):
-                self._coefficient.data.copy_(arrived * self._factor)
-            else:
-                self._coefficient.data.fill_(arrived * self._factor)
+        assert self.coefficient is not None
+        arriving.fill_when_known(self.coefficient, alpha)
+        self.is_armed = True
 
     def arm_to_measure(self, alpha: float, direction: Tensor | None) -> Callable[[], None]:
         """Makes every backward pass add `alpha` times the potential to its gradient, until what it gives is called."""
-        coefficient = self._coefficient
+        coefficient = self.coefficient
         assert coefficient is not None
-        # Behind autograd's back, as in `_fill`.
+        # Behind autograd's back, as in `Arriving`.
         coefficient.data.fill_(alpha)
 
         def end() -> None:
@@ -76,11 +68,19 @@ class CompiledTap:
         """Needs nothing: the compiled function keeps what it needs."""
 
     def release(self) -> None:
-        """Has later backward passes add nothing."""
-        if self._coefficient is not None:
-            self._coefficient.data.zero_()
-            self._coefficient = None
+        """Has later backward passes add nothing, and lets go of the graph."""
+        disarm([self])
+        self.coefficient = None
         self.potential.results.clear()
 
 
 AnyTap: TypeAlias = Tap | CompiledTap
+
+
+def disarm(taps: Iterable[AnyTap]) -> None:
+    """Has later backward passes add nothing for potentials inside compiled functions, all at once."""
+    armed = [tap for tap in taps if isinstance(tap, CompiledTap) and tap.is_armed]
+    # Behind autograd's back, as in `Arriving`.
+    zero_([tap.coefficient.data for tap in armed if tap.coefficient is not None])
+    for tap in armed:
+        tap.is_armed = False

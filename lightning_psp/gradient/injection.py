@@ -20,7 +20,7 @@ from lightning_psp.functional.reductions import RULES, Reduction
 from lightning_psp.functional.totals import Total, read_on_processor
 from lightning_psp.gradient.arriving import Arriving
 from lightning_psp.gradient.batch_means import BatchMean, BatchMeans, Part
-from lightning_psp.gradient.compiled_tap import AnyTap
+from lightning_psp.gradient.compiled_tap import AnyTap, disarm
 from lightning_psp.gradient.earlier_steps import EarlierSteps
 from lightning_psp.gradient.entropy_term import EntropyTerm
 from lightning_psp.gradient.loss_scale import LossScale
@@ -227,6 +227,7 @@ class Injector:
 
     def disarm(self, has_failed: bool = False) -> None:
         """Ends the backward pass: each potential is penalised once."""
+        disarm(self._armed)
         for tap in self._armed:
             if has_failed or self._takes_some:
                 self._spoilt.update(dict.fromkeys(tap.edges(), (tap.layer, _FAILED if has_failed else _TAKES_SOME)))

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from lightning_psp.torch_private.names import find
 
+_copy_: Any = find("torch._foreach_copy_")
+_zero_: Any = find("torch._foreach_zero_")
 _mul: Any = find("torch._foreach_mul")
 _abs: Any = find("torch._foreach_abs")
 _clamp_max_: Any = find("torch._foreach_clamp_max_")
@@ -27,6 +29,41 @@ def products(tensors: Sequence[Tensor], factors: Sequence[float]) -> Sequence[Te
     if _mul is None:
         return tuple(tensor * factor for tensor, factor in zip(tensors, factors, strict=True))
     return tuple(_mul(tensors, factors))
+
+
+def fill_with_products_(tensors: Sequence[Tensor], number: float | Tensor, factors: Sequence[float]) -> None:
+    """Sets each tensor to its factor times a number, or times a tensor of one.
+
+    Example:
+        >>> import torch
+        >>> tensors = [torch.tensor(0.0), torch.tensor(0.0)]
+        >>> fill_with_products_(tensors, torch.tensor(3.0), [2.0, 0.5])
+        >>> tensors
+        [tensor(6.), tensor(1.5000)]
+    """
+    if isinstance(number, Tensor) and _copy_ is not None and tensors:
+        _copy_(tensors, products([number] * len(factors), factors))
+        return
+    for tensor, factor in zip(tensors, factors, strict=True):
+        product = number * factor
+        tensor.copy_(product) if isinstance(product, Tensor) else tensor.fill_(product)
+
+
+def zero_(tensors: Sequence[Tensor]) -> None:
+    """Sets all values to 0.
+
+    Example:
+        >>> import torch
+        >>> tensor = torch.tensor([1.0, 2.0])
+        >>> zero_([tensor])
+        >>> tensor
+        tensor([0., 0.])
+    """
+    if _zero_ is not None and tensors:
+        _zero_(tensors)
+    else:
+        for tensor in tensors:
+            tensor.zero_()
 
 
 def absolutes(tensors: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional
 
 from lightning_psp import PSPCallback
+from lightning_psp.gradient import arriving
 from tests.support.compiled import (
     COMPILED,
     LAM,
@@ -54,6 +55,12 @@ def test_every_way_to_compile(way, is_full):
     trained = compare(Model, lambda module: way(module, fullgraph=is_full))
     assert len([key for key in trained.values if key.startswith("psp_z2_train/")]) == 5
     assert trained.graphs == 1
+
+
+def test_where_the_gradient_at_the_loss_is_not_read(monkeypatch):
+    """As on an accelerator, which the step would have to wait for."""
+    monkeypatch.setattr(arriving, "read_on_processor", lambda total: total)
+    compare(Model, network_by_method, lambda: PSPCallback(lam=LAM, layer_lam={"*blocks.1": 0.5 * LAM}))
 
 
 @pytest.mark.parametrize("way", [pytest.param(network, marks=pytest.mark.slow), network_by_method])
