@@ -188,6 +188,7 @@ def with_overwriting(names: str) -> frozenset[TorchFunction]:
 
 ACTIVATING = with_overwriting(_ACTIVATING)
 BOUNDS = with_overwriting("clamp clamp_max clamp_min clip")
+COMPARISONS = all_forms_of("ge __ge__ greater greater_equal gt __gt__ le __le__ less less_equal lt __lt__")
 SUMS = with_overwriting(_SUMS)
 MAXIMA = with_overwriting(_MAXIMA)
 DIFFERENCES = with_overwriting(_DIFFERENCES)

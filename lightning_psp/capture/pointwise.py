@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_psp.capture.functions import (
     ACTIVATING,
     BOUNDS,
+    COMPARISONS,
     DIFFERENCES,
     EXPONENTIALS,
     MAXIMA,
@@ -32,6 +33,9 @@ from lightning_psp.capture.origin import (
 from lightning_psp.capture.origins import Origins
 
 Note = Callable[[Tensor], None]
+
+# No nonlinearity of neurons bends there: a number up to this one guards a root, a logarithm or a quotient.
+_NEXT_TO_ZERO = 1e-2
 
 
 class Join(NamedTuple):
@@ -95,12 +99,16 @@ class Pointwise:
             # A function of weights alone is a weight, too; one of single numbers that weights made is such a number.
             has_numbers = any(isinstance(value, Tensor) and self._is_number(value) for value in args)
             return None, (self._note_made if number_of_data or has_numbers else self._origins.note_weight)
+        guarded = _guarded_by_mask(func, args, kwargs, made)
+        if guarded is not None:
+            return None, lambda result: self._note_function(result, guarded, POLYNOMIAL, False, True)
         is_arithmetic = role is Role.ARITHMETIC
         is_choice_of_data = is_masking(func, args) and not any(map(_is_condition, made))
         is_mask = is_choice_of_data and len(made) == 1
         # What data choose from several tensors is the sum of these, each times its mask.
         is_sum = func in SUMS or (is_choice_of_data and not is_mask)
-        is_activating = func in ACTIVATING and not _is_guard(func, args, kwargs)
+        is_guard = _is_guard(func, args, kwargs)
+        is_activating = func in ACTIVATING and not is_guard
         step = LINEAR if is_arithmetic or is_choice_of_data else ACTIVATING_STEP if is_activating else POLYNOMIAL
         if len(made) == 1 and not (is_sum and number_of_data):
             origin = made[0]
@@ -108,7 +116,15 @@ class Pointwise:
                 step = POLYNOMIAL
             is_multiple = is_mask or (step == LINEAR and not has_weights)
             keeps_potential = step == LINEAR or func in BOUNDS
-            return None, lambda result: self._note_function(result, origin, step, is_multiple, keeps_potential)
+            threshold = _threshold(func, args)
+
+            def note_function(result: Tensor) -> None:
+                self._note_function(result, origin, step, is_multiple, keeps_potential)
+                if is_guard or threshold is not None:
+                    derived = self._origins.of(result)
+                    derived.is_guarded, derived.threshold = derived.is_guarded or is_guard, threshold
+
+            return None, note_function
         meeting, way, between = (None, LINEAR, []) if is_sum and number_of_data else _meet(made)
         way = max(way, step, LINEAR if is_sum else POLYNOMIAL)
         made_of = _made_of(made, is_sum)
@@ -174,6 +190,7 @@ class Pointwise:
         derived = self._origins.renew(result)
         self._origins.share(derived, origin)
         derived.is_bent = origin.is_bent or step != LINEAR
+        derived.is_guarded = origin.is_guarded
         if origin.made_of != WEIGHED:
             derived.source = None  # a multiple of what nonlinearities gave is no output of a module
         if keeps_potential:
@@ -200,7 +217,8 @@ class Pointwise:
         if role in (Role.ARITHMETIC, Role.POINTWISE):
             return self.compute(func, role, args, kwargs)
         if func is Tensor.__setitem__ and is_masking(func, args):
-            return self.compute(func, Role.POINTWISE, args[:2], kwargs)
+            is_number = len(args) > 2 and isinstance(args[2], (int, float))
+            return self.compute(func, Role.POINTWISE, args if is_number else args[:2], kwargs)
         tensor = args[0] if args else kwargs.get("input")
         origin = self._origins.find(tensor)
         made, _, has_weights = self._sort(args if not kwargs else (*args, *kwargs.values()))
@@ -233,6 +251,29 @@ def _is_guard(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
     """Whether a call bounds values on one side by a number other than 0, as for a logarithm or a quotient."""
     bounds = [bound for bound in (*args[1:], *kwargs.values()) if bound is not None]
     return func in BOUNDS and len(bounds) == 1 and isinstance(bounds[0], (int, float)) and bounds[0] != 0
+
+
+def _threshold(func: TorchFunction, args: tuple[Any, ...]) -> float | None:
+    """The number with which a call compares values."""
+    is_known = func in COMPARISONS and len(args) > 1 and isinstance(args[1], (int, float))
+    return float(args[1]) if is_known else None
+
+
+def _guarded_by_mask(
+    func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any], made: list[Origin]
+) -> Origin | None:
+    """The tensor that a mask of its own keeps away from 0: ``z[z < 1e-8] = 1e-8``, a bound that is written out.
+
+    What a bound has guarded, as in ``z.clamp(min=1e-5).masked_fill(z <= 1e-5, 0)``, may have 0 there, too.
+    """
+    if len(made) != 2 or not is_masking(func, args):
+        return None
+    tensor, mask = made if made[0].threshold is None else reversed(made)
+    numbers = [value for value in (*args, *kwargs.values()) if isinstance(value, (int, float))]
+    threshold = mask.threshold
+    if threshold is None or mask.parent is not tensor or len(numbers) != 1 or not 0 < abs(threshold) <= _NEXT_TO_ZERO:
+        return None
+    return tensor if numbers[0] == threshold or (numbers[0] == 0 and tensor.is_guarded) else None
 
 
 def _is_quotient(func: TorchFunction) -> bool:

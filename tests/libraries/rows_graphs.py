@@ -74,6 +74,18 @@ ROWS: list[Row] = [
         classifier("GIN", norm="batch_norm"),
         ["convs.{3}.nn.norms.0.module", "norms.{2}.module", "convs.2.nn.lins.1"],
     ),
+    # The spread of the neighbours is a root with a bound below it, and the squares are said to be no layer.
+    network(
+        "PNA",
+        classifier(
+            "PNA",
+            aggregators=["mean", "max", "std"],
+            scalers=["identity", "amplification"],
+            deg=torch.tensor([1, 2, 3, 2, 1]),
+        ),
+        ["convs.{3}.lin"],
+        says="var_aggr.mul",
+    ),
     # The energy of a molecule is a sum over its atoms.
     network(
         "SchNet",
