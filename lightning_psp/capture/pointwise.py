@@ -117,12 +117,13 @@ class Pointwise:
             is_multiple = is_mask or (step == LINEAR and not has_weights)
             keeps_potential = step == LINEAR or func in BOUNDS
             threshold = _threshold(func, args)
+            keeps_from_zero = is_guard and any(0 < abs(bound) <= _NEXT_TO_ZERO for bound in _numbers(args, kwargs))
 
             def note_function(result: Tensor) -> None:
                 self._note_function(result, origin, step, is_multiple, keeps_potential)
-                if is_guard or threshold is not None:
+                if keeps_from_zero or threshold is not None:
                     derived = self._origins.of(result)
-                    derived.is_guarded, derived.threshold = derived.is_guarded or is_guard, threshold
+                    derived.is_guarded, derived.threshold = derived.is_guarded or keeps_from_zero, threshold
 
             return None, note_function
         meeting, way, between = (None, LINEAR, []) if is_sum and number_of_data else _meet(made)
@@ -253,6 +254,11 @@ def _is_guard(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
     return func in BOUNDS and len(bounds) == 1 and isinstance(bounds[0], (int, float)) and bounds[0] != 0
 
 
+def _numbers(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[float]:
+    """The numbers among the arguments of a call."""
+    return [value for value in (*args, *kwargs.values()) if isinstance(value, (int, float))]
+
+
 def _threshold(func: TorchFunction, args: tuple[Any, ...]) -> float | None:
     """The number with which a call compares values."""
     is_known = func in COMPARISONS and len(args) > 1 and isinstance(args[1], (int, float))
@@ -269,7 +275,7 @@ def _guarded_by_mask(
     if len(made) != 2 or not is_masking(func, args):
         return None
     tensor, mask = made if made[0].threshold is None else reversed(made)
-    numbers = [value for value in (*args, *kwargs.values()) if isinstance(value, (int, float))]
+    numbers = _numbers(args, kwargs)
     threshold = mask.threshold
     if threshold is None or mask.parent is not tensor or len(numbers) != 1 or not 0 < abs(threshold) <= _NEXT_TO_ZERO:
         return None

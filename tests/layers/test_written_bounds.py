@@ -69,6 +69,10 @@ def overwritten(z: Tensor, *bounds: tuple[bool, float]) -> Tensor:
     return z
 
 
+def shrunk(z: Tensor) -> Tensor:
+    return z.masked_fill(z <= 1e-3, 0.0)
+
+
 @pytest.mark.parametrize(
     "function",
     [
@@ -77,8 +81,9 @@ def overwritten(z: Tensor, *bounds: tuple[bool, float]) -> Tensor:
         lambda z: z.masked_fill(z <= 0.5, 0.0),
         lambda z: z.masked_fill(z <= 1e-3, 0.0),
         lambda z: torch.where(z > 1e-3, z, 0.1 * z),
+        lambda z: shrunk(z.clamp(max=6.0)),
     ],
-    ids=["relu", "hardtanh", "threshold", "threshold next to 0", "leaky relu"],
+    ids=["relu", "hardtanh", "threshold", "threshold next to 0", "leaky relu", "threshold behind a far bound"],
 )
 def test_activations_of_masks_are_activations_still(function):
     class Network(nn.Module):
