@@ -32,14 +32,18 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from models import LAM, MODELS, SMALL_MODELS, Classifier
+from torch import nn
 from torch.autograd import DeviceType
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -194,26 +198,46 @@ def print_python(options: argparse.Namespace) -> None:
         print_added(name, times["none"], times["callback"])
 
 
+class _Idle(TorchFunctionMode):
+    """Is told of every function and hands it on."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def idle_watch(network: nn.Module) -> Iterator[None]:
+    """Has functions and modules tell a mode and hooks that do nothing."""
+    with ExitStack() as stack:
+        for register in (register_module_forward_pre_hook, register_module_forward_hook):
+            stack.callback(register(lambda *args: None).remove)
+        stack.enter_context(_Idle())
+        yield
+
+
 def print_record(options: argparse.Namespace) -> None:
-    """Prints what `record_potentials` adds to a forward pass of a batch of two of the smallest inputs."""
+    """Prints what `record_potentials` adds to a forward pass of a batch of two of the smallest inputs.
+
+    Beside it is what a watch adds that does nothing.
+    """
     print_title("record adds (ms)")
+    watches = {"": nullcontext, ", record": record_potentials, ", idle": idle_watch}
     for name in options.models:
         torch.manual_seed(0)
         model = MODELS[name]
         network = model.make(model.smallest_size).to(options.device)
         inputs, _ = model.batch(model.smallest_size, 2, options.device)
-        without, recorded = [], []
+        times: dict[str, list[float]] = {label: [] for label in watches}
         for _ in range(options.pairs * BLOCK):
-            start = time.process_time()
-            network(inputs)
-            middle = time.process_time()
-            with record_potentials(network):
-                network(inputs)
-            without.append(middle - start)
-            recorded.append(time.process_time() - middle)
-        blocks = range(BLOCK, len(without), BLOCK)  # the first one warms up
-        least = [[min(times[at : at + BLOCK]) for at in blocks] for times in (without, recorded)]
-        print_added(name, *least)
+            for label, watch in watches.items():
+                start = time.process_time()
+                with watch(network):
+                    network(inputs)
+                times[label].append(time.process_time() - start)
+        blocks = range(BLOCK, options.pairs * BLOCK, BLOCK)  # the first one warms up
+        least = {label: [min(found[at : at + BLOCK]) for at in blocks] for label, found in times.items()}
+        for label in (", record", ", idle"):
+            print_added(name + label, least[""], least[label])
 
 
 class StepTimes(Callback):
@@ -248,7 +272,7 @@ def print_auto(options: argparse.Namespace) -> None:
 
 def print_title(added: str) -> None:
     """Prints the head of the table of what is added."""
-    print(f"{'model':<14}{'step (ms)':>10}{added:>20}{'over all steps':>16}{'quartiles':>18}")
+    print(f"{'model':<18}{'step (ms)':>10}{added:>20}{'over all steps':>16}{'quartiles':>18}")
 
 
 def print_added(name: str, without: list[float], with_it: list[float]) -> None:
@@ -256,7 +280,7 @@ def print_added(name: str, without: list[float], with_it: list[float]) -> None:
     first, median, third = quartiles([1e3 * (b - a) for a, b in zip(without, with_it, strict=True)])
     least = 1e3 * (min(with_it) - min(without))
     step = 1e3 * min(without)
-    print(f"{name:<14}{step:>10.2f}{median:>20.3f}{least:>16.3f}{f'{first:.3f} to {third:.3f}':>18}", flush=True)
+    print(f"{name:<18}{step:>10.2f}{median:>20.3f}{least:>16.3f}{f'{first:.3f} to {third:.3f}':>18}", flush=True)
 
 
 class Profiled(Callback):
