@@ -33,6 +33,9 @@ _TITLES = {
     "psp/z2_val": "Size of the potentials",
     "psp/z2_test": "Size of the potentials, test set",
     "psp/entropy_val": "PSP-entropy",
+    "psp/entropy_test": "PSP-entropy, test set",
+    "psp/entropy2_val": "Second-order PSP-entropy",
+    "psp/entropy2_test": "Second-order PSP-entropy, test set",
     "val_error": "Validation error",
     "val_loss": "Validation loss",
 }
@@ -41,6 +44,9 @@ _UNITS = {
     "psp/z2_val": "mean squared potential ⟨z²⟩",
     "psp/z2_test": "mean squared potential ⟨z²⟩",
     "psp/entropy_val": "mean over hidden layers (bits)",
+    "psp/entropy_test": "mean over hidden layers (bits)",
+    "psp/entropy2_val": "mean over hidden layers (bits a pair)",
+    "psp/entropy2_test": "mean over hidden layers (bits a pair)",
 }
 
 

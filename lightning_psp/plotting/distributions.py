@@ -41,8 +41,8 @@ def plot_distributions(
 
     Raises:
         TypeError: if `techniques` are no histograms by label and layer.
-        ValueError: if there is nothing to draw, bins have no width, techniques have different layers, or there are not
-            as many axes as layers.
+        ValueError: if there is nothing to draw, a histogram lacks something, bins have no width, techniques have
+            different layers, or there are not as many axes as layers.
 
     Example:
         >>> import torch
@@ -59,6 +59,7 @@ def plot_distributions(
         check_kind("techniques", each, Mapping, "a dict of histograms by label and layer")
         for histogram in each.values():
             check_kind("techniques", histogram, Mapping, _HISTOGRAMS)
+    _check_complete(techniques)
     layers = list(next(iter(techniques.values()), {}))
     if not layers:
         raise ValueError("Expected argument `techniques` to have histograms of at least one layer but got none.")
@@ -98,6 +99,17 @@ def plot_distributions(
     else:
         panels[0].legend(frameon=False, handlelength=3)
     return figure, tuple(panels)
+
+
+def _check_complete(techniques: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+    for label, histograms in techniques.items():
+        for layer, histogram in histograms.items():
+            for part in ("counts", "limit", "beyond"):
+                if part not in histogram:
+                    raise ValueError(
+                        f"Expected argument `techniques` to be {_HISTOGRAMS} but `{part}` is missing of {layer!r} for"
+                        f" {label!r}."
+                    )
 
 
 def _draw_layer(axes: Axes, histograms: Mapping[str, Mapping[str, Any]]) -> None:

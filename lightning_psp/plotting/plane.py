@@ -89,7 +89,7 @@ def plot_plane(
         'Loss'
     """
     check_kind("plane", plane, LossPlane, "a result of `loss_plane`")
-    check_names("labels", labels)
+    check_names("labels", labels, ("first", "second"))
     if len(labels) != 2:
         raise ValueError(f"Expected argument `labels` to be the names of two solutions but got {labels!r}.")
     values = _values(plane, measure, layer).numpy()

@@ -90,11 +90,18 @@ def check_kind(name: str, value: Any, kind: type, meaning: str) -> None:
         raise TypeError(f"Expected argument `{name}` to be {meaning} but got {type(value).__name__}.")
 
 
-def check_names(name: str, value: Any) -> None:
-    """Raises a TypeError unless an argument is a sequence of names, and not a single one."""
+def check_names(name: str, value: Any, example: Sequence[str] | None = None) -> None:
+    """Raises a TypeError unless an argument is a sequence of names, and not a single one.
+
+    Args:
+        name: name of the argument.
+        value: the argument.
+        example: what it may be, for the message; by default the single name that was given, in a sequence.
+    """
     if isinstance(value, str) or not isinstance(value, Iterable):
-        example = f", such as ({value!r},)," if isinstance(value, str) else ""
-        raise TypeError(f"Expected argument `{name}` to be a sequence of names{example} but got {value!r}.")
+        shown = example or ((value,) if isinstance(value, str) else None)
+        such_as = f", such as {shown!r}," if shown else ""
+        raise TypeError(f"Expected argument `{name}` to be a sequence of names{such_as} but got {value!r}.")
 
 
 def tidy(axes: Axes) -> None:

@@ -233,3 +233,16 @@ def test_a_log_without_the_key_names_those_it_has(tmp_path):
 def test_values_that_are_all_missing_have_no_logarithmic_axis():
     _, (axes,) = plot_curves({"a": {"val_error": [math.nan, math.nan]}}, keys=["val_error"])
     assert (axes.get_yscale(), axes.get_ylabel()) == ("linear", "val_error")
+
+
+@pytest.mark.parametrize(
+    ("key", "title", "unit"),
+    [
+        ("psp/entropy_test", "PSP-entropy, test set", "mean over hidden layers (bits, log scale)"),
+        ("psp/entropy2_val", "Second-order PSP-entropy", "mean over hidden layers (bits a pair, log scale)"),
+        ("psp/entropy2_test", "Second-order PSP-entropy, test set", "mean over hidden layers (bits a pair, log scale)"),
+    ],
+)
+def test_entropies_of_both_orders_have_titles_and_units(key, title, unit):
+    _, (axes,) = plot_curves({"a": {key: [1.0, 2.0]}}, keys=(key,))
+    assert (axes.get_title(), axes.get_ylabel()) == (title, unit)

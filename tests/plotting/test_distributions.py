@@ -104,3 +104,11 @@ def test_other_kinds_are_an_error():
         plot_distributions({"a": [1.0]})
     with pytest.raises(TypeError, match=r"dicts with `counts` \(such as `torch\.histc.* but got list"):
         plot_distributions({"a": {"fc1": [1.0]}})
+
+
+@pytest.mark.parametrize("lacking", ["beyond", "counts", "limit"])
+def test_a_histogram_that_lacks_something_is_named(lacking):
+    given = {"limit": 1.0, "beyond": 0, "counts": [1, 2]}
+    del given[lacking]
+    with pytest.raises(ValueError, match=rf"dicts with `counts` .*, but `{lacking}` is missing of 'fc' for 'PSP'"):
+        plot_distributions({"PSP": {"fc": given}})

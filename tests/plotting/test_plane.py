@@ -136,7 +136,7 @@ def test_heights_are_between_the_finite_values(levels, log_scale):
 
 
 def test_bad_input():
-    with pytest.raises(TypeError, match=r"`labels` to be a sequence of names, such as \('ab',\), but got 'ab'"):
+    with pytest.raises(TypeError, match=r"of names, such as \('first', 'second'\), but got 'ab'"):
         plot_plane(plane(), labels="ab")
     for labels in (("a",), ("a", "b", "c")):
         with pytest.raises(ValueError, match=r"`labels` to be the names of two solutions but got \('a',"):
