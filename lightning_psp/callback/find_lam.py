@@ -76,8 +76,8 @@ def find_lam(
         A :class:`~lightning_psp.LamSearch`, with ``suggestion()`` and ``plot()``.
 
     Raises:
-        ValueError: if an argument is outside what is allowed, if the trainer has several processes, or if `monitor` is
-            not logged.
+        ValueError: if an argument is outside what is allowed, if the trainer has several processes, if `monitor` is
+            not logged, or if data end after one pass.
         TypeError: if trainer and module are of different Lightning packages, or an argument is of the wrong type.
         RuntimeError: if the trainer is training.
 
@@ -146,6 +146,12 @@ def find_lam(
                 if trainer.interrupted:
                     raise KeyboardInterrupt
                 found.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+            if monitor not in found[-1] and len(found) > 1:
+                raise ValueError(
+                    "Expected arguments `train_dataloaders` and `val_dataloaders` to start again for each training, as"
+                    f" a DataLoader does, but {monitor!r} was logged in the one with λ = 0 and not in the next. An"
+                    " iterator or a generator ends after one pass."
+                )
             if monitor not in found[-1]:
                 own_names = ", ".join(name for name in found[-1] if not name.startswith(_OF_THIS_PACKAGE))
                 raise ValueError(

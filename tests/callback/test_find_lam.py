@@ -351,3 +351,13 @@ def test_bad_arguments():
         find_lam(trainer(), module, *loaders(), (0.1, 1.0))
     with pytest.raises(ValueError, match=r"one process but got 2.*devices=1"):
         find_lam(trainer(devices=2, strategy="ddp"), module, *loaders())
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("once", [iter, lambda loader: (batch for batch in loader)])
+def test_data_that_end_after_one_pass(once, which, epochs):
+    given = list(loaders())
+    given[which] = once(given[which])
+    with pytest.raises(ValueError, match=r"to start again for each training, .* ends after one pass\."):
+        find_lam(trainer(), make(), *given, epochs=epochs)
