@@ -196,7 +196,10 @@ def make_schedule(schedule: Schedule | str | None) -> Schedule:
     if isinstance(schedule, str):
         check_choice("schedule", schedule, SCHEDULES)
         return SCHEDULES[schedule]()
-    raise TypeError(f"Expected argument `schedule` to be a `Schedule`, the name of one, or None but got {schedule!r}.")
+    raise TypeError(
+        "Expected argument `schedule` to be a `Schedule`, such as `WarmUp(steps=100)`, the name of one, or None but got"
+        f" {schedule!r}."
+    )
 
 
 def _fraction(progress: TrainingProgress, schedule: str) -> float:

@@ -186,7 +186,7 @@ class EntropyMeasure:
 
 
 def _check_orders(orders: Any) -> None:
-    allowed = f"'auto' or a sequence of orders from 1 to {MAX_ORDER}, such as (1, 2)"
+    allowed = f"'auto' or a sequence of orders from 1 to {MAX_ORDER}, such as (1, 2), or () for none"
     if orders == "auto":
         return
     if isinstance(orders, str) or not isinstance(orders, Sequence):

@@ -62,8 +62,9 @@ def _beginning(step: Step, number: int, lam: float, is_auto: bool) -> str:
     layers = "1 layer" if number == 1 else f"{number} layers"
     if lam == 0.0:
         return f"PSPCallback watches {layers} and penalises none, for λ = 0."
-    of_full = "" if math.isclose(step.lam, lam) else f" in this step, of {lam:g}"
-    beginning = f"PSPCallback penalises {layers} with λ = {step.lam:{'.3g' if is_auto else 'g'}}{of_full}"
+    digits = ".3g" if is_auto else "g"
+    of_full = "" if math.isclose(step.lam, lam) else f" in this step, of {lam:{digits}}"
+    beginning = f"PSPCallback penalises {layers} with λ = {step.lam:{digits}}{of_full}"
     if is_auto:
         beginning += f" (auto: its gradient has {SHARE:g} of the norm of the loss's, measured every {EVERY} steps)"
     return f"{beginning}."

@@ -42,6 +42,10 @@ class LayerMetrics:
     mean_square: MeanSquarePotential
     entropies: Mapping[int, PSPEntropy] = field(default_factory=dict)
 
+    def __dir__(self) -> list[str]:
+        """The entropies are among the names that an editor proposes."""
+        return [*super().__dir__(), *(f"entropy{'' if order == 1 else order}" for order in self.entropies)]
+
     def __getattr__(self, name: str) -> PSPEntropy:
         """The entropy of an order."""
         stem, order = name[: len("entropy")], name[len("entropy") :] or "1"

@@ -23,6 +23,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` 
         ({"lam": True}, TypeError, ("lam", "True")),
         ({"schedule": "exponential"}, ValueError, ("schedule", "exponential", "cosine")),
         ({"schedule": 3}, TypeError, ("schedule", "3")),
+        (
+            {"schedule": WarmUp},
+            TypeError,
+            ("a `Schedule`, such as `WarmUp(steps=100)`, the name of one, or None but got",),
+        ),
+        ({"entropy": None}, TypeError, ("such as (1, 2), or () for none, but got None",)),
         ({"layer_lam": {"conv*": -2}}, ValueError, ("layer_lam", "conv*", "-2")),
         ({"layer_lam": ["conv*"]}, TypeError, ("layer_lam", "conv*")),
         ({"include": "conv*"}, TypeError, ("include", "conv*", "sequence")),

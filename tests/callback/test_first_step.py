@@ -121,6 +121,13 @@ def test_a_schedule_that_starts_low_is_told_from_a_small_strength(caplog):
     assert share > 0.001
 
 
+def test_a_strength_that_was_found_is_rounded(caplog):
+    (message,), _ = fitted(made(Classifier), PSPCallback(lam="auto", schedule=WarmUp(steps=4)), caplog, max_epochs=2)
+    of_full = re.search(r"with λ = (\S+) in this step, of (\S+) \(auto", message)
+    assert of_full is not None
+    assert all(len(number.replace(".", "").lstrip("0")) <= 3 for number in of_full.groups())
+
+
 def test_accumulated_batches_are_waited_for(caplog):
     class Look(PSPCallback):
         def on_train_batch_end(self, trainer, *args):

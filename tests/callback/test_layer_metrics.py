@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback
 
 from lightning_psp import PSPCallback
-from lightning_psp.callback.layer_metrics import MeanSquares
+from lightning_psp.callback.layer_metrics import LayerMetrics, MeanSquares
 from lightning_psp.metrics import MeanSquarePotential, PSPEntropy
 from tests.support.entropy_reference import classwise, entropy_by_hand
 from tests.support.evaluated import HIDDEN, data, hidden_potentials, module_of
@@ -71,6 +71,13 @@ def test_what_was_not_measured_is_said(trained):
         _ = callback.metrics["val"]["first"].entropy3
     with pytest.raises(AttributeError, match="has no attribute 'entropies_'"):
         _ = callback.metrics["val"]["first"].entropies_
+
+
+def test_an_editor_proposes_the_entropies():
+    entropies = {1: PSPEntropy(num_classes=2), 3: PSPEntropy(num_classes=2, order=3)}
+    names = dir(LayerMetrics(MeanSquarePotential(), entropies))
+    assert {"mean_square", "entropies", "entropy", "entropy3"} <= set(names)
+    assert "entropy2" not in names
 
 
 def test_metrics_can_be_plotted_and_go_on(trained):
