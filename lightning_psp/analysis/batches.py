@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
+from lightning_psp.functional.arguments import remedy_for_batch
+
 _LEFT_OUT = -100  # the label by which torch's cross entropy leaves a sample out of its mean
 
-# The remedy where the tensors of one batch were given as the batches.
-_ONE_BATCH = " A single batch is given as a list of one, [(images, labels)]."
+_OTHER_LOSS = " For other batches give argument `loss`; errors and entropies need such a pair."
 
 # Gives the loss of a batch, a scalar: the mean over its samples.
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
@@ -23,7 +24,8 @@ Loss: TypeAlias = Callable[[Any, Any], Tensor]
 
 def cross_entropy(module: nn.Module, batch: Any) -> Tensor:
     """The loss where none is given: that of ``module(batch[0])`` and the classes ``batch[1]``."""
-    scores, labels = module(input_of(batch)), labels_of(batch)
+    labels = labels_of(batch)
+    scores = module(input_of(batch))
     if not isinstance(scores, Tensor):
         raise TypeError(
             "Expected argument `module` to return a tensor of scores [batch, classes, …] but got"
@@ -74,7 +76,7 @@ def input_of(batch: Any) -> Any:
     if not isinstance(batch, (tuple, list)) or not batch:
         raise TypeError(
             "Expected a batch of argument `data` to be a tuple or list whose first item is the network's input, such as"
-            f" (images, labels), but got {type(batch).__name__}.{_ONE_BATCH if isinstance(batch, Tensor) else ''}"
+            f" (images, labels), but got {type(batch).__name__}.{remedy_for_batch(batch)}"
         )
     return batch[0]
 
@@ -87,10 +89,13 @@ def labels_of(batch: Any) -> Tensor:
     """
     is_pair = isinstance(batch, (tuple, list)) and len(batch) > 1
     if not is_pair or not isinstance(batch[1], Tensor):
-        found = [type(each).__name__ for each in batch] if is_pair else type(batch).__name__
+        found = str([type(each).__name__ for each in batch]) if is_pair else type(batch).__name__
+        if isinstance(batch, (tuple, list)) and len(batch) == 1:
+            found = f"a {found} of one item"
+        remedy = _OTHER_LOSS if isinstance(batch, Mapping) else remedy_for_batch(batch)
         raise TypeError(
             "Expected a batch of argument `data` to be a tuple or list whose second item holds the classes of its"
-            f" samples, such as (images, labels), but got {found}.{_ONE_BATCH if isinstance(batch, Tensor) else ''}"
+            f" samples, such as (images, labels), but got {found}.{remedy}"
         )
     return batch[1]
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from numbers import Real
 from typing import Any
+
+from torch import Tensor
 
 
 def check_number(
@@ -65,3 +67,12 @@ def check_data(data: Any) -> None:
             "Expected argument `data` to be an iterable that starts again each time, such as a DataLoader or a list of"
             f" batches, but got {type(data).__name__}, which ends after one pass."
         )
+
+
+def remedy_for_batch(batch: Any) -> str:
+    """The remedy where a batch should be a tuple; nothing where none is known."""
+    if isinstance(batch, Mapping) and batch:
+        return f" Make tuples of it, such as (batch[{next(iter(batch))!r}],)."
+    if isinstance(batch, Tensor):
+        return " A single batch is given as a list of one, [(images, labels)]."
+    return ""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_psp.functional.arguments import check_integer
 from lightning_psp.functional.plain_files import read_plain
@@ -85,9 +85,10 @@ class MaskedTraining(HoldsMasks):
             raise TypeError(
                 "Expected argument `rewind_to` to be None, 'random', a state dict or a path but got"
                 f" {type(rewind_to).__name__}."
+                + (" Give a copy of its `state_dict()`." if isinstance(rewind_to, nn.Module) else "")
             )
         if isinstance(rewind_to, (str, Path)) and rewind_to != "random":
-            _check_is_file("rewind_to", rewind_to)
+            _check_is_file("rewind_to", rewind_to, "'random' or ")
         if rewind_to == "random" and seed is None:
             raise ValueError("Expected argument `seed` to be an integer for rewind_to='random' but got None.")
         if seed is not None:
@@ -145,6 +146,6 @@ class MaskedTraining(HoldsMasks):
             )
 
 
-def _check_is_file(name: str, path: str | Path) -> None:
+def _check_is_file(name: str, path: str | Path, or_else: str = "") -> None:
     if not Path(path).is_file():
-        raise ValueError(f"Expected argument `{name}` to be the path of a file but got {str(path)!r}.")
+        raise ValueError(f"Expected argument `{name}` to be {or_else}the path of a file but got {str(path)!r}.")

@@ -52,16 +52,19 @@ def rewind(module: nn.Module, state: Mapping[str, Any]) -> None:
     given = {_plain(name): value for name, value in state.items()}
     faults = []
     if missing := [name for name in own if name not in given]:
-        faults.append(f"it lacks {', '.join(missing)}")
+        faults.append(f"it lacks {_some(missing)}")
     if unknown := [name for name in given if name not in own]:
-        faults.append(f"{type(module).__name__} lacks {', '.join(unknown)}")
+        faults.append(f"{type(module).__name__} lacks {_some(unknown)}")
     for name, (_, value) in own.items():
         other = given.get(name)
         if isinstance(value, Tensor) and isinstance(other, Tensor) and value.shape != other.shape:
             faults.append(f"{name} has shape {tuple(other.shape)}, not {tuple(value.shape)}")
     if faults:
+        kind = type(module).__name__
+        is_of_part = bool(unknown) and all(any(whole.endswith(f".{name}") for whole in missing) for name in unknown)
+        remedy = f" Give that of the whole {kind}, not of a part of it." if is_of_part else ""
         raise ValueError(
-            f"Expected argument `rewind_to` to be a state dict of {type(module).__name__}, but {'; '.join(faults)}."
+            f"Expected argument `rewind_to` to be a state dict of {kind}, but {'; '.join(faults)}.{remedy}"
         )
     module.load_state_dict({name: given[plain] for plain, (name, _) in own.items()})
 
@@ -97,6 +100,10 @@ def redraw(module: nn.Module, seed: int) -> None:
         for part, reset in reversed(resets):
             if reset is not None:
                 _draw(part, reset)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _plain(name: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_psp.capture.selection import LayerSelection
-from lightning_psp.functional.arguments import check_data
+from lightning_psp.functional.arguments import check_data, remedy_for_batch
 from lightning_psp.pruning.chain import TRANSPOSED, Link, follow_chain
 from lightning_psp.pruning.prunable import refuse, select, weights
 
@@ -243,7 +243,6 @@ def _inputs(module: nn.Module, data: Iterable[Any]) -> Iterable[Tensor]:
         if not isinstance(batch, (tuple, list)) or not batch or not isinstance(batch[0], Tensor):
             raise TypeError(
                 "Expected a batch of argument `data` to be a tuple or list whose first item is the network's input,"
-                f" such as (images, labels), but got {type(batch).__name__}. A single batch is given as a list of one,"
-                " [(images, labels)]."
+                f" such as (images, labels), but got {type(batch).__name__}.{remedy_for_batch(batch)}"
             )
         yield batch[0].to(device)

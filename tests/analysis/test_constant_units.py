@@ -186,6 +186,8 @@ def test_what_is_refused():
         constant_units(network, [])
     with pytest.raises(TypeError, match=r"first item is the network's input, such as .* but got Tensor"):
         constant_units(network, [SIGNALS])
+    with pytest.raises(TypeError, match=r"but got dict\. Make tuples of it, such as \(batch\['x'\],\)\."):
+        constant_units(network, [{"x": SIGNALS}])
     with pytest.raises(ValueError, match="layer 'conv' to hold numbers or infinities but got NaN"):
         constant_units(network, [(SIGNALS * torch.nan,)])
     with pytest.raises(ValueError, match=r"a hidden layer .* but got output layers alone: output"):

@@ -145,7 +145,11 @@ def test_data(scene):
         loss_plane(network, first, second, [])
     with pytest.raises(TypeError, match=r"whose second item holds the classes .* but got Tensor"):
         loss_plane(network, first, second, [x for x, _ in data])
-    with pytest.raises(TypeError, match="whose first item is the network's input"):
+    with pytest.raises(TypeError, match=r"second item holds the classes .* but got a tuple of one item\.$"):
+        loss_plane(network, first, second, [(x,) for x, _ in data])
+    with pytest.raises(TypeError, match=r"but got dict\. For other batches give argument `loss`; errors and"):
+        loss_plane(network, first, second, [{"x": x, "y": y} for x, y in data])
+    with pytest.raises(TypeError, match=r"whose second item holds the classes .* but got Tensor"):
         loss_plane(network, first, second, [x for x, _ in data], measures=("loss",))
     with pytest.raises(TypeError, match=r"class labels to be integers for an entropy but got torch.float32"):
         loss_plane(network, first, second, [(x, labels.float()) for x, labels in data])

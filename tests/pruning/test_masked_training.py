@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningCLI
+from torch import nn
 
 from lightning_psp.pruning import LobsterPruning, MaskedTraining, sparsity
 from tests.support.pruning.networks import NETWORKS, effective_weights
@@ -52,8 +53,9 @@ MASK = torch.ones(2, 2, dtype=torch.bool)
         ({"masks": None}, TypeError, "`masks` to map parameter names to bool tensors but got NoneType"),
         ({"masks": {"weight": MASK.float()}}, TypeError, "bool tensors but got torch.float32 for 'weight'"),
         ({"masks": "missing.pt"}, ValueError, "`masks` to be the path of a file but got 'missing.pt'"),
-        ({"rewind_to": "initial.ckpt"}, ValueError, "`rewind_to` to be the path of a file but got 'initial.ckpt'"),
-        ({"rewind_to": 3}, TypeError, "None, 'random', a state dict or a path but got int"),
+        ({"rewind_to": "Random"}, ValueError, "`rewind_to` to be 'random' or the path of a file but got 'Random'"),
+        ({"rewind_to": 3}, TypeError, "None, 'random', a state dict or a path but got int."),
+        ({"rewind_to": nn.Linear(2, 2)}, TypeError, "but got Linear. Give a copy of its `state_dict()`."),
         ({"rewind_to": "random"}, ValueError, "`seed` to be an integer for rewind_to='random' but got None"),
         ({"rewind_to": "random", "seed": 0.5}, TypeError, "`seed` to be an integer but got 0.5"),
         ({"seed": 1}, ValueError, "`seed` with rewind_to='random' alone but got seed=1"),
@@ -66,6 +68,9 @@ def test_arguments(arguments, error, message):
     assert message in str(raised.value)
 
 
+INNER = (
+    r"weight, …; Pruned lacks fc1.weight, fc1.bias, fc2.weight, …. Give that of the whole Pruned, not of a part of it"
+)
 FAULTS = {
     "name of a mask": (
         {"fc1.weight": MASK},
@@ -79,7 +84,7 @@ FAULTS = {
     ),
     "shape of a mask": ({"network.fc1.weight": MASK}, {}, r"the parameter's shape \(300, 784\) but got \(2, 2\)"),
     "lacks": (None, {"rewind_to": {}}, "state dict of Pruned, but it lacks network.fc1.weight, network.fc1.bias"),
-    "inner": (None, {"rewind_to": NETWORKS["lenet300"]().state_dict()}, r"bias; Pruned lacks fc1.weight, fc1.bias"),
+    "inner": (None, {"rewind_to": NETWORKS["lenet300"]().state_dict()}, INNER),
     "shape": (
         None,
         {"rewind_to": Pruned(NETWORKS["lenet300"](pixels=9)).state_dict()},

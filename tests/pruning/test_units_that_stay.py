@@ -135,6 +135,7 @@ def test_code_that_computes_something_else_without_units():
         ),
         ({"data": 3}, TypeError, "`data` to be an iterable of batches but got int"),
         ({"data": data(4, samples=0)}, ValueError, "`data` to give at least one sample but got none"),
+        ({"data": [{"x": torch.zeros(2, 4)}]}, TypeError, "but got dict. Make tuples of it, such as (batch['x'],)."),
         ({"data": [torch.zeros(2, 4)]}, TypeError, "but got Tensor. A single batch is given as a list of one"),
         ({"include": "0"}, TypeError, "`include` to be a sequence of glob patterns"),
     ],
