@@ -136,7 +136,8 @@ class ActivationCalls(Generic[Kept]):
         self._checkpoints.replace_argument(copied)
         potential = self._ledger.add(copied, self._activations[func].label, True, is_output=False)
         result = func(copied, *args[1:], **{key: value for key, value in kwargs.items() if key != "input"})
-        potential.results.append(self._graph.edge(result))
         z.copy_(result)
+        # What goes on from the view goes on from its base, too, of which the graph knows the values before.
+        potential.results.extend([self._graph.edge(result), self._graph.edge(z)])
         self._origins.record_result(z, self._origins.of(copied), potential)
         return z

@@ -207,7 +207,20 @@ def test_a_network_of_several_layers_with_only_its_output_found_is_said(act):
     assert any("output" in text for text in messages)
 
 
-@pytest.mark.parametrize("network", [lambda: nn.Linear(FEATURES, OUTPUTS), lambda: Two(functional.gelu)])
+class OverwrittenView(nn.Module):
+    """Its last activation overwrites a view, which a linear map makes of tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(FEATURES, HIDDEN), nn.Linear(HIDDEN, OUTPUTS)
+
+    def forward(self, x):
+        return functional.relu_(self.head(torch.tanh(self.first(x)).unsqueeze(1))).squeeze(1)
+
+
+@pytest.mark.parametrize(
+    "network", [lambda: nn.Linear(FEATURES, OUTPUTS), lambda: Two(functional.gelu), OverwrittenView]
+)
 def test_nothing_is_said_of_networks_that_are_seen_whole(network):
     _, messages = trained(network)
     assert not messages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -125,14 +126,13 @@ def _gradients(value: Tensor, of: list[Tensor]) -> tuple[Tensor | None, ...]:
 def _known(program: Program) -> list[Known]:
     """What is known of each value."""
     known = [Known("input", False, DATA, 0, frozenset([0]))]
-    start, end = program.block
+    of_block = program.used_layers(*program.block)  # wherever else they are called
     for target, statement in enumerate(program.statements, start=1):
-        prefix = "block." if start < target <= end else ""
-        known.append(_of(program, statement, target, prefix, [known[source] for source in statement.sources]))
+        known.append(_of(program, statement, target, of_block, [known[source] for source in statement.sources]))
     return known
 
 
-def _of(program: Program, statement: Statement, target: int, prefix: str, sources: list[Known]) -> Known:
+def _of(program: Program, statement: Statement, target: int, of_block: Container[str], sources: list[Known]) -> Known:
     first, own = sources[0], frozenset([target])
     place = Known(f"?{target}", False, WEIGHED, target, own)
     code = statement.code
@@ -140,7 +140,8 @@ def _of(program: Program, statement: Statement, target: int, prefix: str, source
     if statement.without_gradient or statement.is_activation:
         return replace(place, made_of=ACTIVATED, line=own if "glu" in code else own | first.line)
     if constructors and "Pool" not in constructors[0]:
-        return Known(prefix + statement.layers[0], True, WEIGHED, target, own)
+        (layer,) = statement.layers
+        return Known(f"block.{layer}" if layer in of_block else layer, True, WEIGHED, target, own)
     if statement.view is not None and "dropout" not in code:
         holds_all = not any(kind in code for kind in ("narrow", "split", "[:"))
         same = first.same if holds_all else target
