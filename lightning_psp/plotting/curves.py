@@ -28,25 +28,24 @@ from lightning_psp.plotting.style import (
 # A training: its log's file or folder, or the values themselves by key, one an epoch.
 Log = str | Path | Mapping[str, Sequence[float]]
 
-_TITLES = {
-    "psp/z2_train": "Size of the potentials, in training",
-    "psp/z2_val": "Size of the potentials",
-    "psp/z2_test": "Size of the potentials, test set",
-    "psp/entropy_val": "PSP-entropy",
-    "psp/entropy_test": "PSP-entropy, test set",
-    "psp/entropy2_val": "Second-order PSP-entropy",
-    "psp/entropy2_test": "Second-order PSP-entropy, test set",
-    "val_error": "Validation error",
-    "val_loss": "Validation loss",
+# Of what is logged, by the end of its key: its title, and the unit of a network's value and of a layer's.
+_MEASURES = {
+    "z2": ("Size of the potentials", *("mean squared potential ⟨z²⟩",) * 2),
+    "entropy": ("PSP-entropy", "mean over hidden layers (bits)", "mean over units (bits)"),
+    "entropy2": (
+        "Second-order PSP-entropy",
+        "mean over hidden layers (bits a pair)",
+        "mean over pairs of units (bits)",
+    ),
 }
-_UNITS = {
-    "psp/z2_train": "mean squared potential ⟨z²⟩",
-    "psp/z2_val": "mean squared potential ⟨z²⟩",
-    "psp/z2_test": "mean squared potential ⟨z²⟩",
-    "psp/entropy_val": "mean over hidden layers (bits)",
-    "psp/entropy_test": "mean over hidden layers (bits)",
-    "psp/entropy2_val": "mean over hidden layers (bits a pair)",
-    "psp/entropy2_test": "mean over hidden layers (bits a pair)",
+_STAGES = {"train": ", in training", "val": "", "test": ", test set"}
+_OTHERS = {
+    "psp/z2": ("Size of the potentials, by step", "mean squared potential ⟨z²⟩"),
+    "psp/lam": ("Strength of the penalty", "λ"),
+    "psp/penalty": ("Penalty", "λR"),
+    "psp/penalty_share": ("Penalty over loss", "λR / |loss|"),
+    "val_error": ("Validation error", "val_error"),
+    "val_loss": ("Validation loss", "val_loss"),
 }
 
 
@@ -103,8 +102,9 @@ def plot_curves(
     for key, panel in zip(keys, axes, strict=True):
         for (label, runs), style in zip(curves.items(), styles(len(curves)), strict=True):
             _draw_band(panel, [run[key] for run in runs], label, style)
-        panel.set_title({**_TITLES, **(titles or {})}.get(key, key), fontweight="bold")
-        unit = {**_UNITS, **(units or {})}.get(key, key)
+        title, unit = _described(key)
+        panel.set_title((titles or {}).get(key, title), fontweight="bold")
+        unit = (units or {}).get(key, unit)
         drawn = np.concatenate([run[key][1] for runs in curves.values() for run in runs])
         is_logarithmic = log_scale and not (drawn <= 0).any() and bool(np.isfinite(drawn).any())
         panel.set_ylabel(_with_log_scale(unit) if is_logarithmic else unit)
@@ -121,6 +121,17 @@ def plot_curves(
     else:
         axes[0].legend(frameon=False, handlelength=3)
     return figure, tuple(axes)
+
+
+def _described(key: str) -> tuple[str, str]:
+    """The title and the unit of what is logged under a key; the key itself where nothing is known of it."""
+    kind, _, rest = key.partition("/")
+    measure, _, stage = (rest if kind == "psp" else kind.removeprefix("psp_")).rpartition("_")
+    if not kind.startswith("psp") or measure not in _MEASURES or stage not in _STAGES:
+        return _OTHERS.get(key, (key, key))
+    title, of_network, of_layer = _MEASURES[measure]
+    title += _STAGES[stage]
+    return (title, of_network) if kind == "psp" else (f"{title}: {rest}", of_layer)
 
 
 def _read(label: str, logs: Log | Sequence[Log], keys: Sequence[str]) -> list[dict[str, np.ndarray]]:

@@ -241,8 +241,19 @@ def test_values_that_are_all_missing_have_no_logarithmic_axis():
         ("psp/entropy_test", "PSP-entropy, test set", "mean over hidden layers (bits, log scale)"),
         ("psp/entropy2_val", "Second-order PSP-entropy", "mean over hidden layers (bits a pair, log scale)"),
         ("psp/entropy2_test", "Second-order PSP-entropy, test set", "mean over hidden layers (bits a pair, log scale)"),
+        ("psp_z2_val/net.fc1", "Size of the potentials: net.fc1", "mean squared potential ⟨z²⟩ (log scale)"),
+        ("psp_entropy_val/conv1", "PSP-entropy: conv1", "mean over units (bits, log scale)"),
+        (
+            "psp_entropy2_test/conv1",
+            "Second-order PSP-entropy, test set: conv1",
+            "mean over pairs of units (bits, log scale)",
+        ),
+        ("psp/z2", "Size of the potentials, by step", "mean squared potential ⟨z²⟩ (log scale)"),
+        ("psp/penalty_share", "Penalty over loss", "λR / |loss| (log scale)"),
+        ("my/z2_val", "my/z2_val", "my/z2_val (log scale)"),
+        ("train_acc", "train_acc", "train_acc (log scale)"),
     ],
 )
-def test_entropies_of_both_orders_have_titles_and_units(key, title, unit):
+def test_what_is_logged_has_a_title_and_a_unit(key, title, unit):
     _, (axes,) = plot_curves({"a": {key: [1.0, 2.0]}}, keys=(key,))
     assert (axes.get_title(), axes.get_ylabel()) == (title, unit)
