@@ -118,7 +118,7 @@ class LossCalls(Generic[Kept]):
         entering = self._enter_loss(z, label) if isinstance(z, Tensor) else []
         result = self._run_other(func, args, kwargs)
         for potential in entering:
-            potential.results.append(self._graph.edge(result))
+            potential.results.extend(self._graph.edges(result))
         return result
 
     def _run_other(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -205,7 +205,7 @@ class LossCalls(Generic[Kept]):
             self._take(origin.potential)
         elif origin.entering is not None:
             for potential in self._enter_loss(origin.entering, "log_softmax"):
-                potential.results.append(self._graph.edge(result))
+                potential.results.extend(self._graph.edges(result))
         return result
 
     def _softmax(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

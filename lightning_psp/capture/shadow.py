@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_psp.capture.graph import Edge
 from lightning_psp.capture.origin import tensors_in
 from lightning_psp.capture.origins import Origins
+from lightning_psp.torch_private.tensors import base_of
 
 
 class ShadowNode:
@@ -71,3 +72,12 @@ class Graph:
         origin = self._origins.find(tensor)
         node = None if origin is None else origin.node
         return (self._running if node is None else node), 0
+
+    def edges(self, result: Tensor) -> list[Edge]:
+        """The edges that lead to the result of a function.
+
+        Losses of sequences give a view of what they compute: once that is overwritten, as by a mask, the graph leads to
+        the latter alone.
+        """
+        base = base_of(result)
+        return [self.edge(result)] if base is None else [self.edge(result), self.edge(base)]

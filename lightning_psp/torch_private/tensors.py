@@ -17,6 +17,7 @@ _use_count: Any = getattr(Tensor, "_use_count", None)
 _swap_tensor_impl: Any = find("torch._C._swap_tensor_impl")
 _storage_use_count: Any = find("torch._C._storage_Use_Count")
 _is_view: Any = getattr(Tensor, "_is_view", None)
+_base: Any = getattr(Tensor, "_base", None)
 _is_batched: Any = find("torch._C._functorch.is_batchedtensor")
 _is_tracking_gradient: Any = find("torch._C._functorch.is_gradtrackingtensor")
 _tree_map_only: Any = find("torch.utils._pytree.tree_map_only")
@@ -101,6 +102,20 @@ def is_view(tensor: Tensor) -> bool:
         (False, True)
     """
     return _is_view is None or bool(_is_view(tensor))
+
+
+def base_of(tensor: Tensor) -> Tensor | None:
+    """The tensor of which this one is a view.
+
+    None where it is no view, and where this version of torch does not tell.
+
+    Example:
+        >>> import torch
+        >>> base = torch.ones(3)
+        >>> base_of(base) is None, base_of(base[1:]) is base
+        (True, True)
+    """
+    return None if _base is None else _base.__get__(tensor)
 
 
 def version_of(tensor: Tensor) -> int:

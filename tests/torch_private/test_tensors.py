@@ -11,7 +11,7 @@ from lightning_psp import psp_penalty, record_potentials
 from lightning_psp.gradient.kernels import can_be_overwritten
 from lightning_psp.torch_private import tensors
 
-NAMES = ["_use_count", "_swap_tensor_impl", "_storage_use_count", "_is_view"]
+NAMES = ["_use_count", "_swap_tensor_impl", "_storage_use_count", "_is_view", "_base"]
 ALL = [(), *((name,) for name in NAMES), tuple(NAMES)]
 
 
@@ -107,6 +107,8 @@ def test_views_are_told(missing):
     base = torch.ones(4, requires_grad=True) * 1
     assert tensors.is_view(base[1:])
     assert tensors.is_view(base) == ("_is_view" in missing)
+    assert tensors.base_of(base) is None
+    assert (tensors.base_of(base[1:]) is base) == ("_base" not in missing)
 
 
 class Half(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tests.support.layers.case import LayerCase, affine, one
 from tests.support.layers.cases_distributions import softplus
-from tests.support.layers.cases_logits import CLASSES, Clip, labelled, mlp_potentials
+from tests.support.layers.cases_logits import CLASSES, Clip, labelled, mlp, mlp_potentials, of_logits, tokens
 from tests.support.layers.cases_outputs import BATCH, FEATURES, Trunk, trunk
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -153,6 +153,23 @@ def scored(network: Any, batch: Any):
     return ((y - wanted) ** 2).mean(), {**layers, "head": one(y)}
 
 
+def masked(overwrite: Callable[[Tensor, Tensor], Any], loss: Callable[..., Tensor], network: Any, batch: Any) -> Tensor:
+    """Overwrites losses of tokens, which torch gives as a view."""
+    found = loss(network(batch[0]).transpose(1, 2), batch[1], reduction="none")
+    overwrite(found, batch[1] > 0)
+    return found.mean()
+
+
+def of_some_tokens(z: Tensor, y: Tensor) -> Tensor:
+    return ((torch.logsumexp(z, -1) - z.gather(-1, y[..., None])[..., 0]) * (y > 0)).mean()
+
+
+MASKED: dict[str, tuple[Callable[[Tensor, Tensor], Any], Callable[..., Tensor], tuple[nn.Module, ...]]] = {
+    "multiplied": (lambda losses, mask: losses.mul_(mask), F.cross_entropy, ()),
+    "assigned": (lambda losses, mask: losses.__setitem__(~mask, 0.0), F.cross_entropy, ()),
+    "of logarithms": (lambda losses, mask: losses.mul_(mask), F.nll_loss, (nn.LogSoftmax(-1),)),
+}
+
 VECTORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "x @ v": lambda x, v: x @ v,
     "mv": torch.mv,
@@ -212,5 +229,17 @@ WRITTEN_LOSS_CASES = [
             reductions=("mean",),
         )
         for name, multiply in VECTORS.items()
+    ),
+    *(
+        LayerCase(
+            f"losses of tokens masked in place, {name}",
+            lambda further=further: nn.Sequential(*mlp(), *further),
+            tokens,
+            partial(masked, overwrite, loss),
+            of_logits(of_some_tokens),
+            outputs=("2",),
+            reductions=("mean", "sum"),
+        )
+        for name, (overwrite, loss, further) in MASKED.items()
     ),
 ]
