@@ -88,8 +88,9 @@ class Run:
             self._mark(self._tensor(found.place), found.mention)
             if found.entering is not None:
                 origin.softmax = Softmax(self._tensor_of(found.entering))
-            if found.whole is not None:
-                whole = self._tensor_of(found.whole)
+            whole = None if found.whole is None else self._tensor_of(found.whole)
+            # Where the graph gives potentials themselves, one may be a result, too.
+            if whole is not None and whole is not self._tensor(found.place):
                 origin.whole = self._origins.of(whole)
                 self._origins.hold_base(self._tensor(found.place), whole)
         for returned, places, is_trained in region.calls:
