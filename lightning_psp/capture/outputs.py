@@ -45,6 +45,7 @@ class Target(Generic[Kept]):
         path: of the module that returned it.
         may_be_term: whether no module with weights gave it, so that it may be a term of the loss.
         made_of: to what it is made of without a further weight; None where the graph shows that.
+        others: to the other tensors that hold its values under another shape or type, which a loss may reach instead.
     """
 
     edges: Sequence[Edge]
@@ -54,6 +55,7 @@ class Target(Generic[Kept]):
     path: str
     may_be_term: bool = False
     made_of: Sequence[Edge] | None = None
+    others: Sequence[Edge] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +208,7 @@ def _walk(
     """The first targets that are met on the ways back from losses, and the nodes before them."""
     by_edge: dict[Edge, list[int]] = {}
     for number, target in enumerate(targets):
-        for edge in target.edges:
+        for edge in (*target.edges, *target.others):
             if edge[0] is not None:
                 by_edge.setdefault(edge, []).append(number)
     found: dict[int, None] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Generic
 
 import torch
@@ -96,6 +97,16 @@ class Settlement(Generic[Kept]):
         for potential in known:
             if is_mask and potential.is_output and potential.kept is not None:
                 potential.kept.preserve(tensor)
+
+    def returned(self, tensor: Tensor, path: str) -> Target[Kept] | None:
+        """What a tensor stands for that the module at a path returned, if it may be an output layer."""
+        target = self.target(tensor, path)
+        if target is None:
+            return None
+        # A loss that the network writes out may be made of it before it got the shape in which it is returned.
+        origin = self._origins.of(tensor)
+        wholes = [whole.reference() for whole in _and_wholes(origin.whole) if whole.values is origin.values]
+        return replace(target, others=[self._graph.edge(whole) for whole in wholes if whole is not None])
 
     def target(self, tensor: Tensor, path: str | None) -> Target[Kept] | None:
         """What a tensor stands for, if it may be an output layer.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from tests.support.layers.case import LayerCase, affine, one
 from tests.support.layers.cases_distributions import softplus
 from tests.support.layers.cases_logits import CLASSES, Clip, labelled, mlp, mlp_potentials, of_logits, tokens
-from tests.support.layers.cases_outputs import BATCH, FEATURES, Trunk, trunk
+from tests.support.layers.cases_outputs import BATCH, FEATURES, HIDDEN, OUTPUTS, Trunk, batch, plain, trunk
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -131,6 +132,49 @@ def variance(network: Any, batch: Any):
     return loss, {"first": one(first), "head": one(z)}
 
 
+class GivenOtherwise(Trunk):
+    """Gives its loss, the prediction in another shape or type than the loss has it in, and the hidden values."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(OUTPUTS)
+        self.change = change
+
+    def forward(self, x: Tensor, wanted: Tensor) -> Any:
+        h = self.hidden(x)
+        z = self.head(h)
+        return (z - wanted).square().mean(), self.change(z), h
+
+
+OTHERWISE: dict[str, Callable[[Tensor], Tensor]] = {
+    "flat": lambda z: z.view(-1),
+    "transposed": lambda z: z.unsqueeze(0).mT,
+    "single": lambda z: z.float(),
+}
+
+
+class Likely(Trunk):
+    """Gives the negative logarithm of a likelihood, its mean and its scale, each reshaped, and the hidden values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Linear(HIDDEN, OUTPUTS)
+
+    def forward(self, x: Tensor, wanted: Tensor) -> Any:
+        h = self.hidden(x)
+        mean, raw = self.head(h), self.scale(h)
+        scale = (raw + torch.sqrt(raw**2 + 4)) / 2
+        loss = -torch.distributions.Normal(mean, scale).log_prob(wanted).mean()
+        return loss, (mean.view(-1), scale.view(-1)), h
+
+
+def likely(network: Any, batch: Any):
+    first, h, mean = trunk(network, batch[0])
+    raw = affine(network.scale, h)
+    scale = (raw + (raw**2 + 4).sqrt()) / 2
+    loss = (((batch[1] - mean) / scale) ** 2 / 2 + scale.log() + math.log(2 * math.pi) / 2).mean()
+    return loss, {"first": one(first), "head": one(mean), "scale": one(raw)}
+
+
 class Scored(nn.Module):
     """Two vectors, each multiplied with two maps of one batch after the other."""
 
@@ -177,6 +221,26 @@ VECTORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 WRITTEN_LOSS_CASES = [
+    *(
+        LayerCase(
+            f"a loss written out inside, the prediction is returned {name}",
+            partial(GivenOtherwise, change),
+            batch,
+            lambda network, batch: network(*batch)[0],
+            plain,
+            alone=None,
+        )
+        for name, change in OTHERWISE.items()
+    ),
+    LayerCase(
+        "a likelihood inside, its parameters are returned reshaped",
+        Likely,
+        batch,
+        lambda network, batch: network(*batch)[0],
+        likely,
+        outputs=("head", "scale"),
+        alone=None,
+    ),
     *(
         LayerCase(
             f"a loss written out inside, {name}",
