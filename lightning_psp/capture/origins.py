@@ -217,6 +217,16 @@ class Origins:
             found = origin.reference() if origin.reference() is not None else found
         return found
 
+    def with_values_of(self, tensor: Tensor) -> Iterator[Tensor]:
+        """Those that are still there of the tensors of which this one holds the values under another shape or type."""
+        origin = self.find(tensor)
+        whole = None if origin is None else origin.whole
+        while origin is not None and whole is not None and whole.values is origin.values:
+            other = whole.reference()
+            if other is not None:
+                yield other
+            whole = whole.whole
+
     def argument(self, args: tuple[Any, ...]) -> Origin | None:
         """What is known of the first tensor among arguments, where weights made it and it is none, returned, itself."""
         for value in args:

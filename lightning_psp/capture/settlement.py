@@ -104,9 +104,7 @@ class Settlement(Generic[Kept]):
         if target is None:
             return None
         # A loss that the network writes out may be made of it before it got the shape in which it is returned.
-        origin = self._origins.of(tensor)
-        wholes = [whole.reference() for whole in _and_wholes(origin.whole) if whole.values is origin.values]
-        return replace(target, others=[self._graph.edge(whole) for whole in wholes if whole is not None])
+        return replace(target, others=[self._graph.edge(other) for other in self._origins.with_values_of(tensor)])
 
     def target(self, tensor: Tensor, path: str | None) -> Target[Kept] | None:
         """What a tensor stands for, if it may be an output layer.

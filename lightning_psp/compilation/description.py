@@ -117,10 +117,16 @@ class Description:
             is_known = self._has_loss or potential.enters_loss
             self._add_point(potential, is_candidate=potential in left_out and not is_known)
         self._describe_outputs(outputs)
-        by_edge = {result.edge: result.place for result in self._results if result.edge[0] is not None}
-        for edge, place in by_edge.items():
-            ways = ways_to(by_edge, edge)
-            self._region.ways.extend((place, by_edge[way.edge], way.is_of_terms) for way in ways)
+        results = {result.edge: result.place for result in self._results if result.edge[0] is not None}
+        by_edge = dict(results)
+        # A way to what a result holds in another shape or type leads to the result.
+        for result in self._results:
+            for tensor in self._origins.with_values_of(result.tensor):
+                by_edge.setdefault(self._edge_of(tensor), result.place)
+        for edge, place in results.items():
+            ends = {end: other for end, other in by_edge.items() if other != place}
+            ways = ways_to(ends, edge)
+            self._region.ways.extend((place, ends[way.edge], way.is_of_terms) for way in ways)
         self._describe_results()
         for point, potential in zip(self._region.points, potentials, strict=False):
             top = self._origins.stands_for(cast(Origin, potential.origin))
@@ -216,7 +222,8 @@ class Description:
             kin = [] if start is None or (given := self._input_of(start)) is None else [given]
             for place, tensor, _ in self._results:
                 own = list(self._origins.line(self._origins.of(tensor)))
-                if any(origin is suspect.result for origin in own) or any(origin is own[0] for origin in line):
+                is_above = any(origin is suspect.argument or origin is suspect.result for origin in own)
+                if is_above or any(origin is own[0] for origin in line):
                     kin.append(place)
             self._region.unseen.append(UnseenCall(suspect.place, suspect.remedy, results, kin))
 
