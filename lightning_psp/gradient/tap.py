@@ -113,12 +113,14 @@ class Tap:
         return [self.edge]
 
     def preserve(self, z: Tensor) -> None:
-        """Copies the potential, which is about to be overwritten."""
+        """Copies the potential, which is about to be overwritten where it is, or as the view `z` of it."""
         if self._witness is not None:
             self.check_unchanged()
-            # What a checkpoint would compute again is overwritten then, too.
-            if self._value is not None or self._placeholder is not None:
-                self._value, self._placeholder = z.detach().clone(), None
+            if self._value is not None:
+                self._value = self._value.clone()
+            elif self._placeholder is not None:  # what a checkpoint would compute again is overwritten then, too
+                own = None if self.potential.origin is None else self.potential.origin.reference()
+                self._value, self._placeholder = (z if own is None else own).detach().clone(), None
             self._witness = None
 
     def check_unchanged(self) -> None:

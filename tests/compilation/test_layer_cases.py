@@ -2,13 +2,22 @@
 
 import pytest
 
-from lightning_psp import PSPCallback
+from lightning_psp import PSPCallback, psp_penalty
 from lightning_psp.compilation import description
 from tests.support.compiled import COMPILED, graphs, network_by_method, step
 from tests.support.layers.case import expected
 from tests.support.layers.cases_written_losses import INSIDE
 from tests.support.layers.table import CASES
-from tests.support.layers.watched import PREFIX, assert_gradients, assert_layers, fit, logged_layers
+from tests.support.layers.watched import (
+    PREFIX,
+    assert_gradients,
+    assert_layers,
+    fit,
+    gradients_of,
+    logged_layers,
+    recorded,
+    recorded_layers,
+)
 
 pytestmark = COMPILED
 QUICK = {
@@ -77,6 +86,16 @@ def test_compiled_step(case):
         return
     check(case, step)
     assert graphs() > before
+
+
+@cases(always_slow=True)
+def test_recorded_compiled_network(case):
+    wanted = expected(case)
+    lam = wanted.balanced_lam()
+    network, loss, potentials = recorded(case, is_compiled=True)
+    assert_layers(recorded_layers(potentials, wanted.mean_squares), wanted.mean_squares)
+    (loss + lam * psp_penalty(potentials)).backward()
+    assert_gradients(gradients_of(network), wanted.gradients(lam))
 
 
 def test_a_part_that_is_overwritten_for_others_to_see_is_refused(monkeypatch):

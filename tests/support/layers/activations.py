@@ -281,5 +281,6 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Formula]] = {
     "(x + sqrt(x² + 4)) / 2": (lambda x: (x + torch.sqrt(torch.square(x) + 4)) / 2, square_plus),
     "x * rsqrt(1 + x²)": (lambda x: x * torch.rsqrt(1 + x * x), inverse_square_root),
     "sigmoid(x) + relu_(x)": (lambda x: torch.sigmoid(x) + F.relu(x, inplace=True), sigmoid_and_relu),
+    "sigmoid(x) + relu_(xᵀ)ᵀ": (lambda x: torch.sigmoid(x) + F.relu_(x.mT).mT, sigmoid_and_relu),
     "x[x < 0] = 0": (assigned, lambda act, x: x * (x > 0)),
 }

@@ -68,10 +68,14 @@ def fit(
     return module, trainer
 
 
-def recorded(case: LayerCase, by_module: bool = False, **choices: Any) -> tuple[nn.Module, Tensor, dict[str, Tensor]]:
-    """The network, the loss and the potentials of one step outside of a Trainer."""
+def recorded(
+    case: LayerCase, by_module: bool = False, is_compiled: bool = False, **choices: Any
+) -> tuple[nn.Module, Tensor, dict[str, Tensor]]:
+    """The network, which may be compiled, the loss and the potentials of one step outside of a Trainer."""
     network, batch = case.build()
     module = Training(case, network).double()
+    if is_compiled:
+        network.compile(backend="aot_eager")
     with record_potentials(module if by_module else network, **choices) as potentials:
         loss = module.training_step(batch)
     return network, loss, potentials

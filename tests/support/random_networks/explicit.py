@@ -128,7 +128,9 @@ def _known(program: Program) -> list[Known]:
     known = [Known("input", False, DATA, 0, frozenset([0]))]
     of_block = program.used_layers(*program.block)  # wherever else they are called
     for target, statement in enumerate(program.statements, start=1):
-        known.append(_of(program, statement, target, of_block, [known[source] for source in statement.sources]))
+        found = _of(program, statement, target, of_block, [known[source] for source in statement.sources])
+        is_other_data = found.made_of == DATA and found.same == target  # which no weights tell apart, but places do
+        known.append(replace(found, layer=f"?{target}") if is_other_data else found)
     return known
 
 
