@@ -98,6 +98,7 @@ class Description:
         self._sources: dict[int, int] = {}
         self._candidates: dict[int, Mention] = {}  # by the identity of the tensor
         self._evaluations: dict[int, int] = {}
+        self._before_losses: list[Edge] = []  # to potentials, and to results that are no single number
 
     def describe(
         self,
@@ -113,6 +114,8 @@ class Description:
             outputs: what was seen of outputs and losses.
         """
         self._numbers = {id(potential): number for number, potential in enumerate(potentials)}
+        self._before_losses = [self._edge_of(cast(Seen, potential.kept).z) for potential in potentials]
+        self._before_losses += [result.edge for result in self._results if result.tensor.ndim > 0]
         for potential in potentials:
             is_known = self._has_loss or potential.enters_loss
             self._add_point(potential, is_candidate=potential in left_out and not is_known)
@@ -121,8 +124,8 @@ class Description:
         by_edge = dict(results)
         # A way to what a result holds in another shape or type leads to the result.
         for result in self._results:
-            for tensor in self._origins.with_values_of(result.tensor):
-                by_edge.setdefault(self._edge_of(tensor), result.place)
+            for other in self._origins.with_values_of(result.tensor):
+                by_edge.setdefault(self._edge_of(other), result.place)
         for edge, place in results.items():
             ends = {end: other for end, other in by_edge.items() if other != place}
             ways = ways_to(ends, edge)
@@ -215,15 +218,16 @@ class Description:
     def describe_unseen(self, witness: Witness) -> None:
         """Notes in the region what may be an activation that is no potential of the graph."""
         self._region.weights = list(witness.weights)
-        for suspect in witness.unaccounted():
+        # Of what no potential and no returned tensor depends on, a single number is made: a loss.
+        below = set().union(*map(edges_below, self._before_losses))
+        for suspect in [suspect for suspect in witness.unaccounted() if suspect.edge in below]:
             results = self._results_of([suspect.edge])
             line = list(self._origins.line(suspect.argument))
             start = line[-1].reference()
             kin = [] if start is None or (given := self._input_of(start)) is None else [given]
             for place, tensor, _ in self._results:
                 own = list(self._origins.line(self._origins.of(tensor)))
-                is_above = any(origin is suspect.argument or origin is suspect.result for origin in own)
-                if is_above or any(origin is own[0] for origin in line):
+                if any(origin is suspect.result for origin in own) or any(origin is own[0] for origin in line):
                     kin.append(place)
             self._region.unseen.append(UnseenCall(suspect.place, suspect.remedy, results, kin))
 
