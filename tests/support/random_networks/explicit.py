@@ -12,6 +12,7 @@ from torch import Tensor
 from tests.support.random_networks.program import LOSSES, SOFTMAX, Program, Statement
 
 DATA, WEIGHED, ACTIVATED, GATED = "data", "weighed", "activated", "gated"
+_AFFINE = ("nn.Linear", "nn.Conv", "nn.Embedding")
 
 
 class UnclearError(Exception):
@@ -127,6 +128,10 @@ def _known(program: Program) -> list[Known]:
     """What is known of each value."""
     known = [Known("input", False, DATA, 0, frozenset([0]))]
     of_block = program.used_layers(*program.block)  # wherever else they are called
+    inside = program.statements[slice(*program.block)]
+    has_weights = any("Norm" in each or each.startswith(_AFFINE) for each in of_block.values())
+    if len(inside) > 1 and not has_weights and any(statement.is_activation for statement in inside):
+        raise UnclearError("a module without weights, which may be an activation as a whole")
     for target, statement in enumerate(program.statements, start=1):
         found = _of(program, statement, target, of_block, [known[source] for source in statement.sources])
         is_other_data = found.made_of == DATA and found.same == target  # which no weights tell apart, but places do
