@@ -28,7 +28,7 @@ from lightning_psp.plotting.style import (
 # A training: its log's file or folder, or the values themselves by key, one an epoch.
 Log = str | Path | Mapping[str, Sequence[float]]
 
-# Of what is logged, by the end of its key: its title, and the unit of a network's value and of a layer's.
+# Of what is logged, by what its key names: its title, and the unit of a network's value and of a layer's.
 _MEASURES = {
     "z2": ("Size of the potentials", *("mean squared potential ⟨z²⟩",) * 2),
     "entropy": ("PSP-entropy", "mean over hidden layers (bits)", "mean over units (bits)"),
@@ -127,7 +127,7 @@ def _described(key: str) -> tuple[str, str]:
     """The title and the unit of what is logged under a key; the key itself where nothing is known of it."""
     kind, _, rest = key.partition("/")
     measure, _, stage = (rest if kind == "psp" else kind.removeprefix("psp_")).rpartition("_")
-    if not kind.startswith("psp") or measure not in _MEASURES or stage not in _STAGES:
+    if not (kind.startswith("psp") and rest) or measure not in _MEASURES or stage not in _STAGES:
         return _OTHERS.get(key, (key, key))
     title, of_network, of_layer = _MEASURES[measure]
     title += _STAGES[stage]

@@ -36,6 +36,8 @@ QUICK = {
     "returned part, chunk",
     "returned part, multiple",
     "losses inside, smooth L1",
+    "a loss written out inside, the prediction is returned as it is",
+    "a loss written out inside, the prediction is returned flat",
     "coupling flow",
     "returned mixture of probabilities",
     "likelihood inside, masked, mean",

@@ -133,7 +133,7 @@ def variance(network: Any, batch: Any):
 
 
 class GivenOtherwise(Trunk):
-    """Gives its loss, the prediction in another shape or type than the loss has it in, and the hidden values."""
+    """Gives its loss, the prediction, perhaps in another shape or type than the loss has it in, and hidden values."""
 
     def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
         super().__init__(OUTPUTS)
@@ -146,6 +146,7 @@ class GivenOtherwise(Trunk):
 
 
 OTHERWISE: dict[str, Callable[[Tensor], Tensor]] = {
+    "as it is": lambda z: z,
     "flat": lambda z: z.view(-1),
     "transposed": lambda z: z.unsqueeze(0).mT,
     "single": lambda z: z.float(),
