@@ -55,7 +55,7 @@ test-oldest: $(OLDEST)/.has-dev
 test-newest: $(NEWEST)/.created
 	@echo "Installing into $(NEWEST): a few minutes the first time, for PyTorch is large"
 	@$(NEWEST)/bin/python $(INSTALL) --upgrade --upgrade-strategy eager $(BUILD)
-	@$(NEWEST)/bin/python $(INSTALL) --upgrade --upgrade-strategy eager $(PROJECT) '.[dev]'
+	@$(NEWEST)/bin/python $(INSTALL) --upgrade --upgrade-strategy eager $(PROJECT) '.[dev,release]'
 	$(NEWEST)/bin/python -m mypy --cache-dir $(NEWEST)/.mypy_cache
 	$(NEWEST)/bin/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
@@ -106,7 +106,7 @@ $(VENV)/.has-examples: pyproject.toml requirements-dev.txt | $(VENV)/.created
 $(VENV)/.has-dev: pyproject.toml requirements-dev.txt | $(VENV)/.created
 	@echo "Installing into $(VENV): a few minutes the first time, for PyTorch is large"
 	@$(VENV)/bin/python $(INSTALL) $(PINNED) $(BUILD)
-	@$(VENV)/bin/python $(INSTALL) $(PINNED) $(PROJECT) '.[dev]'
+	@$(VENV)/bin/python $(INSTALL) $(PINNED) $(PROJECT) '.[dev,release]'
 	@touch $@ $(VENV)/.has-examples
 
 $(OLDEST)/.has-dev: pyproject.toml requirements-dev.txt requirements-oldest.txt | $(OLDEST)/.created

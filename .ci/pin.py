@@ -29,7 +29,8 @@ FOR_EDITABLE_INSTALLS = "editables"
 def tools(pyproject: dict) -> list[str]:
     """The requirements of building, checking, testing and documenting the package."""
     extras = pyproject["project"]["optional-dependencies"]
-    found = [*pyproject["build-system"]["requires"], *extras["docs"], *extras["dev"], FOR_EDITABLE_INSTALLS]
+    of_extras = [requirement for extra in ("docs", "dev", "release") for requirement in extras[extra]]
+    found = [*pyproject["build-system"]["requires"], *of_extras, FOR_EDITABLE_INSTALLS]
     name = pyproject["project"]["name"]
     return [line for line in found if Requirement(line).name != name and Requirement(line).marker is None]
 

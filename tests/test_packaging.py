@@ -32,9 +32,10 @@ def pyproject():
     return tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-def tools():
+def tools(*names):
     extras = pyproject()["project"]["optional-dependencies"]
-    return requirements([*extras["docs"], *extras["dev"], *pyproject()["build-system"]["requires"]])
+    asked = [line for name in names or ("docs", "dev", "release") for line in extras[name]]
+    return requirements([*asked, *pyproject()["build-system"]["requires"]])
 
 
 def dependencies():
@@ -54,14 +55,17 @@ def version_in(requirement, operator):
     return found
 
 
+def needed(name, pinned):
+    """What a package asks for, if it is installed in the version of the file."""
+    try:
+        return (requires(name) or []) if version(name) == version_in(pinned, operators(pinned)[0]) else []
+    except PackageNotFoundError:
+        return []
+
+
 def needs(name, pinned):
     """The names of what a package always needs, if it is installed in the version of the file."""
-    try:
-        if version(name) != version_in(pinned, operators(pinned)[0]):
-            return set()
-    except PackageNotFoundError:
-        return set()
-    found = [Requirement(line) for line in requires(name) or []]
+    found = [Requirement(line) for line in needed(name, pinned)]
     return {canonicalize_name(requirement.name) for requirement in found if requirement.marker is None}
 
 
@@ -99,6 +103,17 @@ def test_the_lowest_versions_are_those_that_are_promised():
     for name, requirement in lowest.items():
         if operators(requirement) == ["=="]:
             assert pinned[name].specifier.contains(version_in(requirement, "==")), name
+
+
+def test_the_tools_run_beside_the_lowest_versions():
+    pinned, lowest = constraints("requirements-dev.txt"), constraints("requirements-oldest.txt")
+    asked = [Requirement(line) for name in tools("docs", "dev") for line in needed(name, pinned[name])]
+    if not asked:
+        pytest.skip("no tool is installed in the version of the file")
+    for requirement in asked:
+        bound = lowest.get(canonicalize_name(requirement.name))
+        for specifier in requirement.specifier if bound and requirement.marker is None else ():
+            assert specifier.operator != ">=" or bound.specifier.contains(specifier.version), requirement
 
 
 def test_users_get_ranges():

@@ -136,7 +136,17 @@ def _known(program: Program) -> list[Known]:
         found = _of(program, statement, target, of_block, [known[source] for source in statement.sources])
         is_other_data = found.made_of == DATA and found.same == target  # which no weights tell apart, but places do
         known.append(replace(found, layer=f"?{target}") if is_other_data else found)
+    made_before = {each.layer for each in known[: program.block[0] + 1] if not each.layer.startswith("block.")}
+    if has_weights and any(known[value].layer in made_before for value in _given(program)):
+        raise UnclearError("a module with weights hands on what was made outside of it")
     return known
+
+
+def _given(program: Program) -> list[int]:
+    """The values that the block returns."""
+    start, end = program.block
+    later = {source for statement in program.statements[end:] for source in statement.sources} | set(program.outputs)
+    return [value for value in range(start + 1, end + 1) if value in later]
 
 
 def _of(program: Program, statement: Statement, target: int, of_block: Container[str], sources: list[Known]) -> Known:
