@@ -130,7 +130,8 @@ class _Matrix:
             error = np.linalg.norm(ingredients @ shares - vectors, axis=0)
             rounding = float(np.finfo(self._dtype).eps) * np.abs(shares).sum(axis=0)
             if self.scale * float((error + rounding).max()) <= precision:
-                return images @ shares
+                found: Array = images @ shares
+                return found
         return np.stack([self.times(vector) for vector in vectors.T], axis=1)
 
     def in_first_basis(self, k: int, tolerance: float) -> tuple[Array, bool]:
@@ -170,13 +171,15 @@ class _Matrix:
 
         def multiply(vector: Array) -> Array:
             vector = vector.ravel()
+            moved: Array
             if found is None:
-                return self.times(vector) + self._shift * vector
+                moved = self.times(vector) + self._shift * vector
+                return moved
             # What was found is moved to the lower end.
             inside = found.vectors @ (found.vectors.T @ vector)
             image = self.times(vector - inside)
             image = image - found.vectors @ (found.vectors.T @ image)
-            moved: Array = image + self._shift * (vector - inside) - self.scale * inside
+            moved = image + self._shift * (vector - inside) - self.scale * inside
             return moved
 
         operator = linear_operator((self._rows, self._rows), matvec=multiply, dtype=self._dtype)

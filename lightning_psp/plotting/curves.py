@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from lightning_psp.plotting.logs import named, read_log
 from lightning_psp.plotting.style import (
@@ -134,7 +135,7 @@ def _described(key: str) -> tuple[str, str]:
     return (title, of_network) if kind == "psp" else (f"{title}: {rest}", of_layer)
 
 
-def _read(label: str, logs: Log | Sequence[Log], keys: Sequence[str]) -> list[dict[str, np.ndarray]]:
+def _read(label: str, logs: Log | Sequence[Log], keys: Sequence[str]) -> list[dict[str, NDArray[np.float64]]]:
     """For each training the epochs (from 1) and values of each key, ``[2, epochs]``."""
     several = [logs] if isinstance(logs, (str, Path, Mapping)) or not isinstance(logs, Iterable) else list(logs)
     for log in several:
@@ -148,7 +149,7 @@ def _read(label: str, logs: Log | Sequence[Log], keys: Sequence[str]) -> list[di
     return [_values(log, keys) if isinstance(log, Mapping) else read_log(Path(log), keys) for log in several]
 
 
-def _values(log: Mapping[str, Sequence[float]], keys: Sequence[str]) -> dict[str, np.ndarray]:
+def _values(log: Mapping[str, Sequence[float]], keys: Sequence[str]) -> dict[str, NDArray[np.float64]]:
     missing = [key for key in keys if key not in log]
     if missing:
         raise ValueError(
@@ -161,7 +162,7 @@ def _values(log: Mapping[str, Sequence[float]], keys: Sequence[str]) -> dict[str
     return {key: np.stack([np.arange(1.0, len(each) + 1), each]) for key, each in values.items()}
 
 
-def _draw_band(axes: Axes, runs: Sequence[np.ndarray], label: str, style: dict[str, Any]) -> None:
+def _draw_band(axes: Axes, runs: Sequence[NDArray[np.float64]], label: str, style: dict[str, Any]) -> None:
     """Draws the mean over trainings, as far as all have come, with a band from the lowest of them to the highest."""
     epochs = runs[0][0]
     for run in runs[1:]:

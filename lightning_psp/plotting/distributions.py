@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator, NullFormatter
+from numpy.typing import NDArray
 
 from lightning_psp.plotting.style import check_kind, explain, given_axes, in_lines, legend_above, new_axes, styles, tidy
 
@@ -152,7 +153,7 @@ def _half_width(histogram: Mapping[str, Any]) -> float:
     return float(histogram["limit"] * (2 * pairs - alone) / len(counts))
 
 
-def _density(histogram: Mapping[str, Any], shown: float) -> tuple[np.ndarray, np.ndarray]:
+def _density(histogram: Mapping[str, Any], shown: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Density and edges of bins as wide as they may be with at least 40 of them from ``-shown`` to ``shown``."""
     counts, limit = np.asarray(histogram["counts"], dtype=float), histogram["limit"]
     wanted = _LEAST_BINS * limit / shown

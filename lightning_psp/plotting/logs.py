@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 _EVENTS = "events.out.tfevents*"
 _OF_LAYERS = "psp_"  # what the names of their values begin with
@@ -17,7 +18,7 @@ _OF_LAYERS = "psp_"  # what the names of their values begin with
 _Entries: TypeAlias = dict[str, list[tuple[int, int, "str | float"]]]
 
 
-def read_log(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
+def read_log(path: Path, keys: Sequence[str]) -> dict[str, NDArray[np.float64]]:
     """Reads values of a CSVLogger's or TensorBoard's log; of several in an epoch the last.
 
     What ``trainer.validate`` or ``trainer.test`` has written after a training counts for the last epoch that was
@@ -70,7 +71,7 @@ def _folders_below(path: Path) -> str:
     return f". It has logs in {', '.join(folders[:5])}{', …' if len(folders) > 5 else ''}: choose among them"
 
 
-def _by_epoch(entries: Iterable[tuple[int, int, str | float]], after: int | None) -> np.ndarray:
+def _by_epoch(entries: Iterable[tuple[int, int, str | float]], after: int | None) -> NDArray[np.float64]:
     """Epochs from 1 on, and the last value of each."""
     last = {epoch: float(value) for epoch, _, value in entries}
     if after in last:

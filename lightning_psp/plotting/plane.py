@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure, SubFigure
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_psp.analysis import LossPlane
@@ -23,7 +24,7 @@ from lightning_psp.plotting.style import (
     tidy,
 )
 
-Numbers: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
+Numbers: TypeAlias = NDArray[np.float64]
 
 _TITLES = {
     "loss": "Loss",
