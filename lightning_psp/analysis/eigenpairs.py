@@ -206,19 +206,21 @@ def _least_squares(ingredients: Array, vectors: Array) -> Array:
 def _converged(matrix: _Matrix, k: int, tolerance: float, found: Eigenpairs | None = None) -> Eigenpairs:
     """The k largest eigenvalues orthogonal to those found, each with the residual that is asked for."""
     asked, vectors, has_converged = tolerance / 2, matrix.direction()[:, None], False
+    precision = PRECISION * tolerance * matrix.scale
     if found is None:
         vectors, has_converged = matrix.in_first_basis(k, OF_TOLERANCE * tolerance)
     for _ in range(MOST_SEARCHES):
         if not has_converged:
             vectors = matrix.search(k, asked, vectors.sum(axis=1), found)
         has_converged = False
-        pairs = _with_residuals(vectors, matrix.images(vectors, PRECISION * tolerance * matrix.scale))
+        pairs = _with_residuals(vectors, matrix.images(vectors, precision))
         size = max(abs(pairs.values[0]), abs(found.values[0]) if found else 0.0)
         allowed = max(tolerance * size, ROUNDING * matrix.scale)
         worst = float(pairs.residuals.max())
         if worst <= allowed:
             return pairs
         asked *= allowed / worst / 2
+        precision = PRECISION * allowed  # a largest eigenvalue next to 0 asks for more than the scale does
     raise _not_converged(pairs, tolerance, allowed)
 
 

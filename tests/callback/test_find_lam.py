@@ -72,7 +72,7 @@ def test_each_training_is_what_one_alone_would_be(package):
     module = make(package)
     start = copy.deepcopy(module.state_dict())
     torch.manual_seed(2)
-    search = find_lam(trainer(package), module, *loaders(), lams=LAMS, epochs=2, monitor="val_error")
+    search = find_lam(trainer(package), module, *loaders(), lams=LAMS, epochs=2, monitor="val_loss")
     assert search.lams == (0.0, *LAMS)
     for place, lam in enumerate(search.lams):
         alone, other = trainer(package, [PSPCallback(lam=lam)]), make(package)
