@@ -162,7 +162,8 @@ class Ledger(Generic[Kept]):
         if origin.source.name is None:
             self._frames.name_place(origin.source, label, activation)
         layer = origin.source.name or "output"
-        if layer in self._recurrent:  # what a recurrent layer returned is none of its gates' potentials
+        # What a recurrent layer returned is none of its gates' potentials, and a module may be called so.
+        if layer in self._recurrent or (not origin.source.name and self._frames.module_at(layer) is not None):
             layer = f"{layer}:1"
         potential: Potential[Kept] = Potential(layer, origin.source.evaluation, origin.unit_dim, is_output)
         potential.origin, potential.entering = origin, z.grad_fn

@@ -109,14 +109,12 @@ class OutputFinder(Generic[Kept]):
         self._backward.append(edge)
 
     def losses(self) -> list[Edge]:
-        """To the losses that were seen: what was gone back from, else the numbers that no other one is made of."""
-        if self._backward:
-            return self._backward
-        scalars = _held(self._scalars) or _held(self._of_metrics)
-        if len(scalars) < 2:
-            return scalars
-        below: set[Edge] = set()
-        found = []
+        """To the losses that were seen: what was gone back from, and the numbers that no other one is made of."""
+        found = [*self._backward]  # which may be that of an attack before the loss, with a backward pass still to come
+        scalars = _held(self._scalars) or ([] if found else _held(self._of_metrics))
+        if len(found) + len(scalars) < 2:
+            return [*found, *scalars]
+        below = {edge for loss in found for edge in edges_below(loss)}.union(found)
         for edge in reversed(scalars):
             if edge not in below:
                 found.append(edge)
@@ -170,6 +168,10 @@ class OutputFinder(Generic[Kept]):
     def returns(self, edges: Iterable[Edge]) -> bool:
         """Whether a call of the network returned one of some tensors."""
         return not {edge for call in self.calls for edge in call.edges}.isdisjoint(edges)
+
+    def made_of_returned(self, potential: Potential[Kept]) -> list[Target[Kept]]:
+        """What the network returned and a nonlinearity outside of it takes, through whatever lies between."""
+        return _walk(potential.results, [target for call in self.calls for target in call.targets], self.inside)[0]
 
     def is_hidden(self, potential: Potential[Kept]) -> bool:
         """Whether a call of the network that came after a nonlinearity outside of it uses its result."""

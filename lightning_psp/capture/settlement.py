@@ -95,7 +95,9 @@ class Settlement(Generic[Kept]):
         if may_be and not known and self._ledger.is_potential(tensor):
             self.overwritten.append(self._ledger.add(tensor, "output", True, is_output=True))
         for potential in known:
-            if is_mask and potential.is_output and potential.kept is not None:
+            is_read = potential.enters_loss or potential.enters_nonlinearity
+            is_saved = is_mask or (origin.is_returned and not is_read)  # else that it changes is an error
+            if is_saved and potential.is_output and potential.kept is not None:
                 potential.kept.preserve(tensor)
 
     def returned(self, tensor: Tensor, path: str) -> Target[Kept] | None:
@@ -152,7 +154,11 @@ class Settlement(Generic[Kept]):
         # A watch that goes on penalising keeps what it found for an earlier loss.
         for potential, is_output_alone in self._settled if self.revises else ():
             if is_output_alone and not potential.enters_loss:
-                self._ledger.drop(potential)
+                assert potential.origin is not None
+                if potential.origin.reference() is None:  # overwritten since: it could not be found again
+                    self.overwritten.append(potential)
+                else:
+                    self._ledger.drop(potential)
             else:
                 potential.is_output = potential.enters_loss
         self._settled = [] if self.revises else self._settled
@@ -165,6 +171,11 @@ class Settlement(Generic[Kept]):
         self._drop_parts_of_outputs()  # of which the logits take over what was made
         logits = [potential for potential in self._ledger.potentials if potential.enters_loss]
         found, between = self._outputs.find(losses, [*logits, *own])
+        # A likelihood takes sigmoids of the difference to the target, and others of what the network gave as it is.
+        inner = [potential for potential in own if self._is_reached_beside(potential, found)]
+        if inner:
+            own = [potential for potential in own if potential not in inner]
+            found, between = self._outputs.find(losses, [*logits, *own])
         if losses and not found:
             found, between = self._outputs.find_written_out(losses, self._logits_inside(losses))
         if may_be_none and not found and not self._outputs.returns(losses):
@@ -179,6 +190,18 @@ class Settlement(Generic[Kept]):
         self._drop_parts_of_outputs()
         self._drop_metrics(losses)
         arrange(self._ledger.potentials)
+
+    def _is_reached_beside(self, potential: Potential[Kept], found: Sequence[Target[Kept]]) -> bool:
+        """Whether what enters a sigmoid is made of results of one module that the loss takes in another way, too."""
+        returned = self._outputs.made_of_returned(potential)
+        outputs = {values for target in found for values in self._values_of(target)}
+        is_of_one = len({target.path for target in returned}) == 1
+        return is_of_one and all(not outputs.isdisjoint(self._values_of(target)) for target in returned)
+
+    def _values_of(self, target: Target[Kept]) -> set[int]:
+        """Tells the tensors apart of which an output is a part or a multiple."""
+        origins = [target.origin, *(potential.origin for potential in target.potentials)]
+        return {id(self._origins.top(origin).values) for origin in origins if origin is not None}
 
     def _let_go_of_overwritten(self, marked: Sequence[Potential[Kept]]) -> None:
         """Lets go of what was kept before it was overwritten and is none of the output."""
@@ -233,7 +256,7 @@ class Settlement(Generic[Kept]):
         return self._inside_losses(between, found)
 
     def _inside_losses(self, between: set[Any], found: Sequence[Target[Kept]]) -> list[Potential[Kept]]:
-        """The nonlinearities of a loss that the network computes itself: no weights come after the output."""
+        """The nonlinearities of a loss that the network computes itself: no weights come after their outputs."""
         inside = [
             potential
             for potential in self._ledger.potentials
@@ -241,22 +264,25 @@ class Settlement(Generic[Kept]):
         ]
         if not inside or not found:
             return []
-        outputs = {edge for target in found for edge in target.edges}
-        outputs.update(p.edge for target in found for p in target.potentials if p.edge is not None)
-        wholes = {self._graph.edge(target.tensor) for target in found if target.tensor is not None}
-        outputs |= {edge for edge in wholes if edge[0] is not None}
-        below = set().union(*map(edges_below, outputs))
-        known = [potential.origin for target in found for potential in target.potentials]
-        known += [target.origin for target in found]
-        depth = max((origin.weighings for origin in known if origin is not None), default=0)
-        return [
-            potential
-            for potential in inside
-            if below.isdisjoint(potential.results)
-            and potential.origin is not None
-            and potential.origin.weighings <= depth
-            and any(not edges_below(edge).isdisjoint(outputs) for edge in potential.results)
-        ]
+        depths: dict[Edge, int] = {}  # how many weights have come before an output, by the edges to it
+        for target in found:
+            origins = [target.origin, *(potential.origin for potential in target.potentials)]
+            depth = max((origin.weighings for origin in origins if origin is not None), default=0)
+            edges = [*target.edges, *(p.edge for p in target.potentials if p.edge is not None)]
+            if target.tensor is not None:
+                edges.append(self._graph.edge(target.tensor))
+            for edge in edges:
+                if edge[0] is not None:
+                    depths[edge] = max(depth, depths.get(edge, 0))
+        below = set().union(*map(edges_below, depths))
+
+        def is_inner(potential: Potential[Kept]) -> bool:
+            if potential.origin is None or not below.isdisjoint(potential.results):
+                return False
+            made_of = set().union(*map(edges_below, potential.results)) & depths.keys()
+            return potential.origin.weighings <= max((depths[edge] for edge in made_of), default=-1)
+
+        return [potential for potential in inside if is_inner(potential)]
 
     def _mark(self, target: Target[Kept]) -> list[Potential[Kept]]:
         """Takes a tensor for the output layer."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from tests.support.layers.watched import (
     assert_layers,
     fit,
     gradients_by_module,
+    gradients_by_network,
     gradients_in_lightning,
     logged_layers,
     recorded,
@@ -39,6 +41,27 @@ def twice_the_output(network: Any, batch: Any):
     return mse_loss(2 * y, batch[1]), {"first": one(first), "head": one(y)}
 
 
+def by_a_sigmoid(network: nn.Module, batch: Any) -> Tensor:
+    return F.mse_loss(network(batch[0]).sigmoid_().clamp(min=1e-4), batch[1])
+
+
+def sigmoid_of_the_output(network: Any, batch: Any):
+    first, _, y = trunk(network, batch[0])
+    return mse_loss((1 / (1 + (-y).exp())).clamp(min=1e-4), batch[1]), {"first": one(first), "head": one(y)}
+
+
+def in_part(network: nn.Module, batch: Any) -> Tensor:
+    y = network(batch[0])
+    y[:, :1] = y[:, :1].tanh()
+    return F.mse_loss(y, batch[1])
+
+
+def tanh_of_a_part(network: Any, batch: Any):
+    first, _, y = trunk(network, batch[0])
+    values = torch.cat([y[:, :1].tanh(), y[:, 1:]], 1)
+    return mse_loss(values, batch[1]), {"first": one(first), "head": one(y)}
+
+
 MASKED = LayerCase(
     "masked_fill_", mlp, forbidden, masked(lambda z, mask: z.masked_fill_(mask, -1e9)), of_the_others, outputs=("2",)
 )
@@ -46,6 +69,8 @@ cases = pytest.mark.parametrize(
     "case",
     [
         pytest.param(case("mul_", Trunk, doubled, twice_the_output), id="mul_"),
+        pytest.param(case("sigmoid_", Trunk, by_a_sigmoid, sigmoid_of_the_output), id="sigmoid_"),
+        pytest.param(case("tanh of a part", Trunk, in_part, tanh_of_a_part), id="tanh of a part"),
         pytest.param(MASKED, id="masked_fill_"),
     ],
 )
@@ -57,10 +82,11 @@ def test_layers(case):
     _, trainer = fit(case, PSPCallback(lam=0.5), validates=True)
     assert_layers(logged_layers(trainer), wanted, PREFIX, rel=1e-5)
     assert set(logged_layers(trainer, "val")) == set(logged_layers(trainer))
+    assert_layers(recorded_layers(recorded(case)[2], wanted), wanted)
     assert_layers(recorded_layers(recorded(case, by_module=True)[2], wanted, PREFIX), wanted, PREFIX)
 
 
-@pytest.mark.parametrize("gradients", [gradients_in_lightning, gradients_by_module])
+@pytest.mark.parametrize("gradients", [gradients_in_lightning, gradients_by_network, gradients_by_module])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "squared_mean"])
 @cases
 def test_gradient(case, reduction, gradients):

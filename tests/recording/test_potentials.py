@@ -42,6 +42,75 @@ def test_a_loss_that_reaches_one_head_makes_that_the_output():
     assert potentials.outputs == {"head2"}
 
 
+def test_a_backward_pass_before_the_loss_takes_no_output_from_it():
+    network = SharedWeights()
+    inputs = torch.randn(4, 6, requires_grad=True)
+    with record_potentials(network) as potentials:
+        network(inputs).sum().backward()  # as an attack on the inputs, or a walk of an energy-based model, does
+        loss = network(inputs.detach() + inputs.grad).square().mean()
+    assert loss.requires_grad
+    assert potentials.outputs == {"head"}
+    assert potentials.passes == {"shared": 6, "head": 2}
+
+
+class WithOutput(nn.Module):
+    """Returns what a module of the name `output` gives, and a sum that no module gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.output = nn.Linear(6, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        h = self.hidden(x).relu()
+        return self.output(h), x[:, :4] + h
+
+
+def test_an_output_without_weights_beside_a_module_of_the_name_output():
+    network = WithOutput()
+    with record_potentials(network) as potentials:
+        first, second = network(torch.randn(3, 6))
+    assert [layer for layer, _ in potentials.layers.values()] == ["hidden", "output", "output:1"]
+    assert torch.equal(potentials["output"], first)
+    squares = [z.square().mean().item() for z in (potentials["hidden"], first, second)]
+    assert psp_penalty(potentials).item() == pytest.approx(sum(squares) / 3)
+
+
+class Comparison(nn.Module):
+    """Gives how far a network of its own is from targets."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 4), nn.Linear(4, 3)
+
+    def forward(self, x, targets):
+        return (self.last(self.first(x).relu()) - targets).square().mean()
+
+
+class Compared(nn.Module):
+    """Returns hidden values that a further loss compares, beside a prediction that more weights lead to."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+        self.comparison = Comparison()
+
+    def forward(self, x):
+        h = self.first(x).tanh()
+        return self.head(self.second(h).tanh()), h
+
+
+@pytest.mark.filterwarnings("ignore:The loss reaches comparison.last past every layer")
+def test_a_module_with_a_loss_of_its_own_has_hidden_layers():
+    network = Compared()
+    x, y = torch.randn(4, 6), torch.randn(4, 3)
+    with record_potentials(network) as potentials:
+        prediction, hidden = network(x)
+        loss = F.mse_loss(prediction, y) + network.comparison(hidden, y)
+    assert loss.requires_grad
+    assert set(potentials) == {"first", "second", "head", "comparison.first"}
+    assert potentials.outputs == {"first", "head"}
+
+
 def test_passes_of_other_shapes_are_entries_of_their_own():
     network = nn.Sequential(nn.Conv1d(1, 2, 2), nn.ReLU())
     with record_potentials(network) as potentials:

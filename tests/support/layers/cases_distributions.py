@@ -190,7 +190,52 @@ def vae(name: str, network: Any, step: Any, outputs: tuple[str, ...]) -> LayerCa
     return LayerCase(name, network, noisy, step, autoencoder, outputs=outputs, alone=None)
 
 
+def mixture(y: Tensor, target: Tensor, sigmoid: Any, log_softmax: Any) -> Tensor:
+    """Of two logistic distributions, of which each gives a bin the difference of two sigmoids."""
+    weights, locations, raw = y.chunk(3, -1)
+    distance, sharpness = target[:, :1] - locations, torch.exp(-raw)
+    inside = sigmoid((distance + 0.5) * sharpness) - sigmoid((distance - 0.5) * sharpness)
+    return -torch.logsumexp(log_softmax(weights) + inside.log(), -1).mean()
+
+
+def own_log_softmax(z: Tensor) -> Tensor:
+    return z - z.exp().sum(-1, keepdim=True).log()
+
+
+def mixture_in_the_step(log_softmax: Any) -> Any:
+    return lambda network, batch: mixture(network(batch[0]), batch[1], torch.sigmoid, log_softmax)
+
+
+def mixture_by_hand(network: Any, batch: Any):
+    first, _, y = trunk(network, batch[0])
+    loss = mixture(y, batch[1], lambda z: 1 / (1 + (-z).exp()), own_log_softmax)
+    return loss, {"first": one(first), "head": one(y)}
+
+
+def rendered(colour: Tensor, density: Tensor, target: Tensor) -> Tensor:
+    return ((colour * (1 - torch.exp(-density)) - target[:, :1]) ** 2).mean()
+
+
+def rendered_in_the_step(network: nn.Module, batch: Any) -> Tensor:
+    y = torch.cat([network(row[None]) for row in batch[0]])
+    return rendered(torch.sigmoid(y[:, :1]), F.relu(y[:, 1:] + 2), batch[1])
+
+
+def rendered_by_hand(network: Any, batch: Any):
+    first, _, y = trunk(network, batch[0])
+    colour, density = y.chunk(2, -1)
+    return rendered(1 / (1 + (-colour).exp()), (density + 2).clamp(min=0), batch[1]), {
+        "first": one(first),
+        "head": one(y),
+    }
+
+
 DISTRIBUTION_CASES = [
+    case(
+        "mixture of logistics", partial(Trunk, 6), mixture_in_the_step(partial(F.log_softmax, dim=-1)), mixture_by_hand
+    ),
+    case("mixture of logistics, own softmax", partial(Trunk, 6), mixture_in_the_step(own_log_softmax), mixture_by_hand),
+    case("colour and density of joined calls", Trunk, rendered_in_the_step, rendered_by_hand),
     case("Normal in the step, chunks", OneHead, likelihood(lambda y: y.chunk(2, -1)), halves),
     case("Normal in the step, slices", OneHead, likelihood(lambda y: (y[:, :OUTPUTS], y[..., OUTPUTS:])), halves),
     case(
