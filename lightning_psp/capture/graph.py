@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from torch.autograd.graph import Node
+
+# Nodes of the graph that map by a weight, and those that only arrange or cast one.
+_MAPS = re.compile(r"(addmm|addmv|mm|mv|bmm|baddbmm|linear|convolution\w*)backward\d*", re.IGNORECASE)
+_ARRANGING = re.compile(r"(t|transpose|permute|view|unsafeview|reshapealias|tocopy)backward\d*", re.IGNORECASE)
+# Without gradient, such a node is called as torch's module or function is.
+_CALLS_OF_MAPS = re.compile(r"(linear|bilinear|(lazy)?conv_?(transpose)?\dd)", re.IGNORECASE)
 
 # Without gradient, nodes of `capture.shadow` stand for those of autograd.
 Edge: TypeAlias = tuple[Any, int]
@@ -112,6 +119,27 @@ def edges_below(edge: Edge) -> set[Edge]:
                     seen.add(following[0])
                     pending.append(following[0])
     return edges
+
+
+def weights_of_map(node: Any) -> list[nn.Parameter]:
+    """The trained weights with which a node of autograd's graph maps; none where it does something else."""
+    if not _MAPS.fullmatch(node.name()):
+        return []
+    return [weight for following, _ in node.next_functions for weight in weight_at(following)]
+
+
+def weight_at(node: Any) -> Iterator[nn.Parameter]:
+    """The trained weight that a node gives, whole, or in another arrangement or type."""
+    while node is not None and _ARRANGING.fullmatch(node.name()):
+        node = node.next_functions[0][0]
+    parameter = getattr(node, "variable", None)
+    if isinstance(parameter, nn.Parameter) and parameter.ndim > 1:
+        yield parameter
+
+
+def is_map(node: Any) -> bool:
+    """Whether a node maps by a trained weight; without gradient, by any."""
+    return bool(_CALLS_OF_MAPS.fullmatch(node.name()) or weights_of_map(node))
 
 
 def nodes_below(nodes: Iterable[Any]) -> list[Any]:

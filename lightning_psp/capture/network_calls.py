@@ -174,7 +174,8 @@ class NetworkCalls(Generic[Kept]):
         tensors = [tensor for tensor in tensors_in(output) if tensor.dtype.is_floating_point]
         self._ledger.end_call(tensors)
         if self._ledger.counts():  # else a teacher
-            found = [self._settlement.returned(tensor, frame.path) for tensor in tensors]
+            is_one = len(tensors) < 2
+            found = [self._settlement.returned(it, frame.path, is_beside_others=not is_one) for it in tensors]
             is_trained = any(parameter.requires_grad for parameter in frame.module.parameters())
             edges = [edge for tensor in tensors if (edge := self._graph.edge(tensor))[0] is not None]
             self._outputs.calls.append(Call([target for target in found if target is not None], edges, is_trained))

@@ -57,10 +57,11 @@ class Source:
         evaluation: the same object for all that one call of a module returned.
     """
 
-    __slots__ = ("_evaluation", "path", "place", "turn")
+    __slots__ = ("_evaluation", "is_around", "path", "place", "turn")
 
     def __init__(self, path: str | None, evaluation: object | None = None) -> None:
         self.path = path
+        self.is_around = False  # whether that module computed them of what modules and parameters inside it gave
         self.place: str | None = None
         self.turn: tuple[dict[str, int], str, int] | None = None  # who counts the names of places, and which it is
         self._evaluation = evaluation

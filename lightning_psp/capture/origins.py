@@ -146,6 +146,7 @@ class Origins:
             # Else a module or a parameter inside this one made it.
             if source is None or source.path is None or not is_within(source.path, path):
                 origin.source = Source(path, call if source is None or source.path != path else source.evaluation)
+                origin.source.is_around = source is None or source.path is None
                 if source is not None and source.path is None:
                     origin.source.place = source.place
 

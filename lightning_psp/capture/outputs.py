@@ -6,11 +6,12 @@ import re
 import weakref
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Generic, NamedTuple
 
 from torch import Tensor
 
-from lightning_psp.capture.graph import Edge, edges_below
+from lightning_psp.capture.graph import Edge, edges_below, is_map
 from lightning_psp.capture.origin import Kept, Origin, Potential, Softmax
 
 # Nodes of a graph that add up, average, scale and arrange: what a loss does with its terms.
@@ -19,6 +20,18 @@ _OF_TERMS = frozenset(
     " maskedfill mean mul nanmean nansum narrow neg permute radd ravel rdiv reshape reshapealias rmul rsub select slice"
     " split squeeze stack sub sum t to tocopy transpose truediv type unbind unsafeview unsqueeze view where".split()
 )
+
+
+class Behind(NamedTuple):
+    """A term of the loss that a way back has come past.
+
+    Args:
+        call: number of the call that returned it beside something else.
+        is_weighed: whether the way has come past a weight since.
+    """
+
+    call: int
+    is_weighed: bool = False
 
 
 class Way(NamedTuple):
@@ -71,6 +84,12 @@ class Call(Generic[Kept]):
     targets: list[Target[Kept]]
     edges: list[Edge]
     is_trained: bool
+
+    def terms_beside(self) -> set[Edge]:
+        """To what may be terms of a loss that the module returned beside something else: single numbers at least."""
+        known = {edge for target in self.targets for edge in target.edges}
+        others = {edge for target in self.targets if not target.may_be_term for edge in target.edges}
+        return set(self.edges) - (others or known) if known else set()
 
 
 class OutputFinder(Generic[Kept]):
@@ -137,12 +156,13 @@ class OutputFinder(Generic[Kept]):
             targets = [target for call in calls for target in call.targets]
             return (entering or _independent(targets, own)), set()
         # What a frozen network returns is none of the output, unless it is a critic's.
-        returned = [
-            target
-            for call in self.calls
+        given = [
+            (target, number)
+            for number, call in enumerate(self.calls)
             for target in call.targets
             if call.is_trained or not any_trained or any(target.origin is whole for whole in self.wholes)
         ]
+        returned = [target for target, _ in given]
         inputs = [target for target in self.inputs_of_losses if not _is_made_of(target, returned)]
         softmaxes = {edge: _weighings(target) for target in self.log_softmaxes for edge in target.edges}
         # Logarithms of probabilities of which a loss is the mean are terms of it.
@@ -150,7 +170,9 @@ class OutputFinder(Generic[Kept]):
             replace(target, may_be_term=True) if softmaxes and target.origin and _below(target, softmaxes) else target
             for target in returned
         ]
-        return _walk(losses, [*entering, *returned, *inputs, *self.log_softmaxes], self.inside)
+        terms = {edge: Behind(number) for number, call in enumerate(self.calls) for edge in call.terms_beside()}
+        givers = {number: giver for number, (_, giver) in enumerate(given, len(entering))}
+        return _walk(losses, [*entering, *returned, *inputs, *self.log_softmaxes], self.inside, terms, givers)
 
     def find_written_out(
         self, losses: Sequence[Edge], logits: Iterable[Potential[Kept]]
@@ -205,34 +227,56 @@ def ways_to(edges: Collection[Edge], start: Edge) -> list[Way]:
 
 
 def _walk(
-    losses: Sequence[Edge], targets: Sequence[Target[Kept]], inside: Mapping[Edge, list[Way]]
+    losses: Sequence[Edge],
+    targets: Sequence[Target[Kept]],
+    inside: Mapping[Edge, list[Way]],
+    terms: Mapping[Edge, Behind] = MappingProxyType({}),
+    givers: Mapping[int, int] = MappingProxyType({}),
 ) -> tuple[list[Target[Kept]], set[Any]]:
-    """The first targets that are met on the ways back from losses, and the nodes before them."""
+    """The first targets that are met on the ways back from losses, and the nodes before them.
+
+    What a call of the network returned is hidden by a later call that maps it, and returns a term of the loss beside
+    what it made of it, such as a penalty on its gates. It is met on other ways, or where nothing else is.
+
+    Args:
+        losses: to the losses.
+        targets: what may be met.
+        inside: the ways inside compiled functions, from one of their results.
+        terms: to what modules returned beside other tensors and may be terms of the loss.
+        givers: number of the call that returned a target, by the target's number.
+    """
     by_edge: dict[Edge, list[int]] = {}
     for number, target in enumerate(targets):
         for edge in (*target.edges, *target.others):
             if edge[0] is not None:
                 by_edge.setdefault(edge, []).append(number)
     found: dict[int, None] = {}
-    seen: set[tuple[Any, bool]] = set()
-    seen_inside: set[tuple[Edge, bool]] = set()
-    pending = [(edge, True) for edge in losses]
-    for edge, is_term in pending:
+    hidden: dict[int, None] = {}
+    seen: set[tuple[Any, bool, Behind | None]] = set()
+    seen_inside: set[tuple[Edge, bool, Behind | None]] = set()
+    pending: list[tuple[Edge, bool, Behind | None]] = [(edge, True, None) for edge in losses]
+    for edge, is_term, behind in pending:
         node = edge[0]
         if node is None:
             continue
         met = [number for number in by_edge.get(edge, ()) if not (is_term and targets[number].may_be_term)]
         if met:
-            found.update(dict.fromkeys(met))
+            for number in met:
+                is_hidden = behind is not None and behind.is_weighed and givers.get(number, behind.call) < behind.call
+                (hidden if is_hidden else found)[number] = None
             continue
-        if edge in inside and (edge, is_term) not in seen_inside:
-            seen_inside.add((edge, is_term))
-            pending.extend((way.edge, is_term and way.is_of_terms) for way in inside[edge])
-        if (node, is_term) not in seen:
-            seen.add((node, is_term))
+        if is_term and behind is None:
+            behind = terms.get(edge)
+        if edge in inside and (edge, is_term, behind) not in seen_inside:
+            seen_inside.add((edge, is_term, behind))
+            pending.extend((way.edge, is_term and way.is_of_terms, behind) for way in inside[edge])
+        if (node, is_term, behind) not in seen:
+            seen.add((node, is_term, behind))
             goes_on = is_term and _is_of_terms(node)
-            pending.extend((following, goes_on) for following in node.next_functions)
-    return [targets[number] for number in sorted(found)], {node for node, _ in seen}
+            if behind is not None and is_map(node):
+                behind = behind._replace(is_weighed=True)
+            pending.extend((following, goes_on, behind) for following in node.next_functions)
+    return [targets[number] for number in sorted(found or hidden)], {node for node, *_ in seen}
 
 
 def _is_of_terms(node: Any) -> bool:

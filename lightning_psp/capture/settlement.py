@@ -100,11 +100,20 @@ class Settlement(Generic[Kept]):
             if is_saved and potential.is_output and potential.kept is not None:
                 potential.kept.preserve(tensor)
 
-    def returned(self, tensor: Tensor, path: str) -> Target[Kept] | None:
-        """What a tensor stands for that the module at a path returned, if it may be an output layer."""
+    def returned(self, tensor: Tensor, path: str, *, is_beside_others: bool) -> Target[Kept] | None:
+        """What a tensor stands for that the module at a path returned, if it may be an output layer.
+
+        Args:
+            tensor: the tensor.
+            path: of the module.
+            is_beside_others: whether it returned further ones.
+        """
         target = self.target(tensor, path)
         if target is None:
             return None
+        source = self._origins.of(tensor).source
+        if is_beside_others and source is not None and source.is_around:
+            target = replace(target, may_be_term=True)  # a module that only hands it on does not make it a prediction
         # A loss that the network writes out may be made of it before it got the shape in which it is returned.
         return replace(target, others=[self._graph.edge(other) for other in self._origins.with_values_of(tensor)])
 

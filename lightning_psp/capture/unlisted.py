@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from lightning_psp.capture.graph import Edge
+from lightning_psp.capture.graph import Edge, weight_at, weights_of_map
 from lightning_psp.capture.origin import Potential
 from lightning_psp.capture.witness import is_foreign_function
 from lightning_psp.torch_private.autograd import function_of
-
-# Nodes of the graph of autograd that map by a weight, and those that only arrange or cast one.
-_MAPS = re.compile(r"(addmm|addmv|mm|mv|bmm|baddbmm|linear|convolution\w*)backward\d*", re.IGNORECASE)
-_ARRANGING = re.compile(r"(t|transpose|permute|view|unsafeview|reshapealias|tocopy)backward\d*", re.IGNORECASE)
 
 
 class Unlisted(NamedTuple):
@@ -59,14 +54,13 @@ def _weighing_past(
     for node, _ in pending:
         if node is None:
             continue
-        is_map, is_function = bool(_MAPS.fullmatch(node.name())), is_foreign_function(node)
-        if is_map or is_function:
-            weights = [weight for following, _ in node.next_functions for weight in _weight_at(following)]
-            if weights and is_function:
+        if is_foreign_function(node):
+            weights = [weight for following, _ in node.next_functions for weight in weight_at(following)]
+            if weights:
                 yield node, weights
-            elif is_map and len(weights) == 1:  # else a product of weights, as some penalties on them have it
-                yield node, weights
-                continue
+        elif len(weights := weights_of_map(node)) == 1:  # else a product of weights, as some penalties on them have it
+            yield node, weights
+            continue
         for edge in node.next_functions:
             if edge not in seen and edge not in known:
                 seen.add(edge)
@@ -80,11 +74,3 @@ def _edges_of(potential: Potential[Any]) -> Iterator[Edge]:
     z = None if potential.origin is None else potential.origin.reference()
     if z is not None:
         yield z.grad_fn, z.output_nr
-
-
-def _weight_at(node: Any) -> Iterator[nn.Parameter]:
-    while node is not None and _ARRANGING.fullmatch(node.name()):
-        node = node.next_functions[0][0]
-    parameter = getattr(node, "variable", None)
-    if isinstance(parameter, nn.Parameter) and parameter.ndim > 1:
-        yield parameter

@@ -77,6 +77,17 @@ class Coupling(nn.Module):
         return torch.cat([changed * scale.exp() + shift, kept], -1), scale.sum(-1)
 
 
+class Inside(nn.Module):
+    """Hands on what a module inside it returns."""
+
+    def __init__(self, of: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.inner = of()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.inner(x)
+
+
 def density(network: nn.Module, batch: Any) -> Tensor:
     y, volume = network(batch[0])
     return (0.5 * y.square().sum(-1) - volume).mean()
@@ -92,6 +103,11 @@ def coupling(network: Any, batch: Any):
     return loss, {"first": one(first), "shift": one(z[:, :2]), "?values": one(y)}
 
 
+def coupling_inside(network: Any, batch: Any):
+    loss, layers = coupling(network.inner, batch)
+    return loss, {"inner" if name == "?values" else f"inner.{name}": passes for name, passes in layers.items()}
+
+
 PART_CASES = [
     *(
         LayerCase(f"returned part, {name}", partial(Part, of), batch, to_constant, partial(part, written_out))
@@ -99,4 +115,13 @@ PART_CASES = [
     ),
     case("potentials written in parts", Assigned, mse, assigned),
     LayerCase("coupling flow", Coupling, batch, density, coupling, outputs=("?values",), alone=None),
+    LayerCase(
+        "coupling flow inside the network",
+        partial(Inside, Coupling),
+        batch,
+        density,
+        coupling_inside,
+        outputs=("inner",),
+        alone=None,
+    ),
 ]

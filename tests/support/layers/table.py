@@ -2,6 +2,7 @@
 
 from tests.support.layers.case import LayerCase
 from tests.support.layers.cases_activations import ACTIVATION_CASES
+from tests.support.layers.cases_called_parts import CALLED_PART_CASES
 from tests.support.layers.cases_distributions import DISTRIBUTION_CASES
 from tests.support.layers.cases_experts import EXPERT_CASES
 from tests.support.layers.cases_frozen import FROZEN_CASES
@@ -22,6 +23,7 @@ CASES: list[LayerCase] = [
     *DISTRIBUTION_CASES,
     *PROBABILITY_CASES,
     *PART_CASES,
+    *CALLED_PART_CASES,
     *INNER_LOSS_CASES,
     *WRITTEN_LOSS_CASES,
     *FROZEN_CASES,
