@@ -181,6 +181,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
 
     def _start(self) -> None:
         self._origins.clear()
+        self._graph.clear()
         running, in_call = self._place
         self._frames.start(running)
         self._outputs.start()
@@ -219,6 +220,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
                 self._give_outputs()
             self.message = self.unseen_message()
         self._origins.clear()
+        self._graph.clear()
         self._outputs.start()
         self._ledger.outside = []
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 from lightning_psp.capture.graph import Edge
 from lightning_psp.capture.origin import tensors_in
 from lightning_psp.capture.origins import Origins
+from lightning_psp.torch_private.autograd import holder_of
 from lightning_psp.torch_private.tensors import base_of
 
 
@@ -47,6 +49,11 @@ class Graph:
     def __init__(self, origins: Origins) -> None:
         self._origins = origins
         self._running: ShadowNode | None = None
+        self._holders: dict[Any, Any] = {}  # of the nodes of custom functions, which are followed once tensors are gone
+
+    def clear(self) -> None:
+        """Lets go of what autograd's graph was held by."""
+        self._holders.clear()
 
     def node(self, function: str, values: Any) -> ShadowNode:
         """A node for a call of a function with the tensors in these arguments."""
@@ -67,11 +74,14 @@ class Graph:
 
     def edge(self, tensor: Tensor) -> Edge:
         """The edge that leads to a tensor; of what a running function gives, to its call."""
-        if tensor.grad_fn is not None:
-            return tensor.grad_fn, tensor.output_nr
+        node: Any = tensor.grad_fn
+        if node is not None:
+            if isinstance(node, BackwardCFunction) and node not in self._holders:
+                self._holders[node] = holder_of(tensor)
+            return node, tensor.output_nr
         origin = self._origins.find(tensor)
-        node = None if origin is None else origin.node
-        return (self._running if node is None else node), 0
+        shadow = None if origin is None else origin.node
+        return (self._running if shadow is None else shadow), 0
 
     def edges(self, result: Tensor) -> list[Edge]:
         """The edges that lead to the result of a function.

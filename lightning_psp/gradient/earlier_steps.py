@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from lightning_psp.capture.graph import ReachedGraph
 from lightning_psp.gradient.compiled_tap import AnyTap
+from lightning_psp.torch_private.autograd import notes_at
 
 _KEY = "lightning_psp"  # in what autograd keeps for others with a node
 
@@ -33,7 +34,7 @@ class EarlierSteps:
         for tap in taps:
             for node, output_nr in tap.edges():
                 if node is not None:
-                    mark = node.metadata[_KEY, output_nr] = _Mark(tap.layer)
+                    mark = notes_at(node)[_KEY, output_nr] = _Mark(tap.layer)
                     self._marks.append(weakref.ref(mark))
         if self._marks:
             self._marks = [mark for mark in self._marks if mark() is not None]

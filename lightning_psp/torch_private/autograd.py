@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor
 from torch.utils import checkpoint as torch_checkpoint
 
@@ -116,6 +118,59 @@ def node_of(tensor: Tensor) -> Any:
         return tensor.grad_fn
     with _DisableTorchFunction():
         return tensor.grad_fn
+
+
+class _Identity(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+@cache
+def _nodes_of_functions_hold_their_graph() -> bool:
+    node: Any = _Identity.apply(torch.ones(1, requires_grad=True)).grad_fn
+    try:
+        return bool(node.next_functions)
+    except RuntimeError:
+        return False
+
+
+def holder_of(tensor: Tensor) -> Any:
+    """What to hold so that the node of the graph that gave a tensor can be followed when the tensor is gone.
+
+    Up to PyTorch 2.11 that of a `torch.autograd.Function`, compiled code's included, cannot by itself.
+
+    Example:
+        >>> import torch
+        >>> holder_of(torch.ones(1, requires_grad=True).exp()).name()
+        'ExpBackward0'
+    """
+    node: Any = tensor.grad_fn
+    if not isinstance(node, torch.autograd.function.BackwardCFunction) or _nodes_of_functions_hold_their_graph():
+        return node
+    with unwatched(), without_dispatch_modes(), torch.enable_grad():
+        return tensor.view_as(tensor).grad_fn
+
+
+def notes_at(node: Any) -> MutableMapping[Any, Any]:
+    """What autograd keeps for others with a node of the graph, as long as the node is there.
+
+    Up to PyTorch 2.11 that of a `torch.autograd.Function` may be gone, of which nothing is kept then.
+
+    Example:
+        >>> import torch
+        >>> notes_at(torch.ones(1, requires_grad=True).exp().grad_fn)
+        {}
+    """
+    try:
+        notes: MutableMapping[Any, Any] = node.metadata
+    except RuntimeError:
+        return {}
+    return notes
 
 
 def unwatched() -> AbstractContextManager[None]:
