@@ -58,11 +58,11 @@ _NAMES: dict[Role, str] = {
     Role.VIEW: (
         "alias bfloat16 clone contiguous detach double flatten float half movedim moveaxis permute ravel requires_grad_"
         " reshape reshape_as squeeze swapaxes swapdims t to transpose type type_as unflatten unsqueeze view view_as"
-        " cuda cpu"
+        " cuda cpu real view_as_complex view_as_real"
     ),
     Role.PART: (
-        "__getitem__ chunk diagonal dsplit gather hsplit masked_select narrow select split take_along_dim tensor_split"
-        " unbind unsafe_chunk vsplit"
+        "__getitem__ chunk diagonal dsplit gather hsplit imag masked_select narrow select split take_along_dim"
+        " tensor_split unbind unsafe_chunk vsplit"
     ),
     Role.REARRANGEMENT: "_pad_packed_sequence index_select",
     Role.HANDING: (
@@ -98,7 +98,7 @@ _NAMES: dict[Role, str] = {
         " randint_like randn_like size zeros_like"
     ),
 }
-_PROPERTIES = {Role.VIEW: "T mT H mH data real"}
+_PROPERTIES = {Role.VIEW: "T mT H mH data real", Role.PART: "imag"}
 
 # Of which an activation that is written out has at least one; of the other pointwise functions norms and statistics are
 # made, too.

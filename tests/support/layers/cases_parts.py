@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.support.layers.case import LayerCase, affine, mse_loss, one
-from tests.support.layers.cases_outputs import BATCH, HIDDEN, Trunk, batch, case, mse, trunk
+from tests.support.layers.case import LayerCase, affine, mse_loss, one, parts
+from tests.support.layers.cases_outputs import BATCH, FEATURES, HIDDEN, Trunk, batch, case, mse, trunk
 
 WIDTH = 4
 
@@ -58,9 +58,38 @@ class Assigned(Trunk):
 
 def assigned(network: Any, batch: Any):
     z = affine(network.first, batch[0])
-    parts = torch.cat([z[:, :1], 2 * z[:, 1:]], 1)
-    y = affine(network.head, parts * (parts > 0))
-    return mse_loss(y, batch[1]), {"relu": one(parts), "head": one(y)}
+    written = torch.cat([z[:, :1], 2 * z[:, 1:]], 1)
+    y = affine(network.head, written * (written > 0))
+    return mse_loss(y, batch[1]), {"relu": one(written), "head": one(y)}
+
+
+class Amplitudes(nn.Module):
+    """Complex potentials."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.real, self.imaginary = nn.Linear(FEATURES, HIDDEN), nn.Linear(FEATURES, HIDDEN)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.complex(self.real(x), self.imaginary(x))
+
+
+class Complex(Trunk):
+    """Real and imaginary part of its potentials enter nonlinearities of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = Amplitudes()
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.first(x)
+        return self.head(torch.relu(z.real) + torch.tanh(z.imag))
+
+
+def complex_parts(network: Any, batch: Any):
+    real, imaginary = affine(network.first.real, batch[0]), affine(network.first.imaginary, batch[0])
+    y = affine(network.head, real * (real > 0) + torch.tanh(imaginary))
+    return mse_loss(y, batch[1]), {"first": parts(real, imaginary), "head": one(y)}
 
 
 class Coupling(nn.Module):
@@ -114,6 +143,7 @@ PART_CASES = [
         for name, (of, written_out) in PARTS.items()
     ),
     case("potentials written in parts", Assigned, mse, assigned),
+    case("real and imaginary parts", Complex, mse, complex_parts),
     LayerCase("coupling flow", Coupling, batch, density, coupling, outputs=("?values",), alone=None),
     LayerCase(
         "coupling flow inside the network",
