@@ -118,9 +118,8 @@ class FollowedCalls(Generic[Kept]):
         label = name_of(func)
         is_seen = not self._frames.suppressed
         overwritten = self._origins.find(args[0]) if args else None
-        if overwritten is not None and is_seen and self._written.overwrites_potential(overwritten, join):
-            self._ledger.meet(args[0], label, in_place=True)
-        elif overwritten is not None:
+        is_taken = overwritten is not None and is_seen and self._written.overwrite(overwritten, label, join)
+        if overwritten is not None and not is_taken:
             self._settlement.save_overwritten(overwritten, args[0], is_masking(func, args))
         result = func(*args, **kwargs)
         written = args[0] if result is None and args else result  # of an assignment to a part

@@ -72,6 +72,7 @@ class Frame:
         "given",
         "known",
         "module",
+        "overwritten",
         "path",
         "potential",
         "starts_call",
@@ -88,6 +89,7 @@ class Frame:
         self.suppresses = False  # whether nothing inside of it is a layer
         self.potential: Potential[Any] | None = None  # what entered it, where it is a nonlinearity as a whole
         self.given: Origin | None = None  # the one tensor that a candidate was called with
+        self.overwritten: Potential[Any] | None = None  # that tensor, taken for a potential before it was overwritten
         self.unit_dim: int | None = None  # of what it returns, where nothing inside it is followed
         self.first = 0  # number of potentials before it
         self.turns: dict[str, int] = {}  # how often each name of a place was given

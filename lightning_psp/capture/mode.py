@@ -104,7 +104,9 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self.save = self._checkpoints.save  # what is kept of a potential inside a checkpointed function
         self._settlement = Settlement(self._ledger, self._outputs, self._frames, self._origins, self._graph)
         self._provenance = Provenance(self._origins, tracks_units)
-        written = WrittenActivations(self._ledger, self._frames, self._origins, self._graph)
+        written = WrittenActivations(
+            self._ledger, self._frames, self._origins, self._graph, self._settlement.keep_overwritten
+        )
         activations = ActivationCalls(
             nonlinearities.hidden,
             ledger=self._ledger,

@@ -100,6 +100,11 @@ class Settlement(Generic[Kept]):
             if is_saved and potential.is_output and potential.kept is not None:
                 potential.kept.preserve(tensor)
 
+    def keep_overwritten(self, potential: Potential[Kept]) -> None:
+        """Keeps what was overwritten by a multiple of it, or masked, in case that this turns out to be the output."""
+        potential.enters_nonlinearity = False
+        self.overwritten.append(potential)
+
     def returned(self, tensor: Tensor, path: str, *, is_beside_others: bool) -> Target[Kept] | None:
         """What a tensor stands for that the module at a path returned, if it may be an output layer.
 
@@ -177,7 +182,7 @@ class Settlement(Generic[Kept]):
         entering = [potential for potential in behind if potential.label in _SIGMOIDS]
         own = [potential for potential in entering if _is_computed(potential)]
         self._outputs.wholes.extend(origin for potential in entering for origin in _and_wholes(potential.origin))
-        self._drop_parts_of_outputs()  # of which the logits take over what was made
+        self._drop_parts_of_outputs(self.overwritten)  # of which the logits take over what was made
         logits = [potential for potential in self._ledger.potentials if potential.enters_loss]
         found, between = self._outputs.find(losses, [*logits, *own])
         # A likelihood takes sigmoids of the difference to the target, and others of what the network gave as it is.
@@ -222,9 +227,17 @@ class Settlement(Generic[Kept]):
         if not self.revises:
             self.overwritten = [potential for potential in self.overwritten if potential in marked]
 
-    def _drop_parts_of_outputs(self) -> None:
-        """A part of the output that a function turns into a parameter, such as a scale, is no layer of its own."""
-        outputs = {id(potential.origin): potential for potential in self._ledger.potentials if potential.is_output}
+    def _drop_parts_of_outputs(self, unknown: Sequence[Potential[Kept]] = ()) -> None:
+        """A part of the output that a function turns into a parameter, such as a scale, is no layer of its own.
+
+        Args:
+            unknown: of which it is not known yet whether they are output layers.
+        """
+        outputs = {
+            id(potential.origin): potential
+            for potential in self._ledger.potentials
+            if potential.is_output and (potential.enters_loss or potential not in unknown)
+        }
         for potential in [*self._ledger.potentials]:
             origin = None if potential.origin is None else potential.origin.whole
             while origin is not None and id(origin) not in outputs:
@@ -310,8 +323,8 @@ class Settlement(Generic[Kept]):
                 potential.results.extend([self._graph.edge(target.tensor), *target.edges])
                 return [potential]
         for potential in potentials:
-            if potential in self.overwritten:
-                potential.results.extend([*target.edges])
+            # A nonlinearity that was called with it, too, may be none of the loss's.
+            potential.results.extend([*target.edges])
             if not potential.is_output:
                 potential.is_output = True
                 self._settled.append((potential, False))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic
 
 from torch import Tensor
@@ -23,13 +23,22 @@ class WrittenActivations(Generic[Kept]):
         frames: the running modules.
         origins: what is known of tensors.
         graph: the graph in which they are.
+        keep_overwritten: called with what is no potential unless it turns out to be the output, and was overwritten.
     """
 
-    def __init__(self, ledger: Ledger[Kept], frames: Frames, origins: Origins, graph: Graph) -> None:
+    def __init__(
+        self,
+        ledger: Ledger[Kept],
+        frames: Frames,
+        origins: Origins,
+        graph: Graph,
+        keep_overwritten: Callable[[Potential[Kept]], None],
+    ) -> None:
         self._ledger = ledger
         self._frames = frames
         self._origins = origins
         self._graph = graph
+        self._keep_overwritten = keep_overwritten
 
     def enter(self, frame: Frame, inputs: tuple[Any, ...]) -> None:
         """Notes what a module is given that may be an activation as a whole."""
@@ -37,13 +46,23 @@ class WrittenActivations(Generic[Kept]):
         if len(given) == 1 and given[0].ndim > 0 and self._ledger.is_potential(given[0]):
             frame.given, frame.first = self._origins.of(given[0]), len(self._ledger.potentials)
 
-    def overwrites_potential(self, origin: Origin, join: Join | None) -> bool:
-        """Whether overwriting a tensor overwrites the potential of an activation that is written out."""
+    def overwrite(self, origin: Origin, label: str, join: Join | None) -> bool:
+        """Takes a tensor that is about to be overwritten for a potential, where an activation may be written out so.
+
+        Returns:
+            Whether it was.
+        """
         frame = self._frames.running[-1] if self._frames.running else None
         is_candidates = frame is not None and frame.given is origin
         is_joined = join is not None and join.origin is origin
         tensor = origin.reference()
-        return (is_candidates or is_joined) and self._ledger.is_potential(tensor)
+        if not (is_candidates or is_joined) or not self._ledger.is_potential(tensor):
+            return False
+        is_new = not origin.values.potentials
+        potential = self._ledger.meet(tensor, label, in_place=True)
+        if frame is not None and is_new and not is_joined:
+            frame.overwritten = potential
+        return True
 
     def close(self, join: Join, result: Tensor, label: str) -> None:
         """Takes what was computed between two tensors for one activation, whose input is the first."""
@@ -60,6 +79,8 @@ class WrittenActivations(Generic[Kept]):
         assert given is not None
         z = given.reference()
         if not self._is_activation(given, output) or (z is None and not given.values.potentials):
+            if frame.overwritten is not None:
+                self._take_for_none(frame.overwritten, output)
             read = next((p for p in self._ledger.potentials[frame.first :] if p.origin is given), None)
             if read is not None and given.source is not None and given.source.path is None:
                 self._frames.rename_inside(frame, given.source, read.label)
@@ -69,6 +90,18 @@ class WrittenActivations(Generic[Kept]):
         potential = self._replace(inner, given, z, output, type(frame.module).__name__.lower(), frame)
         self._origins.record_result(output, given, potential)
         return True
+
+    def _take_for_none(self, potential: Potential[Kept], output: Any) -> None:
+        """Lets go of what a module overwrote that is no activation, unless what it returned may be the output."""
+        _forget_place(potential)
+        origin = self._origins.find(output)
+        while origin is not None and origin is not potential.origin:
+            origin = origin.whole
+        is_returned = potential.origin is not None and potential.origin.is_returned  # and overwritten by a loss
+        if origin is not None or is_returned:
+            self._keep_overwritten(potential)
+        else:
+            self._ledger.drop(potential)
 
     def _is_activation(self, given: Origin, output: Any) -> bool:
         """Whether a result follows from a tensor value by value, and not linearly."""

@@ -62,6 +62,19 @@ def tanh_of_a_part(network: Any, batch: Any):
     return mse_loss(values, batch[1]), {"first": one(first), "head": one(y)}
 
 
+class DoubledSquares(nn.Module):
+    """A loss that overwrites what it is given."""
+
+    def forward(self, y: Tensor) -> Tensor:
+        y.mul_(2)
+        return y.square().mean()
+
+
+def squares_of_twice_the_output(network: Any, batch: Any):
+    first, _, y = trunk(network, batch[0])
+    return (4 * y**2).mean(), {"first": one(first), "head": one(y)}
+
+
 MASKED = LayerCase(
     "masked_fill_", mlp, forbidden, masked(lambda z, mask: z.masked_fill_(mask, -1e9)), of_the_others, outputs=("2",)
 )
@@ -72,6 +85,16 @@ cases = pytest.mark.parametrize(
         pytest.param(case("sigmoid_", Trunk, by_a_sigmoid, sigmoid_of_the_output), id="sigmoid_"),
         pytest.param(case("tanh of a part", Trunk, in_part, tanh_of_a_part), id="tanh of a part"),
         pytest.param(MASKED, id="masked_fill_"),
+        pytest.param(
+            case(
+                "mul_ in a loss module",
+                Trunk,
+                lambda network, batch, loss: loss(network(batch[0])),
+                squares_of_twice_the_output,
+                criterion=DoubledSquares,
+            ),
+            id="mul_ in a loss module",
+        ),
     ],
 )
 

@@ -235,6 +235,18 @@ class LabelledTuple(WithHiddenStates):
         return (y, states) if labels is None else (nn.MSELoss()(y.view(-1), labels.view(-1)), y, states)
 
 
+class WithProbabilities(Trunk):
+    def forward(self, x: Tensor) -> Any:
+        y = super().forward(x)
+        return y, torch.sigmoid(y)
+
+
+def mse_beside_tanh(network: nn.Module, batch: Any) -> Tensor:
+    y = network(batch[0])
+    torch.tanh(y)  # for a table of results, say
+    return F.mse_loss(y, batch[1])
+
+
 class TwoHeads(Trunk):
     def __init__(self) -> None:
         super().__init__()
@@ -331,6 +343,8 @@ OUTPUT_CASES = [
         lambda network, batch: F.mse_loss(network(batch[0])["first"], batch[1]),
         partial(two_heads, both=False),
     ),
+    case("probabilities beside the prediction", WithProbabilities, mse_of_first),
+    case("a nonlinearity that the loss does not use", Trunk, mse_beside_tanh),
     case("sigmoid at the end", partial(Squashed, nn.Sigmoid()), mse, squashed),
     case(
         "softmax at the end",

@@ -11,6 +11,7 @@ from tests.support.layers.cases_logits import LOGIT_CASES
 from tests.support.layers.cases_masks import MASK_CASES
 from tests.support.layers.cases_names import NAME_CASES
 from tests.support.layers.cases_outputs import OUTPUT_CASES
+from tests.support.layers.cases_overwriting import OVERWRITING_CASES
 from tests.support.layers.cases_parts import PART_CASES
 from tests.support.layers.cases_passes import PASS_CASES
 from tests.support.layers.cases_places import PLACE_CASES
@@ -29,6 +30,7 @@ CASES: list[LayerCase] = [
     *FROZEN_CASES,
     *LOGIT_CASES,
     *MASK_CASES,
+    *OVERWRITING_CASES,
     *ACTIVATION_CASES,
     *PASS_CASES,
     *TIED_CASES,

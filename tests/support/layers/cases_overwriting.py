@@ -1,0 +1,98 @@
+"""Tensors of a network that are overwritten by linear functions of them, as by encodings of positions: no layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.support.layers.case import LayerCase, affine, mse_loss, one
+from tests.support.layers.cases_outputs import FEATURES, HIDDEN, OUTPUTS, batch, mse
+
+Change = Callable[[Tensor, Tensor], Any]
+
+
+class Overwriting(nn.Module):
+    """Changes the tensor that it is given."""
+
+    def __init__(self, change: Change) -> None:
+        super().__init__()
+        self.register_buffer("values", torch.tensor([0.5, -1.0, 2.0, 0.0, 1.5]))
+        self.change = change
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.change(x, self.values[: x.shape[1]])
+        return x
+
+
+class Overwritten(nn.Module):
+    """Such modules behind a linear map and in front of a nonlinearity."""
+
+    def __init__(self, change: Change) -> None:
+        super().__init__()
+        self.embed, self.hidden, self.head = (
+            nn.Linear(FEATURES, HIDDEN),
+            nn.Linear(HIDDEN, HIDDEN),
+            nn.Linear(HIDDEN, OUTPUTS),
+        )
+        self.encode, self.prepare = Overwriting(change), Overwriting(change)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.hidden(self.encode(self.embed(x)))
+        return self.head(F.relu(self.prepare(z)))
+
+
+class OverwrittenInForward(Overwritten):
+    """The same without a call of a module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.embed(x)
+        self.encode.change(first, self.encode.values)
+        z = self.hidden(first)
+        self.encode.change(z, self.encode.values)
+        return self.head(F.relu(z))
+
+
+def overwritten(hidden: str, changed: Callable[[Tensor, Tensor], Tensor], network: Any, batch: Any):
+    values = network.encode.values
+    z = changed(affine(network.hidden, changed(affine(network.embed, batch[0]), values)), values)
+    y = affine(network.head, z * (z > 0))
+    return mse_loss(y, batch[1]), {hidden: one(z), "head": one(y)}
+
+
+def assign(x: Tensor, values: Tensor) -> None:
+    x[(values < 0).expand_as(x)] = 0
+
+
+def assign_first(x: Tensor, _: Tensor) -> None:
+    x[:, 0] = 0
+
+
+CHANGES: dict[str, tuple[Change, Callable[[Tensor, Tensor], Tensor], str]] = {
+    "sum": (lambda x, values: x.add_(values), lambda x, values: x + values, "relu"),
+    "product with data": (lambda x, values: x.mul_(values), lambda x, values: x * values, "hidden"),
+    "multiple": (lambda x, _: x.mul_(3), lambda x, _: 3 * x, "hidden"),
+    "masked_fill_": (
+        lambda x, values: x.masked_fill_(values < 0, 0),
+        lambda x, values: x * (values >= 0),
+        "hidden",
+    ),
+    "assignment to a mask": (assign, lambda x, values: x * (values >= 0), "hidden"),
+    "assignment to a part": (assign_first, lambda x, _: F.pad(x[:, 1:], (1, 0)), "relu"),
+}
+
+
+def _cases(place: str, network: type[Overwritten]) -> list[LayerCase]:
+    return [
+        LayerCase(
+            f"overwritten {place}, {name}", partial(network, change), batch, mse, partial(overwritten, hidden, changed)
+        )
+        for name, (change, changed, hidden) in CHANGES.items()
+    ]
+
+
+OVERWRITING_CASES = [*_cases("by a module", Overwritten), *_cases("in a forward", OverwrittenInForward)]
