@@ -333,10 +333,7 @@ class Watch:
             with keep_saved_tensors() if is_run_again else nullcontext(), told_of_graphs(self._capture), self._capture:
                 self._is_running = True
                 output = step(*args, **kwargs)
-                loss = _loss_in(output)
-                edges = [] if loss is None else [self._capture.edge_of(loss)]
-                is_loss = any(node is not None for node, _ in edges)
-                self._capture.settle(edges if is_loss else None, may_be_none=not is_training)
+                self._settle(output)
                 self._check_units()
                 if is_training:
                     self._bear_witness()
@@ -346,6 +343,14 @@ class Watch:
         finally:
             self._is_running = False
         return output
+
+    def _settle(self, output: Any) -> None:
+        if self._passes:  # of manual optimisation
+            self._capture.end_losses()
+            return
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        edge = self._capture.edge_of(loss) if isinstance(loss, Tensor) else (None, 0)
+        self._capture.settle(None if edge[0] is None else [edge], may_be_none=not self._is_training)
 
     def _check_units(self) -> None:
         if self._capture.split_weight is not None:
@@ -386,12 +391,6 @@ class _WatchedStep:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Strategy, str]]:
         return getattr, self._origin
-
-
-def _loss_in(output: Any) -> Tensor | None:
-    """The loss in what a step returned."""
-    loss = output.get("loss") if isinstance(output, Mapping) else output
-    return loss if isinstance(loss, Tensor) else None
 
 
 def _size(loss: Tensor, scale: LossScale) -> Total:

@@ -330,9 +330,15 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         """
         with self.suspended():  # what is kept of an output may come to numbers that look like losses
             if losses is None:
-                self._settlement.settle(self._outputs.losses(), may_be_none=may_be_none)
+                losses = self._outputs.losses(with_later=self._settlement.revises)
+                self._settlement.settle(losses, may_be_none=may_be_none)
             else:
                 self._settlement.settle(losses)
+
+    def end_losses(self) -> None:
+        """Lets go of what belongs to losses, all of which were settled before their backward passes."""
+        with self.suspended():
+            self._settlement.end()
 
     def possible_outputs(self, losses: Sequence[Edge]) -> list[Potential[Kept]]:
         """The potentials that are none if they do not turn out to be the output.

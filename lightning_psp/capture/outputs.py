@@ -127,9 +127,15 @@ class OutputFinder(Generic[Kept]):
         """Notes a backward pass inside the watch."""
         self._backward.append(edge)
 
-    def losses(self) -> list[Edge]:
-        """To the losses that were seen: what was gone back from, and the numbers that no other one is made of."""
-        found = [*self._backward]  # which may be that of an attack before the loss, with a backward pass still to come
+    def losses(self, *, with_later: bool) -> list[Edge]:
+        """To the losses that were seen: what was gone back from, else the numbers that no other one is made of.
+
+        Args:
+            with_later: whether such numbers are losses beside what was gone back from, whose backward pass comes later.
+        """
+        found = [*self._backward]
+        if found and not with_later:
+            return found
         scalars = _held(self._scalars) or ([] if found else _held(self._of_metrics))
         if len(found) + len(scalars) < 2:
             return [*found, *scalars]

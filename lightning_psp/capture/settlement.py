@@ -54,6 +54,7 @@ class Settlement(Generic[Kept]):
         self._has_loss = self._has_recurrent_output = False
         self.overwritten: list[Potential[Kept]] = []  # returned by a network and then overwritten
         self._settled: list[tuple[Potential[Kept], bool]] = []  # taken for output layers, and whether for this alone
+        self._marked: list[Potential[Kept]] = []  # the output layers
 
     @property
     def lacks_output(self) -> bool:
@@ -177,8 +178,7 @@ class Settlement(Generic[Kept]):
                 potential.is_output = potential.enters_loss
         self._settled = [] if self.revises else self._settled
         self._ledger.take_up(self.overwritten)
-        outside = [potential for potential in self._ledger.outside if not self._outputs.is_hidden(potential)]
-        behind = [potential for potential in outside if self._outputs.is_behind_network(potential)]
+        behind = self._behind_network()
         entering = [potential for potential in behind if potential.label in _SIGMOIDS]
         own = [potential for potential in entering if _is_computed(potential)]
         self._outputs.wholes.extend(origin for potential in entering for origin in _and_wholes(potential.origin))
@@ -196,13 +196,26 @@ class Settlement(Generic[Kept]):
             losses = []
             found, between = self._outputs.find(losses, [*logits, *own])
         self._has_loss = self._has_loss or bool(losses)
-        marked = [potential for target in found for potential in self._mark(target)]
-        for potential in [*behind, *self._inside_losses(between, found)]:
+        self._marked = [] if self.revises else self._marked
+        self._marked += [potential for target in found for potential in self._mark(target)]
+        self._drop_metrics(losses)
+        self._drop_those_of_losses([*behind, *self._inside_losses(between, found)])
+
+    def end(self) -> None:
+        """Lets go of what belongs to losses whose backward passes have run: these let go of the ways to the output."""
+        self._drop_those_of_losses(self._behind_network())
+
+    def _behind_network(self) -> list[Potential[Kept]]:
+        """The nonlinearities that were called outside of the network with what is made of its results."""
+        outside = [potential for potential in self._ledger.outside if not self._outputs.is_hidden(potential)]
+        return [potential for potential in outside if self._outputs.is_behind_network(potential)]
+
+    def _drop_those_of_losses(self, potentials: Sequence[Potential[Kept]]) -> None:
+        for potential in potentials:
             if not potential.is_output:
                 self._ledger.drop(potential)
-        self._let_go_of_overwritten(marked)
+        self._let_go_of_overwritten(self._marked)
         self._drop_parts_of_outputs()
-        self._drop_metrics(losses)
         arrange(self._ledger.potentials)
 
     def _is_reached_beside(self, potential: Potential[Kept], found: Sequence[Target[Kept]]) -> bool:

@@ -53,6 +53,24 @@ def test_gan():
     }
 
 
+@pytest.mark.parametrize("returns", [False, True])
+def test_the_output_layer_is_what_enters_the_losses_after_their_backward_passes_too(returns):
+    class Relativistic(Gan):
+        """Real features are to have larger scores than generated ones, and the other way round."""
+
+        def training_step(self, batch, batch_index):
+            real, fake = self.discriminator(batch[0]), self.discriminator(self.generator(self.noise))
+            self.logits = real - fake.mean(), real.mean() - fake
+            loss = sum(functional.binary_cross_entropy_with_logits(z, torch.ones_like(z)) for z in self.logits)
+            self.manual_backward(loss)
+            return real.mean() + fake.mean() if returns else None
+
+    trainer, module = quiet_trainer(PSPCallback(lam=LAM), max_steps=1), Relativistic().double()
+    trainer.fit(module, loader(1))
+    found = trainer.callback_metrics["psp_z2_train/discriminator.2"]
+    torch.testing.assert_close(found.double(), mean_square(*module.logits).detach(), rtol=1e-6, atol=0)  # logged in float32
+
+
 class Manual(Classifier):
     """One backward pass, written as the subclass says."""
 
