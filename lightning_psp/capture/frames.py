@@ -15,8 +15,9 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
 from torchmetrics import Metric, MetricCollection
 
+from lightning_psp.capture.direct_calls import DirectCalls
 from lightning_psp.capture.origin import Origin, Potential, Source, is_within
-from lightning_psp.torch_private.modules import OwnParameter, Parts, has_parts
+from lightning_psp.torch_private.modules import CODE_OF_A_CALL, OwnParameter, Parts, has_parts
 
 _ACTIVATION_MODULES: tuple[type[nn.Module], ...] = tuple(
     getattr(activation_modules, name) for name in activation_modules.__all__ if name != "MultiheadAttention"
@@ -115,6 +116,9 @@ class Frames:
         self._has_all = False  # whether the parameters were looked for in this step
         self._parts: Parts | None = None  # that were found in this step
         self.running: list[Frame] = []
+        # Whether modules are run by code of Python that can be told, and not as nodes of a graph.
+        self.follows_code = CODE_OF_A_CALL is not None
+        self._direct: DirectCalls[Frame] = DirectCalls(self._frame_inside)
         self.start()
 
     def start(self, running: Iterable[Frame] = ()) -> None:
@@ -123,6 +127,7 @@ class Frames:
         self.resumed = [Frame(frame.module, frame.known) for frame in running]
         self.running = list(self.resumed)
         self.outside = Frame(self._root, Known("", True, None, False, False))  # of every module
+        self._direct.clear()
         self.suppressed = 0  # how many of them are activations that the user names, or make a weight
         self._has_all = False
         self._parts = None
@@ -193,16 +198,21 @@ class Frames:
             label: the nonlinearity's name.
             activation: the nonlinearity, where it is a module.
         """
-        caller = self.outside
-        for frame in reversed(self.running):
+        caller, calls = self.outside, len(self.running)
+        for inside, frame in enumerate(reversed(self.running)):
             # A module that hands what it is given to a nonlinearity is taken for an activation until it returns.
             may_be_whole = frame.given is not None and frame.given.source is source
             may_be_whole = may_be_whole and type(frame.module) not in self._no_activations
             if frame.known.kind in (Kind.ACTIVATION, Kind.NAMED) or may_be_whole:
                 activation = activation or frame
             elif frame.path is not None and frame is not activation:
+                caller, calls = frame, inside
+                break
+        for frame in self._direct.running(calls) if self.follows_code else ():
+            if frame.known.kind not in (Kind.ACTIVATION, Kind.NAMED):
                 caller = frame
                 break
+            activation = activation or frame
         assert caller.path is not None
         name = f"{caller.path}.{label}" if caller.path else label
         if activation is not None and activation.path and is_within(activation.path, caller.path):
@@ -212,6 +222,10 @@ class Frames:
     def count_place(self, source: Source, name: str) -> None:
         """Names neurons after a place in the innermost running module."""
         _count(next((frame for frame in reversed(self.running) if frame.path is not None), self.outside), source, name)
+
+    def _frame_inside(self, module: nn.Module) -> Frame | None:
+        known = self._known.get(module)
+        return None if known is None or known.path is None else Frame(module, known)
 
     def rename_inside(self, frame: Frame, source: Source, label: str) -> None:
         """Names neurons after a place inside a module that was taken for an activation and is none."""

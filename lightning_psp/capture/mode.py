@@ -391,6 +391,6 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             traced=self._traced,
         )
         # In a graph, modules are left when a node of another one runs.
-        other._network_calls.leaves_affine_alone = False
+        other._network_calls.leaves_affine_alone = other._frames.follows_code = False
         other._place = [*self._frames.running], self._ledger.in_call
         return other

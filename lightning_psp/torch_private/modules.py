@@ -13,6 +13,10 @@ from lightning_psp.torch_private.names import find, lacking
 
 _OptimizedModule: Any = find("torch._dynamo.OptimizedModule")
 
+# Of what Python runs for a call of a module, down to its `forward`; None where this version of torch has another one.
+CODE_OF_A_CALL: Any = getattr(find("torch.nn.Module._wrapped_call_impl"), "__code__", None)
+FILE_OF_CALLS = nn.Module.add_module.__code__.co_filename
+
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether a module is what `torch.compile` puts around another one; False where this is not told.
