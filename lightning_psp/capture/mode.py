@@ -289,7 +289,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         else:
             result = self._handlers[number](func, args, kwargs)
         if has_shadow:
-            self._graph.end_call(result)
+            self._graph.end_call(args[0] if result is None and args else result)  # of an assignment to a part
         if not self._origins.in_call and isinstance(result, Tensor) and result.ndim == 0 and self._ledger.counts():
             self._outputs.note_scalar(result, self._graph.edge(result), self._frames.in_metric)
         return result

@@ -54,6 +54,8 @@ WITHOUT_OUTPUT = {
     "a preference, inside",
 }
 
+# What a compiled step may not overwrite once it turns out to be the output.
+REFUSED_IN_STEPS = {"overwritten at the end, assignment to a part"}
 # Which a compiled network overwrites before a loss outside of it takes them.
 OVERWRITTEN = {"masked logits inside, assignment to parts"}
 
@@ -84,8 +86,8 @@ def test_compiled_network(case):
 @cases(always_slow=True)
 def test_compiled_step(case):
     before = graphs()
-    if case.name in REFUSED:
-        with pytest.raises(Exception, match="cannot be looked into"):
+    if case.name in REFUSED | REFUSED_IN_STEPS:
+        with pytest.raises(Exception, match=r"cannot be looked into|modified by an inplace operation"):
             check(case, step)
         return
     check(case, step)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.support.layers.case import LayerCase, affine, mse_loss, one
-from tests.support.layers.cases_outputs import FEATURES, HIDDEN, OUTPUTS, batch, mse
+from tests.support.layers.cases_outputs import FEATURES, HIDDEN, OUTPUTS, Trunk, batch, mse, trunk
 
 Change = Callable[[Tensor, Tensor], Any]
 
@@ -72,6 +72,26 @@ def assign_first(x: Tensor, _: Tensor) -> None:
     x[:, 0] = 0
 
 
+class OverwrittenAtTheEnd(Trunk):
+    """Changes what it returns."""
+
+    def __init__(self, change: Change) -> None:
+        super().__init__()
+        self.register_buffer("values", torch.tensor([-0.5, 2.0]))
+        self.change = change
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        self.change(y, self.values)
+        return y
+
+
+def overwritten_at_the_end(name: str, changed: Callable[[Tensor, Tensor], Tensor], network: Any, batch: Any):
+    first, _, y = trunk(network, batch[0])
+    returned = changed(y, network.values)
+    return mse_loss(returned, batch[1]), {"first": one(first), name: one(returned)}
+
+
 CHANGES: dict[str, tuple[Change, Callable[[Tensor, Tensor], Tensor], str]] = {
     "sum": (lambda x, values: x.add_(values), lambda x, values: x + values, "relu"),
     "product with data": (lambda x, values: x.mul_(values), lambda x, values: x * values, "hidden"),
@@ -95,4 +115,18 @@ def _cases(place: str, network: type[Overwritten]) -> list[LayerCase]:
     ]
 
 
-OVERWRITING_CASES = [*_cases("by a module", Overwritten), *_cases("in a forward", OverwrittenInForward)]
+OVERWRITING_CASES = [
+    *_cases("by a module", Overwritten),
+    *_cases("in a forward", OverwrittenInForward),
+    *(
+        LayerCase(
+            f"overwritten at the end, {name}",
+            partial(OverwrittenAtTheEnd, CHANGES[name][0]),
+            batch,
+            mse,
+            partial(overwritten_at_the_end, "?output", CHANGES[name][1]),
+            outputs=("?output",),
+        )
+        for name in ("sum", "assignment to a part")
+    ),
+]
