@@ -19,36 +19,32 @@ Run = TypeVar("Run")
 
 
 class DirectCalls(Generic[Run]):
-    """Tells the runs of `forward` apart that no hook is told of.
+    """Tells the runs of `forward` apart that no hook is told of."""
 
-    Args:
-        start: makes what is kept of a run of a module's `forward`; None for a module that does not count.
-    """
-
-    def __init__(self, start: Callable[[nn.Module], Run | None]) -> None:
-        self._start = start
+    def __init__(self) -> None:
         self._runs: list[tuple[FrameType, Run]] = []
 
     def clear(self) -> None:
         """Lets go of all runs."""
         self._runs.clear()
 
-    def running(self, calls: int) -> Iterator[Run]:
+    def running(self, calls: int, start: Callable[[nn.Module], Run | None]) -> Iterator[Run]:
         """The runs from the innermost one outwards, up to a call that a hook was told of.
 
         Args:
             calls: number of calls inside of that one that hooks were told of, too.
+            start: makes what is kept of a run of a module's `forward`; None for a module that does not count.
         """
         for frame in _from(sys._getframe(1)):
             if frame.f_code is CODE_OF_A_CALL:
                 if not calls:
                     return
                 calls -= 1
-            run = self._run_in(frame) if frame.f_code.co_name == "forward" else None
+            run = self._run_in(frame, start) if frame.f_code.co_name == "forward" else None
             if run is not None:
                 yield run
 
-    def _run_in(self, frame: FrameType) -> Run | None:
+    def _run_in(self, frame: FrameType, start: Callable[[nn.Module], Run | None]) -> Run | None:
         if frame.f_back is None or frame.f_back.f_code.co_filename == FILE_OF_CALLS:
             return None  # a call that hooks are told of
         for known, run in self._runs:
@@ -58,7 +54,7 @@ class DirectCalls(Generic[Run]):
         # Not a `forward` of a class that the module's own one is derived from, which runs within that.
         if not isinstance(module, nn.Module) or _code_of(module) is not frame.f_code:
             return None
-        found = self._start(module)
+        found = start(module)
         if found is not None:
             # A frame that is held is no other run's. One that has ended is let go of, for it holds variables.
             callers = [*_from(frame)]

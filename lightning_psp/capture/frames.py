@@ -118,7 +118,7 @@ class Frames:
         self.running: list[Frame] = []
         # Whether modules are run by code of Python that can be told, and not as nodes of a graph.
         self.follows_code = CODE_OF_A_CALL is not None
-        self._direct: DirectCalls[Frame] = DirectCalls(self._frame_inside)
+        self._direct: DirectCalls[Frame] = DirectCalls()
         self.start()
 
     def start(self, running: Iterable[Frame] = ()) -> None:
@@ -208,7 +208,7 @@ class Frames:
             elif frame.path is not None and frame is not activation:
                 caller, calls = frame, inside
                 break
-        for frame in self._direct.running(calls) if self.follows_code else ():
+        for frame in self._direct.running(calls, self._frame_inside) if self.follows_code else ():
             if frame.known.kind not in (Kind.ACTIVATION, Kind.NAMED):
                 caller = frame
                 break
