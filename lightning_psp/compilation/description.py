@@ -241,7 +241,7 @@ class Description:
             place = source.turn[1] if is_counted and source.turn is not None else source.place
             evaluation = self._evaluations.setdefault(id(source.evaluation), len(self._evaluations))
             self._sources[id(source)] = len(self._region.sources)
-            self._region.sources.append(Neurons(source.path, place, is_counted, evaluation))
+            self._region.sources.append(Neurons(source.path, place, is_counted, evaluation, source.is_around))
         return self._sources[id(source)]
 
     def _results_of(self, found: Sequence[Any]) -> list[Place]:

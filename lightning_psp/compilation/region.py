@@ -33,12 +33,14 @@ class Neurons:
         place: else the place in the code, as far as it is named.
         is_counted: whether runs of the graph have to tell which of the places of this name it is.
         evaluation: the same number for all that one call of a module returned.
+        is_around: whether that module computed them of what modules and parameters inside it gave.
     """
 
     path: str | None
     place: str | None
     is_counted: bool
     evaluation: int
+    is_around: bool
 
     @property
     def name(self) -> str:

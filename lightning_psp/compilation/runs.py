@@ -134,6 +134,7 @@ class Run:
             evaluation = self._evaluations.setdefault(neurons.evaluation, object())
             path = None if neurons.path is None else self._rebased(neurons.path)
             found = self._neurons[number] = Source(path, evaluation)
+            found.is_around = neurons.is_around
             if neurons.place is not None:
                 place = self._rebased(neurons.place)
                 if neurons.is_counted:
