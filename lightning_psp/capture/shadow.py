@@ -77,7 +77,9 @@ class Graph:
         node: Any = tensor.grad_fn
         if node is not None:
             if isinstance(node, BackwardCFunction) and node not in self._holders:
-                self._holders[node] = holder_of(tensor)
+                holder = holder_of(tensor)
+                if holder is not None:
+                    self._holders[node] = holder
             return node, tensor.output_nr
         origin = self._origins.find(tensor)
         shadow = None if origin is None else origin.node

@@ -132,7 +132,8 @@ class _Identity(torch.autograd.Function):
 
 @cache
 def _nodes_of_functions_hold_their_graph() -> bool:
-    node: Any = _Identity.apply(torch.ones(1, requires_grad=True)).grad_fn
+    with unwatched(), without_dispatch_modes(), torch.inference_mode(False), torch.enable_grad():
+        node: Any = _Identity.apply(torch.ones(1, requires_grad=True)).grad_fn
     try:
         return bool(node.next_functions)
     except RuntimeError:
@@ -140,19 +141,19 @@ def _nodes_of_functions_hold_their_graph() -> bool:
 
 
 def holder_of(tensor: Tensor) -> Any:
-    """What to hold so that the node of the graph that gave a tensor can be followed when the tensor is gone.
+    """What to hold beside the node that gave a tensor, to follow it when the tensor is gone; None if nothing.
 
-    Up to PyTorch 2.11 that of a `torch.autograd.Function`, compiled code's included, cannot by itself.
+    Up to PyTorch 2.11 the node of a `torch.autograd.Function`, compiled code's included, cannot be by itself.
 
     Example:
         >>> import torch
-        >>> holder_of(torch.ones(1, requires_grad=True).exp()).name()
-        'ExpBackward0'
+        >>> holder_of(torch.ones(1, requires_grad=True).exp()) is None
+        True
     """
     node: Any = tensor.grad_fn
     if not isinstance(node, torch.autograd.function.BackwardCFunction) or _nodes_of_functions_hold_their_graph():
-        return node
-    with unwatched(), without_dispatch_modes(), torch.enable_grad():
+        return None
+    with unwatched(), without_dispatch_modes(), torch.inference_mode(False), torch.enable_grad():
         return tensor.view_as(tensor).grad_fn
 
 
