@@ -156,3 +156,26 @@ def test_the_function_of_a_node_is_told_or_its_class():
         pass
 
     assert autograd.function_of(Node()) is Node
+
+
+class Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_node_of_a_custom_function_is_followed_when_its_tensor_is_gone(mode):
+    autograd._nodes_of_functions_hold_their_graph.cache_clear()
+    x = torch.ones(1, requires_grad=True)
+    y = Twice.apply(x)
+    node = y.grad_fn
+    with mode():
+        holder = autograd.holder_of(y)
+    del y
+    assert node.next_functions[0][0].variable is x
+    del holder
