@@ -120,7 +120,8 @@ class FollowedCalls(Generic[Kept]):
         overwritten = self._origins.find(args[0]) if args else None
         is_taken = overwritten is not None and is_seen and self._written.overwrite(overwritten, label, join)
         if overwritten is not None and not is_taken:
-            self._settlement.save_overwritten(overwritten, args[0], is_masking(func, args))
+            stays = is_masking(func, args) or self._pointwise.gives_multiple(func, role, args, kwargs)
+            self._settlement.save_overwritten(overwritten, args[0], stays)
         result = func(*args, **kwargs)
         written = args[0] if result is None and args else result  # of an assignment to a part
         if isinstance(written, Tensor):

@@ -211,6 +211,15 @@ class Pointwise:
             if tensor is not None:
                 self._origins.hold(tensor, origin)
 
+    def gives_multiple(
+        self, func: TorchFunction, role: Role | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> bool:
+        """Whether a call gives a multiple of the one tensor among its arguments that weights made."""
+        if role is not Role.ARITHMETIC:
+            return False
+        made, number_of_data, has_weights = self._sort(args if not kwargs else (*args, *kwargs.values()))
+        return len(made) == 1 and not has_weights and not (func in SUMS and number_of_data)
+
     def overwrite(
         self, role: Role | None, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Join | None, Note]:

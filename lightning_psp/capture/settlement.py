@@ -84,20 +84,26 @@ class Settlement(Generic[Kept]):
             return []
         return losses if len(losses) == 1 else []  # of what earlier ones reach, their backward passes have let go
 
-    def save_overwritten(self, origin: Origin, tensor: Tensor, is_mask: bool) -> None:
-        """Keeps what a network returned, or logits that are masked, before it is overwritten."""
-        if is_mask:  # of a part: the whole has other values then, too
+    def save_overwritten(self, origin: Origin, tensor: Tensor, stays: bool) -> None:
+        """Keeps what a network returned, or what may be logits, before it is overwritten.
+
+        Args:
+            origin: what is known of the tensor.
+            tensor: the tensor.
+            stays: whether what comes in its place stands for it: a multiple, or the same with a part masked.
+        """
+        if stays:  # of a part: the whole has other values then, too
             tensor = self._origins.whole_of(tensor)
             origin = self._origins.of(tensor)
         # Inside the network, what a module gives may be logits; scores of attention are none.
         is_whole = not self._ledger.in_call or (origin.path is not None and not origin.is_bent)
-        may_be = origin.is_returned or (is_mask and is_whole and origin.is_made)
+        may_be = origin.is_returned or (stays and is_whole and origin.is_made)
         known: list[Potential[Kept]] = origin.values.potentials
         if may_be and not known and self._ledger.is_potential(tensor):
             self.overwritten.append(self._ledger.add(tensor, "output", True, is_output=True))
         for potential in known:
             is_read = potential.enters_loss or potential.enters_nonlinearity
-            is_saved = is_mask or (origin.is_returned and not is_read)  # else that it changes is an error
+            is_saved = stays or (origin.is_returned and not is_read)  # else that it changes is an error
             if is_saved and potential.is_output and potential.kept is not None:
                 potential.kept.preserve(tensor)
 

@@ -92,6 +92,11 @@ def overwritten_at_the_end(name: str, changed: Callable[[Tensor, Tensor], Tensor
     return mse_loss(returned, batch[1]), {"first": one(first), name: one(returned)}
 
 
+def multiple_at_the_end(changed: Callable[[Tensor, Tensor], Tensor], network: Any, batch: Any):
+    first, _, y = trunk(network, batch[0])
+    return mse_loss(changed(y, network.values), batch[1]), {"first": one(first), "head": one(y)}
+
+
 CHANGES: dict[str, tuple[Change, Callable[[Tensor, Tensor], Tensor], str]] = {
     "sum": (lambda x, values: x.add_(values), lambda x, values: x + values, "relu"),
     "product with data": (lambda x, values: x.mul_(values), lambda x, values: x * values, "hidden"),
@@ -103,6 +108,19 @@ CHANGES: dict[str, tuple[Change, Callable[[Tensor, Tensor], Tensor], str]] = {
     ),
     "assignment to a mask": (assign, lambda x, values: x * (values >= 0), "hidden"),
     "assignment to a part": (assign_first, lambda x, _: F.pad(x[:, 1:], (1, 0)), "relu"),
+}
+
+
+MULTIPLES: dict[str, tuple[Change, Callable[[Tensor, Tensor], Tensor]]] = {
+    "product with data": (lambda x, values: x.mul_(values), lambda x, values: x * values),
+    "multiple": (lambda x, _: x.div_(4), lambda x, _: x / 4),
+    "multiple, masked": (
+        lambda x, values: x.mul_(3).masked_fill_(values < 0, 0),
+        lambda x, values: 3 * x * (values >= 0),
+    ),
+    "negative of a multiple": (lambda x, _: x.mul_(3).neg_(), lambda x, _: -3 * x),
+    "sum with a number": (lambda x, _: x.add_(2), lambda x, _: x + 2),
+    "multiple of a part": (lambda x, _: x[:, :1].mul_(3), lambda x, _: torch.cat([3 * x[:, :1], x[:, 1:]], 1)),
 }
 
 
@@ -128,5 +146,16 @@ OVERWRITING_CASES = [
             outputs=("?output",),
         )
         for name in ("sum", "assignment to a part")
+    ),
+    *(
+        LayerCase(
+            f"overwritten at the end, {name}",
+            partial(OverwrittenAtTheEnd, change),
+            batch,
+            mse,
+            partial(multiple_at_the_end, changed),
+            outputs=("head",),
+        )
+        for name, (change, changed) in MULTIPLES.items()
     ),
 ]
