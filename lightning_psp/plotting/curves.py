@@ -24,6 +24,7 @@ from lightning_psp.plotting.style import (
     new_axes,
     styles,
     tidy,
+    with_log_scale,
 )
 
 # A training: its log's file or folder, or the values themselves by key, one an epoch.
@@ -108,7 +109,7 @@ def plot_curves(
         unit = (units or {}).get(key, unit)
         drawn = np.concatenate([run[key][1] for runs in curves.values() for run in runs])
         is_logarithmic = log_scale and not (drawn <= 0).any() and bool(np.isfinite(drawn).any())
-        panel.set_ylabel(_with_log_scale(unit) if is_logarithmic else unit)
+        panel.set_ylabel(with_log_scale(unit) if is_logarithmic else unit)
         panel.set_xlabel("epoch")
         panel.set_xlim(left=0)
         panel.xaxis.set_major_locator(MaxNLocator("auto", steps=(1, 2, 5, 10), integer=True, min_n_ticks=1))
@@ -177,10 +178,6 @@ def _draw_band(axes: Axes, runs: Sequence[NDArray[np.float64]], label: str, styl
     if len(runs) > 1:
         lowest, highest = values.min(axis=0), values.max(axis=0)
         axes.fill_between(epochs, lowest, highest, color=style["color"], alpha=0.15, linewidth=0)
-
-
-def _with_log_scale(unit: str) -> str:
-    return f"{unit[:-1]}, log scale)" if unit.endswith(")") else f"{unit} (log scale)"
 
 
 def _explain(figure: Figure, curves: Mapping[str, Sequence[object]]) -> None:

@@ -22,6 +22,7 @@ from lightning_psp.plotting.style import (
     new_axes,
     styles,
     tidy,
+    with_log_scale,
 )
 
 Numbers: TypeAlias = NDArray[np.float64]
@@ -101,6 +102,8 @@ def plot_plane(
         raise ValueError(f"Expected values above 0 for `log_scale=True` but the lowest is {lowest:g}.")
     axes = new_axes(1, (6.2, 4.6))[0] if ax is None else given_axes(ax, 1, "the plane")[0]
     unit = _UNITS.get(measure, measure)
+    if log_scale:
+        unit = with_log_scale(unit)
     if len(plane.y) == 1:
         _draw_line(axes, plane.x.numpy(), values[0], labels)
         axes.set_ylabel(unit)

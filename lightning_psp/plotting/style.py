@@ -164,3 +164,8 @@ def label_plainly(axis: Axis, interval: tuple[float, float] | None = None) -> No
     axis.set_major_locator(LogLocator(subs=factors) if are_powers else MaxNLocator(6, steps=(1, 2, 5, 10)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
+
+
+def with_log_scale(unit: str) -> str:
+    """The label of an axis that is logarithmic."""
+    return f"{unit[:-1]}, log scale)" if unit.endswith(")") else f"{unit} (log scale)"

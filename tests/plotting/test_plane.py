@@ -53,7 +53,7 @@ def test_a_line_is_a_curve():
     curve = axes.lines[0]
     assert curve.get_ydata().tolist() == (2 + 2 * X.square()).tolist()
     assert [line.get_xdata()[0] for line in axes.lines[1:]] == [0, 1]
-    assert axes.get_ylabel() == "⟨z²⟩"
+    assert axes.get_ylabel() == "⟨z²⟩ (log scale)"
     assert axes.get_yscale() == "log"
 
 
@@ -85,6 +85,7 @@ def test_logarithmic_heights_are_labelled_with_numbers(least, labels, is_line):
     figure, axes = plot_plane(LossPlane(x, y, {"loss": loss}, {}), log_scale=True)
     figure.canvas.draw()
     axis = axes.yaxis if is_line else figure.axes[1].yaxis
+    assert axis.get_label_text() == "loss (log scale)"
     shown = {label.get_text() for label in axis.get_ticklabels()}
     assert not any("mathdefault" in label for label in shown)
     assert is_line or labels <= shown
