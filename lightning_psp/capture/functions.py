@@ -7,7 +7,7 @@ are nonlinearities says `nonlinearities`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum, auto
 from functools import cache
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_psp.torch_private.functions import FURTHER_NAMESPACES
+from lightning_psp.torch_private.functions import FURTHER_NAMESPACES, operators_of
 
 TorchFunction = Callable[..., Any]
 # What is done with a call: it is given the function, its arguments and those by keyword, and returns the result.
@@ -61,8 +61,8 @@ _NAMES: dict[Role, str] = {
         " cuda cpu real view_as_complex view_as_real"
     ),
     Role.PART: (
-        "__getitem__ chunk diagonal dsplit gather hsplit imag masked_select narrow select split take_along_dim"
-        " tensor_split unbind unsafe_chunk vsplit"
+        "__getitem__ chunk diagonal dsplit gather hsplit imag index masked_select narrow select slice split"
+        " split_with_sizes take_along_dim tensor_split unbind unsafe_chunk vsplit"
     ),
     Role.REARRANGEMENT: "_pad_packed_sequence index_select",
     Role.HANDING: (
@@ -131,15 +131,16 @@ _NOT_OVERWRITING = (
 
 
 def forms_of(name: str) -> Iterator[TorchFunction]:
-    """The functions and methods of torch that have this name."""
+    """The functions, methods and operators of torch that have this name."""
     for namespace in NAMESPACES:
         function = getattr(namespace, name, None)
         if function is not None:
             yield function
+    yield from operators_of(name)
 
 
 def all_forms_of(names: str) -> frozenset[TorchFunction]:
-    """The functions and methods that have one of these names, which blanks separate."""
+    """The functions, methods and operators that have one of these names, which blanks separate."""
     return frozenset(function for name in names.split() for function in forms_of(name))
 
 
@@ -160,13 +161,14 @@ def roles() -> dict[TorchFunction, Role]:
 
 @cache
 def overwriting() -> dict[TorchFunction, Role | None]:
-    """The methods that overwrite the tensor that they are called on, and what they leave in it."""
+    """The functions that overwrite the tensor that they are given first, and what they leave in it."""
     known = roles()
     found: dict[TorchFunction, Role | None] = {}
     for name in dir(Tensor):
         if _overwrites(name):
             base = f"__{name[3:]}" if name.startswith("__i") else name[:-1]
-            found[getattr(Tensor, name)] = known.get(getattr(Tensor, base, None))  # type: ignore[arg-type]
+            role = known.get(getattr(Tensor, base, None))  # type: ignore[arg-type]
+            found.update(dict.fromkeys((getattr(Tensor, name), *operators_of(name)), role))
     found[Tensor.__setitem__] = None
     for namespace in (functional, torch):
         for name in dir(namespace):
@@ -176,14 +178,14 @@ def overwriting() -> dict[TorchFunction, Role | None]:
 
 
 def with_overwriting(names: str) -> frozenset[TorchFunction]:
-    """As :func:`all_forms_of`, with the methods that overwrite what they are called on."""
-    methods: Iterable[str] = (
+    """As :func:`all_forms_of`, with the methods and operators that overwrite what they are given."""
+    methods = [
         f"__i{name[2:]}" if name.startswith("__") else f"{name}_"
         for name in names.split()
         if not name.startswith("__r")
-    )
+    ]
     found = {getattr(Tensor, method) for method in methods if hasattr(Tensor, method)}
-    return all_forms_of(names) | found
+    return all_forms_of(names).union(found, *map(operators_of, methods))
 
 
 ACTIVATING = with_overwriting(_ACTIVATING)
@@ -229,5 +231,5 @@ def _overwrites(method: str) -> bool:
 
 def name_of(function: TorchFunction) -> str:
     """What a reader calls a function, whether it is a method, an operator or overwrites its argument."""
-    name = getattr(function, "__name__", "").strip("_").removeprefix("special_")
+    name = getattr(function, "__name__", "").partition(".")[0].strip("_").removeprefix("special_")
     return {"rpow": "pow"}.get(name, name)

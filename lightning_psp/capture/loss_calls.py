@@ -10,7 +10,6 @@ from typing import Any, Generic
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from lightning_psp.capture.frames import Frames
 from lightning_psp.capture.functions import Handler, TorchFunction, all_forms_of, name_of
@@ -22,8 +21,8 @@ from lightning_psp.capture.outputs import OutputFinder, Target
 from lightning_psp.capture.settlement import Settlement
 from lightning_psp.capture.shadow import Graph
 
-_SOFTMAX = (functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)
-_LOG_SOFTMAX = (functional.log_softmax, torch.log_softmax, Tensor.log_softmax, torch.special.log_softmax)
+_SOFTMAX = all_forms_of("softmax")
+_LOG_SOFTMAX = all_forms_of("log_softmax")
 _NORMALISING = all_forms_of("logsumexp")
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from torch.overrides import resolve_name
 
 from lightning_psp.capture.functions import NAMESPACES, TorchFunction, all_forms_of, forms_of
+from lightning_psp.torch_private.functions import operators_of
 
 # Every pointwise nonlinearity of torch, and the gated linear unit. Softmax is none of them (attention
 # weights are no neurons), and neither is clamp (it guards losses and builds hard sigmoids).
@@ -29,7 +30,9 @@ _HIDDEN = (
 )
 
 # Functions through which logits enter a loss, or leave the network for one.
-_OUTPUT = "cross_entropy binary_cross_entropy_with_logits multilabel_soft_margin_loss soft_margin_loss"
+_OUTPUT = (
+    "cross_entropy cross_entropy_loss binary_cross_entropy_with_logits multilabel_soft_margin_loss soft_margin_loss"
+)
 
 # Losses of the network's output as it is, which may be their first or their second argument.
 _DIRECT_LOSS = (
@@ -39,7 +42,7 @@ _DIRECT_LOSS = (
 )
 
 # Losses of what a softmax or sigmoid gave.
-_PROBABILITY_LOSS = "binary_cross_entropy ctc_loss kl_div nll_loss"
+_PROBABILITY_LOSS = "binary_cross_entropy ctc_loss kl_div nll_loss nll_loss_nd"
 
 # The gates inside these kernels can be computed once more from what goes in and comes out.
 _RECURRENT = "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"
@@ -174,6 +177,11 @@ def _variants(name: str) -> Iterator[tuple[TorchFunction, Activation]]:
             overwriting = getattr(namespace, f"{name}_", None)
             if overwriting is not None:
                 yield overwriting, _describe(overwriting, name, function)
+    label = _LABELS.get(name, name)
+    for operator in operators_of(name):
+        yield operator, Activation(label, None, None)
+    for operator in operators_of(f"{name}_"):
+        yield operator, Activation(label, None, getattr(torch.ops.aten, name))
 
 
 def _describe(function: TorchFunction, label: str, counterpart: TorchFunction | None) -> Activation:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 from torch import Tensor, fx
 
-from lightning_psp.capture.functions import TorchFunction, overwriting
+from lightning_psp.capture.functions import TorchFunction, name_of, overwriting
 from lightning_psp.capture.graph import Edge, edges_below
 from lightning_psp.capture.nonlinearities import Activation
 from lightning_psp.capture.origin import Origin, Potential, Source
@@ -349,7 +349,7 @@ class Description:
         if function is operator.setitem:
             activation = Activation("setitem", None, _assigned)
         elif activation is None and function in overwriting():
-            activation = Activation(function.__name__, None, getattr(Tensor, function.__name__[:-1], None))
+            activation = Activation(name_of(function), None, getattr(Tensor, name_of(function), None))
         if activation is None:
             raise NotImplementedError(
                 f"Layer {layer!r}, of a module class in the argument `activations`, overwrites its potentials"
