@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from lightning_psp.analysis.unchanged import Unchanged
 from lightning_psp.capture.selection import LayerSelection
@@ -146,7 +147,7 @@ def layer_summary(
     with unchanged, unchanged, torch.inference_mode(cannot_train), torch.set_grad_enabled(is_trained):
         arguments = map_tensors(lambda tensor: tensor.clone() if tensor.is_inference() else tensor, inputs)
         with recording(module, selection, activations, unseen.append) as potentials:
-            module(*arguments)
+            _call(module, arguments)
         layers: dict[str, list[str]] = {}
         for entry, (layer, _) in potentials.layers.items():
             layers.setdefault(layer, []).append(entry)
@@ -170,6 +171,19 @@ def _summarised(layer: str, entries: list[str], potentials: Potentials) -> Summa
         never_on=1 - sum(int(on.sum()) for on in are_on) / sum(on.numel() for on in are_on),
         is_penalised=any(z.requires_grad for z in tensors),
     )
+
+
+def _call(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    try:
+        module(*inputs)
+    except (TypeError, AttributeError) as error:
+        (given, *others) = inputs or (None,)
+        if others or not isinstance(given, (tuple, list, DataLoader)):
+            raise
+        raise TypeError(
+            f"The network was called with one argument, a {type(given).__name__}, and failed. Of a batch of inputs and"
+            " labels give the inputs alone, such as `batch[0]`, and several inputs one by one."
+        ) from error
 
 
 def _padded(column: int, cell: str, width: int) -> str:

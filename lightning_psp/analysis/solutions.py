@@ -160,6 +160,8 @@ def _check_names(argument: str, state: Any, known: Mapping[str, Any]) -> None:
     unknown = [name for name in state if name not in known]
     if unknown:
         hint = f" Of a checkpoint, use `{argument}=checkpoint['state_dict']`." if "state_dict" in unknown else ""
+        if str(unknown[0]).partition(".")[2] in known:
+            hint = " It is one of a module around `module`: give that, or the `state_dict()` of `module` itself."
         raise ValueError(
             f"Expected argument `{argument}` to be a state dict of `module` but got names that it has not:"
             f" {', '.join(map(str, unknown))}.{hint}"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any, Literal, TypeAlias
+
+from torch import Tensor
 
 from lightning_psp.functional.arguments import check_number
 
@@ -25,10 +28,14 @@ def check_lam(lam: Any) -> None:
         ...
         ValueError: Expected argument `lam` to be a number of at least 0 or 'auto' but got 'big'.
     """
+    wanted = "Expected argument `lam` to be a number of at least 0 or 'auto' but got"
+    if isinstance(lam, str) and lam != "auto":
+        raise ValueError(f"{wanted} {lam!r}.")
+    if isinstance(lam, bool) or not isinstance(lam, (str, Real)):
+        hint = " Of a tensor with one number, give `lam.item()`." if isinstance(lam, Tensor) else ""
+        raise TypeError(f"{wanted} {lam!r}.{hint}")
     if not isinstance(lam, str):
         check_number("lam", lam, at_least=0)
-    elif lam != "auto":
-        raise ValueError(f"Expected argument `lam` to be a number of at least 0 or 'auto' but got {lam!r}.")
 
 
 class LamAttribute:

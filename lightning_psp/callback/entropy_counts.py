@@ -210,7 +210,10 @@ class EntropyCounts:
 
     def _check_highest(self) -> None:
         if self._num_classes is not None and self._highest >= self._num_classes:
-            self.give_up(f"a class label is {self._highest}, where {self._num_classes - 1} is the highest allowed")
+            self.give_up(
+                f"a class label is {self._highest}, where {self._num_classes - 1} is the highest allowed by"
+                " `num_classes`, which by default is the number of logits"
+            )
 
     def _has_place_for(self, num_classes: int, units: int) -> bool:
         size = 8 * num_classes * (units + sum(self._units.values()))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_psp.callback.entropy_counts import EntropyCounts
 from lightning_psp.callback.step import Step
-from lightning_psp.callback.targets import Target, find_target
+from lightning_psp.callback.targets import Target, describe, find_target
 from lightning_psp.capture.origin import Potential
 from lightning_psp.functional.arguments import check_choice
 from lightning_psp.functional.estimate import EntropyEstimate
@@ -74,8 +74,8 @@ class EntropyMeasure:
         target = find_target(batch, self._target)
         if target is None:
             self._counts.give_up(
-                "no class labels, a tensor [batch] of an integer type, were found in a batch: say with `target` where"
-                " they are"
+                "no class labels, a tensor [batch] of an integer type, were found in a batch, which is"
+                f" {describe(batch)}: say with `target` where they are"
             )
         else:
             self._counts.start_batch(target)

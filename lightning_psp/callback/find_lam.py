@@ -146,6 +146,7 @@ def find_lam(
                 if trainer.interrupted:
                     raise KeyboardInterrupt
                 found.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+                has_validation = trainer.enable_validation
             if monitor not in found[-1] and len(found) > 1:
                 raise ValueError(
                     "Expected arguments `train_dataloaders` and `val_dataloaders` to start again for each training, as"
@@ -156,7 +157,7 @@ def find_lam(
                 own_names = ", ".join(name for name in found[-1] if not name.startswith(_OF_THIS_PACKAGE))
                 raise ValueError(
                     f"Expected argument `monitor` to be a value that the module logs in each epoch but got {monitor!r}."
-                    f" Logged were {own_names or 'none'}."
+                    f" Logged were {own_names or 'none'}.{_reason(trainer, has_validation)}"
                 )
     names = dict.fromkeys(name for values in found for name in values)
     values = {name: tuple(each.get(name, math.nan) for each in found) for name in names}
@@ -164,6 +165,16 @@ def find_lam(
     if search.is_undecided:
         rank_zero_warn(f"find_lam cannot choose λ: {monitor!r} is the same for every λ. Train longer, by `epochs`.")
     return search
+
+
+def _reason(trainer: Trainer, has_validation: bool) -> str:
+    """Why a value may not have been logged; empty where nothing tells."""
+    if trainer.barebones:
+        return " A trainer with `barebones=True` logs nothing."
+    if trainer.limit_train_batches == 0:
+        return " A trainer with `limit_train_batches=0` does not train."
+    no_validation = " There was no validation: give `val_dataloaders`, and a `limit_val_batches` above 0."
+    return "" if has_validation else no_validation
 
 
 def _checked_lams(lams: Any) -> list[float]:

@@ -48,9 +48,10 @@ class LamSearch:
         shown = {self.monitor: self.monitor, "psp/z2_val": "⟨z²⟩ of the validation data"}
         columns = {title: self.values[name] for name, title in shown.items() if name in self.values}
         widths = {title: max(10, len(title)) for title in columns}
+        digits = {title: _digits(values) for title, values in columns.items()}
         lines = [f"{'λ':>8}" + "".join(f"  {title:>{widths[title]}}" for title in columns)]
         for place, lam in enumerate(self.lams):
-            cells = (f"  {values[place]:>{widths[title]}.4g}" for title, values in columns.items())
+            cells = (f"  {values[place]:>{widths[title]}.{digits[title]}g}" for title, values in columns.items())
             lines.append(f"{lam:>8g}" + "".join(cells))
         return "\n".join([*lines, self._advice()])
 
@@ -134,8 +135,18 @@ class LamSearch:
             if chosen > 0 and not self.is_undecided:
                 panel.axvline(chosen, color="#0072B2", linestyle="--", label=f"suggestion: {chosen:g}")
             panel.set_xscale("log")
+            panel.margins(y=0.1)  # the line of λ = 0 is mostly the highest, and would lie next to the frame
             panel.set_xlabel("λ")
             panel.set_ylabel("⟨z²⟩ of the validation data" if name == "psp/z2_val" else name)
             tidy(panel)
         axes[0].legend(frameon=False)
         return axes[0].figure, tuple(axes)
+
+
+def _digits(values: Sequence[float]) -> int:
+    """Significant digits that tell values apart: four, or a few more where those are needed."""
+    finite = {value for value in values if math.isfinite(value)}
+    for digits in range(4, 8):
+        if len({f"{value:.{digits}g}" for value in finite}) == len(finite):
+            return digits
+    return 8

@@ -14,7 +14,7 @@ from lightning_psp.callback.histograms import write_histograms
 from lightning_psp.callback.layer_metrics import LayerMetrics
 from lightning_psp.callback.loss_scales import LossScales
 from lightning_psp.callback.reports import Reports
-from lightning_psp.callback.settings import EntropySettings, Settings
+from lightning_psp.callback.settings import EntropySettings, Settings, changed_argument
 from lightning_psp.callback.step import Seen
 from lightning_psp.callback.step_log import finish_row, is_logging_step, log_step, step_values
 from lightning_psp.callback.strength import Strength
@@ -105,7 +105,8 @@ class PSPCallback(OnlyOne):
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[PSPCallback(lam=1e-3)], logger=False, accelerator="cpu")
 
-    A Trainer takes one such callback; `layer_lam` gives layers different strengths.
+    A Trainer takes one such callback; `layer_lam` gives layers different strengths. `lam`, `schedule` and `histograms`
+    may be changed at any time, the other arguments not.
     """
 
     lam = LamAttribute()
@@ -138,26 +139,28 @@ class PSPCallback(OnlyOne):
         check_bool("histograms", histograms)
         self.lam = lam
         self.schedule = make_schedule(schedule)
-        self._layer_factor = LayerFactors({} if layer_lam is None else layer_lam)
-        self.layer_lam = self._layer_factor.by_pattern
+        self.layer_lam = LayerFactors({} if layer_lam is None else layer_lam).by_pattern
         self.selection = LayerSelection(include, exclude, output)
         self.reduction: Reduction = reduction
         self.activations = activations
-        self.num_classes = num_classes
-        self.target = target
         self.entropy_term = EntropySettings(entropy_weight, entropy_temperature, target, num_classes, entropy_unit)
-        self.log_layers = log_layers
         self.histograms = histograms
-        self._settings = Settings(self.selection, self.reduction, self._layer_factor, self.entropy_term)
+        self._settings = Settings(self.selection, reduction, LayerFactors(self.layer_lam), self.entropy_term)
         self._say = OnceAFit()
         self._reports = Reports(self._say, self._settings)
         self._entropy = EntropyMeasure(entropy, entropy_unit, num_classes, target, self._say)
         self._epochs = Epochs(self._entropy, log_layers)
-        self._strength = Strength()
-        self._loss_scales = LossScales()
+        self._strength, self._loss_scales = Strength(), LossScales()
         self._samples: dict[str, Tensor] = {}
         self._watch: Watch | None = None
         self._seen = Seen()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses to change an argument that is read only once."""
+        if "_seen" in vars(self) and name in self._arguments:  # the last attribute that is made
+            value = changed_argument(name, value)
+            self._arguments = self._arguments | {name: value}
+        super().__setattr__(name, value)
 
     def __repr__(self) -> str:
         arguments = {**self._arguments, "lam": self.lam}
@@ -318,7 +321,7 @@ class PSPCallback(OnlyOne):
         means = self._finish_epoch(trainer, pl_module, "train")
         if self.histograms:
             write_histograms(trainer, pl_module, self._samples)
-            self._samples = {}
+        self._samples = {}
         if not self._seen.has_trained:  # resumed at the end of an epoch
             return
         if self._seen.layers or not means:
@@ -333,10 +336,8 @@ class PSPCallback(OnlyOne):
     # --- evaluation ------------------------------------------------------------------------------------------------
 
     def _start_evaluation(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
-        if self._watch is None and trainer.state.fn == "fit":
-            self._attach_late(trainer, pl_module)
-        elif self._watch is None:
-            self._attach(trainer, pl_module)
+        if self._watch is None:
+            (self._attach_late if trainer.state.fn == "fit" else self._attach)(trainer, pl_module)
         self._epochs.start_evaluation(trainer, stage)
 
     def on_validation_batch_start(
@@ -368,12 +369,11 @@ class PSPCallback(OnlyOne):
     def _end_evaluation_batch(self, trainer: Trainer, stage: Stage) -> None:
         if self._watch is None or trainer.sanity_checking:
             return
-        step = self._watch.finish()
-        # A network may have other layers in training than in the validation between its epochs.
-        if trainer.state.fn != "fit":
+        step, is_alone = self._watch.finish(), trainer.state.fn != "fit"
+        if is_alone:  # a network may have other layers in training than in the validation between its epochs
             self._seen.add_layers(step.layers)
         if self._seen.layers:
-            self._reports.check_layers(self._seen, has_seen_all=trainer.state.fn != "fit")
+            self._reports.check_layers(self._seen, has_seen_all=is_alone)
         self._epochs.add(stage, step)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -110,7 +110,14 @@ class Reports:
             self._tell_of_nothing(seen, lam)
 
     def _tell_of_nothing(self, seen: Seen, lam: float) -> None:
-        if lam > 0 and not seen.penalised:
+        if seen.chosen and not any(map(self._settings.layer_factor, seen.chosen)):
+            self._say(
+                "nothing",
+                f"PSPCallback watches {len(seen.chosen)} layers and penalises none, for `layer_lam` gives each of them"
+                " the factor 0.",
+                is_warning=False,
+            )
+        elif lam > 0 and not seen.penalised:
             self._say(
                 "nothing",
                 "A backward pass reached no potential between trained parameters and its loss: no penalty was added to"
@@ -199,6 +206,13 @@ class Reports:
                 "PSPCallback(lam='auto') has added no penalty: in every step the gradient of the loss or that of the"
                 " penalty by the trained parameters was 0, NaN or infinite. Look at the loss, at `requires_grad` and at"
                 " the layers, or give a number for `lam`.",
+            )
+        if seen.chosen and seen.lam == 0.0 and not (self.has_told_of_first_step or lacks_lam):
+            self._say(
+                "no λ yet",
+                f"PSPCallback watches {len(seen.chosen)} layers and has penalised none, for the schedule's factor on λ"
+                " was 0 up to now.",
+                is_warning=False,
             )
         adds_gradients = seen.lam != 0.0 or self._settings.has_entropy_term
         if adds_gradients and not (seen.penalised or seen.with_entropy):

@@ -9,10 +9,11 @@ import torch
 
 from lightning_psp.callback.targets import Target, check_target, describe, find_target
 from lightning_psp.capture.selection import LayerFactors, LayerSelection
-from lightning_psp.functional.arguments import check_integer, check_number
+from lightning_psp.functional.arguments import check_bool, check_integer, check_number
 from lightning_psp.functional.reductions import Reduction
 from lightning_psp.functional.validation import Unit
 from lightning_psp.gradient.class_states import BatchClasses
+from lightning_psp.schedules import make_schedule
 
 
 @dataclass(frozen=True)
@@ -89,3 +90,34 @@ class Settings:
     def has_entropy_term(self) -> bool:
         """Whether there is an entropy term."""
         return self.entropy.weight != 0.0
+
+
+def changed_argument(name: str, value: Any) -> Any:
+    """The value of an argument of the callback that is changed after it was made.
+
+    Args:
+        name: the argument.
+        value: its new value.
+
+    Returns:
+        What the callback keeps of it.
+
+    Raises:
+        AttributeError: if the argument is read only when the callback is made.
+        TypeError: if the value is of the wrong type.
+        ValueError: if it is outside what is allowed.
+
+    Example:
+        >>> changed_argument("schedule", "warmup")
+        WarmUp(steps=None)
+    """
+    if name == "schedule":
+        return make_schedule(value)
+    if name == "histograms":
+        check_bool(name, value)
+    elif name != "lam":
+        raise AttributeError(
+            f"PSPCallback reads `{name}` when it is made: make a new one, PSPCallback({name}={value!r}). `lam`,"
+            " `schedule` and `histograms` may be changed at any time."
+        )
+    return value

@@ -109,7 +109,7 @@ class LayerFactors:
         by_pattern: glob pattern on layer names to factor, 0 or more.
 
     Raises:
-        TypeError: if `by_pattern` is no mapping to numbers.
+        TypeError: if `by_pattern` is no mapping from strings to numbers.
         ValueError: if a factor is negative.
 
     Example:
@@ -127,6 +127,8 @@ class LayerFactors:
                 f"Expected argument `layer_lam` to map glob patterns to factors but got {self.by_pattern!r}."
             )
         for pattern, factor in self.by_pattern.items():
+            if not isinstance(pattern, str):
+                raise TypeError(f"Expected argument `layer_lam` to have glob patterns as keys but got {pattern!r}.")
             check_number(f"layer_lam[{pattern!r}]", factor, at_least=0)
         object.__setattr__(self, "by_pattern", dict(self.by_pattern))
 

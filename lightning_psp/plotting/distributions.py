@@ -11,11 +11,22 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from lightning_psp.plotting.style import check_kind, explain, given_axes, in_lines, legend_above, new_axes, styles, tidy
+from lightning_psp.plotting.style import (
+    check_kind,
+    explain,
+    given_axes,
+    in_lines,
+    label_plainly,
+    legend_above,
+    new_axes,
+    styles,
+    tidy,
+)
 
 _SHARE_SHOWN = 0.9995
 _LEAST_SHOWN = 1e-5  # density, as a share of the largest one
 _LEAST_BINS = 40
+_FEW = 100.0  # times the lowest density
 _HISTOGRAMS = "histograms, dicts with `counts` (such as `torch.histc(z, 200, -limit, limit)`), `limit` and `beyond`,"
 
 
@@ -124,6 +135,9 @@ def _draw_layer(axes: Axes, histograms: Mapping[str, Mapping[str, Any]]) -> None
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.set_yscale("log")
     axes.set_ylim(bottom=max(least, axes.get_ylim()[0]))
+    lowest, highest = axes.get_ylim()
+    if highest < _FEW * lowest:  # there may be no power of ten between them
+        label_plainly(axes.yaxis, (lowest, highest))
     axes.yaxis.set_minor_formatter(NullFormatter())
     tidy(axes)
 

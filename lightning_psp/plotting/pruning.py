@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Sized
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -39,8 +40,8 @@ def plot_pruning(
         The figure and the axes.
 
     Raises:
-        TypeError: if `arms` are no pairs by label.
-        ValueError: if `arms` or one of them is empty, or a sparsity is not from 0 to less than 1.
+        TypeError: if `arms` are no pairs of numbers by label.
+        ValueError: if `arms` or one of them is empty, a sparsity is not from 0 to less than 1, or no error is finite.
 
     Example:
         >>> arms = {"LOBSTER": [(0.0, 0.8), (0.9, 0.8), (0.98, 0.9)], "one-shot": [(0.9, 1.0), (0.9, 1.2)]}
@@ -59,6 +60,11 @@ def plot_pruning(
                     "Expected argument `arms` to be pairs of sparsity and error, such as (0.9, 1.2), but got"
                     f" {point!r}."
                 )
+            if not all(map(_is_number, point)):
+                raise TypeError(
+                    "Expected argument `arms` to have numbers as sparsity and error, several errors at one sparsity as"
+                    f" several pairs, but got {point!r}."
+                )
     if not arms:
         raise ValueError("Expected argument `arms` to have at least one way of pruning but got none.")
     empty = [label for label, points in arms.items() if len(points) == 0]
@@ -69,6 +75,8 @@ def plot_pruning(
     outside = [share for points in arms.values() for share, _ in points if not 0 <= share < 1]
     if outside:
         raise ValueError(f"Expected the sparsities of `arms` to be from 0 to less than 1 but got {outside[0]}.")
+    if not any(np.isfinite(value) for points in arms.values() for _, value in points):
+        raise ValueError("Expected argument `arms` to have a finite error but got none.")
     axes = new_axes(1, (7.2, 4.4))[0] if ax is None else given_axes(ax, 1, "the arms")[0]
     axes.set_xscale("log")
     axes.invert_xaxis()  # before there is a single sparsity, of which matplotlib inverts no interval
@@ -94,6 +102,13 @@ def plot_pruning(
     axes.legend(handles[::-1], labels[::-1], frameon=False, handlelength=3)
     tidy(axes)
     return axes.figure, axes
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return not isinstance(value, str) and isinstance(float(value), float)
+    except (TypeError, ValueError):
+        return False
 
 
 def _label_shares(axes: Axes) -> None:

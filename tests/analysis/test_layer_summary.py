@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import DataLoader
 
 from lightning_psp import layer_summary
 from lightning_psp.analysis import SummarisedLayer
@@ -205,3 +206,9 @@ def test_what_is_refused(images):
         layer_summary(network().eval(), images[:0])
     with pytest.raises(ValueError, match=r"No layer is left .* are: norm, fc, head\."):
         layer_summary(network(), images, exclude=("*",))
+    for batch in ((images, images), [images], DataLoader(images)):
+        kind = type(batch).__name__
+        with pytest.raises(TypeError, match=rf"one argument, a {kind}, and failed\. .* such as `batch\[0\]`"):
+            layer_summary(network(), batch)
+    with pytest.raises(RuntimeError, match="Kernel size"):
+        layer_summary(network(), images[:, :1, :1])

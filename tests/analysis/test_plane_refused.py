@@ -78,6 +78,8 @@ def test_state_dicts(scene):
         ValueError, match=r"`first` .* has not: epoch, state_dict. .* use `first=checkpoint\['state_dict'\]`"
     ):
         loss_plane(network, {"epoch": 3, "state_dict": first}, second, data)
+    with pytest.raises(ValueError, match=r"has not: net\..*of a module around `module`: give that, or the `state_dict"):
+        loss_plane(network, {f"net.{name}": value for name, value in first.items()}, second, data)
     without = {name: value for name, value in second.items() if name != "fc2.bias"}
     with pytest.raises(ValueError, match=r"`second` to hold 'fc2.bias' but got none"):
         loss_plane(network, first, without, data)

@@ -1,5 +1,8 @@
 """Bad arguments are refused with what was got and what is allowed; patterns that match nothing list the layers."""
 
+from copy import copy
+from inspect import signature
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +23,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` 
         ({"lam": float("nan")}, ValueError, ("lam", "nan")),
         ({"lam": float("inf")}, ValueError, ("lam", "inf")),
         ({"lam": "big"}, ValueError, ("lam", "'big'", "number of at least 0 or 'auto'")),
-        ({"lam": True}, TypeError, ("lam", "True")),
+        ({"lam": True}, TypeError, ("lam", "'auto'", "True")),
+        ({"lam": None}, TypeError, ("lam", "'auto'", "None")),
+        ({"lam": torch.tensor(0.1)}, TypeError, ("lam", "tensor(0.1", "lam.item()")),
         ({"schedule": "exponential"}, ValueError, ("schedule", "exponential", "cosine")),
         ({"schedule": 3}, TypeError, ("schedule", "3")),
         (
@@ -30,6 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` 
         ),
         ({"entropy": None}, TypeError, ("such as (1, 2), or () for none, but got None",)),
         ({"layer_lam": {"conv*": -2}}, ValueError, ("layer_lam", "conv*", "-2")),
+        ({"layer_lam": {1: 2.0}}, TypeError, ("layer_lam", "patterns", "1")),
         ({"layer_lam": ["conv*"]}, TypeError, ("layer_lam", "conv*")),
         ({"include": "conv*"}, TypeError, ("include", "conv*", "sequence")),
         ({"include": ()}, ValueError, ("include",)),
@@ -75,8 +81,36 @@ def test_numbers_of_numpy_will_do(kind):
     assert (callback.lam, type(callback.lam)) == (1.0, float)
     with pytest.raises(ValueError, match="`lam` to be a finite number of at least 0 but got"):
         callback.lam = kind(-1)
-    with pytest.raises(TypeError, match="`lam` to be a number but got"):
+    with pytest.raises(TypeError, match="`lam` to be a number of at least 0 or 'auto' but got"):
         callback.lam = np.array([kind(1)])
+
+
+CHANGEABLE = {"lam": 0.5, "schedule": Cosine(), "histograms": True}
+
+
+@pytest.mark.parametrize("argument", [name for name in signature(PSPCallback).parameters if name not in CHANGEABLE])
+def test_an_argument_that_is_read_once_cannot_be_changed(argument):
+    callback = PSPCallback()
+    before = repr(callback)
+    with pytest.raises(AttributeError, match=rf"a new one, PSPCallback\({argument}=1\)\. `lam`, `schedule` and"):
+        setattr(callback, argument, 1)
+    assert repr(callback) == before
+
+
+def test_arguments_that_are_read_again_can_be_changed_and_show():
+    callback = PSPCallback()
+    copied = copy(callback)
+    for argument, value in CHANGEABLE.items():
+        setattr(callback, argument, value)
+        assert getattr(callback, argument) == value
+        assert f"{argument}={value!r}" in repr(callback)
+        assert f"{argument}={value!r}" not in repr(copied)
+    callback.schedule = "warmup"
+    assert callback.schedule == WarmUp()
+    with pytest.raises(ValueError, match="schedule"):
+        callback.schedule = "late"
+    with pytest.raises(TypeError, match="histograms"):
+        callback.histograms = 1
 
 
 def test_unknown_argument():

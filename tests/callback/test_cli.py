@@ -80,7 +80,7 @@ def test_the_entropy_term(tmp_path, written, target):
 def test_the_key_of_the_labels(tmp_path):
     without_entropy = CALLBACK.replace("entropy: [1, 2]", "entropy: []")
     _, callback = run(tmp_path, without_entropy + "  target: labels\n")
-    assert callback.target == "labels"
+    assert callback.entropy_term.target == "labels"
 
 
 def test_lam_is_auto_by_name(tmp_path):

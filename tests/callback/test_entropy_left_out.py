@@ -46,6 +46,15 @@ def test_regression_models_are_left_in_peace(dtype, part, caplog):
     assert part in message
 
 
+def test_what_the_batch_was_is_said_where_no_labels_were_found(caplog):
+    _, features, labels = data()
+    triples = DataLoader(TensorDataset(features, labels, labels.double()), batch_size=BATCH)
+    with caplog.at_level(logging.INFO):
+        quiet_trainer(PSPCallback()).validate(module_of(Regression), triples, verbose=False)
+    (message,) = messages(caplog)
+    assert "were found in a batch, which is a list of 3: say with `target` where they are" in message
+
+
 def test_orders_that_were_asked_for_are_an_error_without_labels():
     module, trainer = module_of(Regression), quiet_trainer(PSPCallback(entropy=(1,)))
     before = traces(trainer, module)

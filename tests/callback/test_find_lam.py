@@ -318,6 +318,7 @@ def test_a_training_that_blows_up_is_not_suggested():
 
 
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 def test_bad_arguments():
     module = make()
     for lams in ((), (0.0, 1.0), (-1.0,), (math.inf,)):
@@ -338,8 +339,11 @@ def test_bad_arguments():
         find_lam(trainer(), module, *loaders(), mode="lowest")
     with pytest.raises(ValueError, match=r"`monitor`.*'accuracy'.*val_error"):
         find_lam(trainer(), module, *loaders(), epochs=1, monitor="accuracy")
-    with pytest.raises(ValueError, match=r"Logged were none\.$"):
+    with pytest.raises(ValueError, match=r"Logged were none\. There was no validation: give `val_dataloaders`"):
         find_lam(trainer(), module, loaders()[0], epochs=1)
+    for settings in ({"barebones": True}, {"limit_train_batches": 0}):
+        with pytest.raises(ValueError, match=rf"Logged were .*`{next(iter(settings))}=(True|0)`"):
+            find_lam(trainer(**settings), module, *loaders(), epochs=1)
     with pytest.raises(TypeError, match="`monitor` to be the name of a logged value but got 5"):
         find_lam(trainer(), module, *loaders(), monitor=5)
     for monitor in ("psp/z2_val", "psp_z2_val/network.0"):

@@ -121,6 +121,19 @@ def test_a_schedule_that_starts_low_is_told_from_a_small_strength(caplog):
     assert share > 0.001
 
 
+def test_a_schedule_that_has_not_begun_says_that_nothing_is_penalised_yet(caplog):
+    messages, _ = fitted(made(Classifier), PSPCallback(lam=0.25, schedule=WarmUp(steps=4)), caplog, max_steps=1)
+    nothing = "PSPCallback watches 3 layers and has penalised none, for the schedule's factor on λ was 0 up to now."
+    assert messages == [nothing]
+
+
+def test_factors_of_zero_say_that_they_penalise_nothing(caplog):
+    messages, _ = fitted(made(Classifier), PSPCallback(lam=0.25, layer_lam={"*": 0}), caplog, max_epochs=2)
+    assert messages == [
+        "PSPCallback watches 3 layers and penalises none, for `layer_lam` gives each of them the factor 0."
+    ]
+
+
 def test_a_strength_that_was_found_is_rounded(caplog):
     (message,), _ = fitted(made(Classifier), PSPCallback(lam="auto", schedule=WarmUp(steps=4)), caplog, max_epochs=2)
     of_full = re.search(r"with λ = (\S+) in this step, of (\S+) \(auto", message)

@@ -64,3 +64,10 @@ def test_a_search_is_printed_as_a_table_with_what_it_suggests(losses, said):
     assert title.split() == ["λ", "val_loss", "⟨z²⟩", "of", "the", "validation", "data"]
     assert [row.split()[::2] for row in rows] == [["0", "9"], ["0.01", "7"], ["0.1", "3"], ["1", "0.25"]]
     assert advice == said
+
+
+def test_values_that_differ_are_printed_differently():
+    search = LamSearch((0.0, 0.1, 1.0), {"val_loss": (2.2541, 2.2540, 2.2542), "z": (1.0, 1.0, 1.0)}, "val_loss", "min")
+    assert [line.split()[-1] for line in str(search).splitlines()[1:4]] == ["2.2541", "2.254", "2.2542"]
+    even = LamSearch((0.0, 1.0), {"val_loss": (2.25411, 2.25411)}, "val_loss", "min")
+    assert str(even).splitlines()[1].split()[-1] == "2.254111"[:5]

@@ -64,6 +64,14 @@ def test_rare_values_do_not_stretch_the_axis_of_densities(tail, least):
     assert bottom == pytest.approx(least * largest, rel=0.4)
 
 
+def test_densities_without_a_power_of_ten_between_them_have_numbers():
+    figure, (axes,) = plot_distributions({"even": {"fc": {"limit": 1.0, "beyond": 0, "counts": [90, 110] * 20}}})
+    figure.canvas.draw()
+    low, high = axes.get_ylim()
+    labels = [text.get_text() for text in axes.get_yticklabels() if low <= text.get_position()[1] <= high]
+    assert len([label for label in labels if label]) >= 2
+
+
 def test_three_techniques_in_given_axes():
     axes = Figure().subplots(1, 2)
     layers = {"conv1": histogram(0.2), "fc1": histogram(0.3)}

@@ -76,6 +76,8 @@ def test_bad_input():
         plot_pruning({})
     with pytest.raises(ValueError, match=r"less than 1 but got 98\.0"):
         plot_pruning({"a": [(98.0, 1.0)]})
+    with pytest.raises(ValueError, match="to have a finite error but got none"):
+        plot_pruning({"a": [(0.5, float("nan"))]})
     with pytest.raises(ValueError, match="at least one sparsity and error but got none for 'b'"):
         plot_pruning({"a": [(0.5, 1.0)], "b": []})
 
@@ -87,6 +89,11 @@ def test_other_kinds_are_an_error():
         plot_pruning([])
     for point in (0.5, (0.1,), "ab"):
         with pytest.raises(TypeError, match=rf"pairs of sparsity and error, .* but got {re.escape(repr(point))}\."):
+            plot_pruning({"a": [point]})
+    for point in ((0.5, [4.0, 5.0]), ("0.5", 4.0), (0.5, None)):
+        with pytest.raises(
+            TypeError, match=rf"to have numbers as .* several pairs, but got {re.escape(repr(point))}\."
+        ):
             plot_pruning({"a": [point]})
     with pytest.raises(TypeError, match="`arms` to be a dict of sequences of pairs but got float"):
         plot_pruning({"a": 0.5})
