@@ -13,6 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from lightning_psp.plotting.style import check_kind, given_axes, label_plainly, new_axes, styles, tidy
 
+FEW_MARKS = 5
 MOST_MARKS = 11  # labels of the horizontal axis that stand side by side: 0 to 99.9
 
 
@@ -47,7 +48,7 @@ def plot_pruning(
         >>> arms = {"LOBSTER": [(0.0, 0.8), (0.9, 0.8), (0.98, 0.9)], "one-shot": [(0.9, 1.0), (0.9, 1.2)]}
         >>> figure, axes = plot_pruning(arms)
         >>> axes.get_xlabel()
-        'pruned weights (%)'
+        'pruned weights (%), log scale of those left'
     """
     check_kind(
         "arms", arms, Mapping, "a dict of pairs of sparsity and error by label, such as {'LOBSTER': [(0.9, 1.2)]},"
@@ -92,7 +93,7 @@ def plot_pruning(
         bars = deviations if any(deviations) else None
         axes.errorbar(left, means, bars, label=label, capsize=3, linewidth=1.6, markersize=4.5, **style)
     _label_shares(axes)
-    axes.set_xlabel("pruned weights (%)")
+    axes.set_xlabel("pruned weights (%), log scale of those left")
     if log_scale and all(value > 0 for points in arms.values() for _, value in points):
         axes.set_yscale("log")
         label_plainly(axes.yaxis)
@@ -114,15 +115,22 @@ def _is_number(value: Any) -> bool:
 def _label_shares(axes: Axes) -> None:
     """Labels the axis of what is left with what is pruned: 0, 50, 80, 90, 95, 98, 99 and so on, or between these."""
     lowest, highest = axes.xaxis.get_data_interval()
-    marks = [1.0] + [factor * 10.0**-power for power in range(1, 8) for factor in (5, 2, 1)]
+    marks = _marks(lowest, highest, (5, 2, 1))
     if lowest == highest:
         axes.xaxis.set_major_locator(FixedLocator([lowest]))
     elif sum(lowest <= mark <= highest for mark in marks) < 2:
         axes.xaxis.set_major_locator(MaxNLocator(6))
     else:
-        shown = [mark for mark in marks if 0.8 * lowest <= mark <= 1.01 * max(highest, 0.5)]
-        if len(shown) > MOST_MARKS:  # over many decades 0, 90, 99, …, with more and more digits
-            shown = [mark for mark in shown if f"{mark:e}"[0] == "1"]
-        axes.xaxis.set_major_locator(FixedLocator(shown))
+        if len(marks) > MOST_MARKS:  # over many decades 0, 90, 99, …, with more and more digits
+            marks = [mark for mark in marks if f"{mark:e}"[0] == "1"]
+        elif len(marks) < FEW_MARKS:  # 0, 30, 50, 70, 80, 85, 90, …
+            marks = _marks(lowest, highest, (7, 5, 3, 2, 1.5, 1))
+        axes.xaxis.set_major_locator(FixedLocator(marks))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * (1 - share):.10g}"))
     axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _marks(lowest: float, highest: float, factors: Sequence[float]) -> list[float]:
+    """Shares of what is left that are marked, next to an interval of them."""
+    marks = [1.0] + [factor * 10.0**-power for power in range(1, 8) for factor in factors]
+    return [mark for mark in marks if 0.8 * lowest <= mark <= 1.01 * max(highest, 0.5)]

@@ -52,6 +52,14 @@ def test_sparsities_between_the_usual_marks_have_numbers(shares):
     )
 
 
+def test_less_than_a_decade_has_labels_all_along():
+    figure, axes = plot_pruning({"LOBSTER": [(0.0, 0.8), (0.5, 0.9), (0.87, 1.0)]})
+    figure.canvas.draw()
+    low, high = sorted(axes.get_xlim())
+    shown = [label.get_text() for label in axes.get_xticklabels() if low <= label.get_position()[0] <= high]
+    assert shown == ["0", "30", "50", "70", "80", "85"]
+
+
 def test_the_first_arm_stands_out():
     _, axes = plot_pruning(ARMS)
     colours = {bars.get_label(): bars[0].get_color() for bars in axes.containers}
