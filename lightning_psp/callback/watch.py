@@ -82,7 +82,7 @@ class Watch:
         self._on_unseen_backward = on_unseen_backward
         self._measure = measure
         self._classes: BatchClasses | None = None  # of the batch of the running training step
-        self._witnessed: set[frozenset[str]] = set()  # the layers of steps whose graph was searched
+        self._witnessed: set[tuple[int, bool, frozenset[str]]] = set()  # the layers of passes whose graph was searched
         self._injector = Injector(
             settings.reduction,
             settings.layer_factor,
@@ -258,6 +258,7 @@ class Watch:
         """
         if self._is_running:  # with manual optimisation
             self._capture.settle([self._capture.edge_of(loss)])
+            self._bear_witness(has_ended=False)
         if self._injector.is_armed:  # the pass before has failed, which its caller has caught
             self._injector.take_sums()
             self._injector.disarm(has_failed=True)
@@ -358,11 +359,11 @@ class Watch:
                 refuse_split_units(self._trainer)
             self._measure.give_up("units of a layer are split over processes (tensor parallelism)")
 
-    def _bear_witness(self) -> None:
-        layers = frozenset(potential.layer for potential in self._capture.potentials)
+    def _bear_witness(self, *, has_ended: bool = True) -> None:
+        layers = len(self._passes), has_ended, frozenset(potential.layer for potential in self._capture.potentials)
         if layers not in self._witnessed:
             self._witnessed.add(layers)
-            self._unseen = self._unseen or self._capture.unseen_message()
+            self._unseen = self._unseen or self._capture.unseen_message(has_ended=has_ended)
 
     def _check_backward(self, takes_some: bool) -> None:
         if self._injector.is_armed:

@@ -354,11 +354,11 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             self.on_outputs()
             self._has_news = False
 
-    def unseen_message(self) -> str:
-        """What to tell of what could not be seen; empty if nothing is to be told."""
+    def unseen_message(self, *, has_ended: bool = True) -> str:
+        """What to tell of what could not be seen; empty if nothing is to be told, and before a step has ended."""
+        self._witness.look(self._ledger.potentials, *self._settlement.unlisted())
         lacks_output = self._settlement.lacks_output and not self.fused
-        unlisted, functions = ([], []) if lacks_output else self._settlement.unlisted()
-        return self._witness.message(self._ledger.potentials, lacks_output, unlisted, functions)
+        return self._witness.message(self._ledger.potentials, lacks_output) if has_ended else ""
 
     def edge_of(self, tensor: Tensor) -> Edge:
         """Where a tensor is in the graph."""

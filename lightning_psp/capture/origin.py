@@ -192,6 +192,7 @@ class Origin:
     weighings = 0  # how many weights have come one after another
     is_pooled = False  # whether it was summed, averaged or pooled
     is_bent = False  # whether it is no linear function of what the source's weights gave
+    is_biased = False  # whether it is the sum of its parent and a weight
     is_guarded = False  # whether it is a function of what a bound keeps away from 0
     threshold: float | None = None  # the number with which another tensor was compared to make this mask
     made_of = WEIGHED

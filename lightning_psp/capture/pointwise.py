@@ -117,12 +117,14 @@ class Pointwise:
             is_multiple = is_mask or (step == LINEAR and not has_weights)
             keeps_potential = step == LINEAR or func in BOUNDS
             threshold = _threshold(func, args)
-            keeps_from_zero = is_guard and any(0 < abs(bound) <= _NEXT_TO_ZERO for bound in _numbers(args, kwargs))
+            keeps_from_zero = is_guard and any(map(_is_next_to_zero, _numbers(args, kwargs)))
+            is_biased = is_sum and has_weights
 
             def note_function(result: Tensor) -> None:
                 self._note_function(result, origin, step, is_multiple, keeps_potential)
-                if keeps_from_zero or threshold is not None:
+                if keeps_from_zero or threshold is not None or is_biased:
                     derived = self._origins.of(result)
+                    derived.is_biased = is_biased
                     derived.is_guarded, derived.threshold = derived.is_guarded or keeps_from_zero, threshold
 
             return None, note_function
@@ -227,6 +229,9 @@ class Pointwise:
         if role in (Role.ARITHMETIC, Role.POINTWISE):
             return self.compute(func, role, args, kwargs)
         if func is Tensor.__setitem__ and is_masking(func, args):
+            moved = self._moved_by_mask(args)
+            if moved is not None:
+                return None, lambda result: self._note_function(result, moved, POLYNOMIAL, False, True)
             is_number = len(args) > 2 and isinstance(args[2], (int, float))
             return self.compute(func, Role.POINTWISE, args if is_number else args[:2], kwargs)
         tensor = args[0] if args else kwargs.get("input")
@@ -242,6 +247,15 @@ class Pointwise:
             derived.unit_dim = 1 if origin is None else origin.unit_dim
 
         return None, note
+
+    def _moved_by_mask(self, args: tuple[Any, ...]) -> Origin | None:
+        """The tensor that a mask of its own moves away from 0: ``z[z < 1e-8] += 1e-8``, a bound, too."""
+        tensor, mask, value = (self._origins.find(argument) for argument in args)
+        if tensor is None or mask is None or mask.parent is not tensor or not _is_next_to_zero(mask.threshold):
+            return None
+        while value is not None and value is not tensor:
+            value = value.whole
+        return value
 
 
 def _note_nothing(result: Tensor) -> None:
@@ -261,6 +275,10 @@ def _is_guard(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
     """Whether a call bounds values on one side by a number other than 0, as for a logarithm or a quotient."""
     bounds = [bound for bound in (*args[1:], *kwargs.values()) if bound is not None]
     return func in BOUNDS and len(bounds) == 1 and isinstance(bounds[0], (int, float)) and bounds[0] != 0
+
+
+def _is_next_to_zero(bound: float | None) -> bool:
+    return bound is not None and 0 < abs(bound) <= _NEXT_TO_ZERO
 
 
 def _numbers(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[float]:
@@ -286,7 +304,7 @@ def _guarded_by_mask(
     tensor, mask = made if made[0].threshold is None else reversed(made)
     numbers = _numbers(args, kwargs)
     threshold = mask.threshold
-    if threshold is None or mask.parent is not tensor or len(numbers) != 1 or not 0 < abs(threshold) <= _NEXT_TO_ZERO:
+    if mask.parent is not tensor or len(numbers) != 1 or not _is_next_to_zero(threshold):
         return None
     return tensor if numbers[0] == threshold or (numbers[0] == 0 and tensor.is_guarded) else None
 

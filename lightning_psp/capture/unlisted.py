@@ -48,11 +48,14 @@ def _weighing_past(
     losses: Sequence[Edge], potentials: Iterable[Potential[Any]]
 ) -> Iterator[tuple[Any, list[nn.Parameter]]]:
     """The nodes that map by weights, and those weights, between losses and all potentials."""
+    potentials = [*potentials]
     known = set().union(*map(_edges_of, potentials))
+    # Where a backward pass has let go of what nonlinearities gave.
+    entering = {potential.entering for potential in potentials if not potential.results}
     seen = set(losses)
     pending = [edge for edge in losses if edge not in known]
     for node, _ in pending:
-        if node is None:
+        if node is None or node in entering:
             continue
         if is_foreign_function(node):
             weights = [weight for following, _ in node.next_functions for weight in weight_at(following)]

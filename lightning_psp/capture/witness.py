@@ -71,6 +71,9 @@ class Witness:
         self._suspects: list[Suspect] = []
         self._inside: list[tuple[str, str, Sequence[Edge], Sequence[Origin]]] = []  # of compiled functions
         self._places: dict[Any, str] = {}  # of nodes of custom functions
+        self._accounted: set[Any] = set()  # the nodes of these that are parts of activations
+        self._unseen: dict[str, str] = {}  # what no potential accounts for, and what may be named for it
+        self._unlisted: dict[str, None] = {}  # what has weights that a loss reaches past every layer
         self.weights: set[str] = set()  # names of those that were used
 
     def note_suspect(self, function: TorchFunction, place: str, argument: Origin, result: Origin, edge: Edge) -> None:
@@ -116,28 +119,33 @@ class Witness:
         if _is_custom(node):
             self._places.setdefault(node, path)
 
-    def message(
-        self,
-        potentials: Sequence[Potential[Any]],
-        lacks_output: bool,
-        unlisted: Sequence[str],
-        functions: Iterable[str],
-    ) -> str:
+    def look(
+        self, potentials: Sequence[Potential[Any]], unlisted: Iterable[str] = (), functions: Iterable[str] = ()
+    ) -> None:
+        """Looks for what could not be seen; before each backward pass, which lets go of the ways to it.
+
+        Args:
+            potentials: all potentials.
+            unlisted: what has weights that the loss reaches past every layer.
+            functions: names of each `torch.autograd.Function` that it reaches so and that is given weights.
+        """
+        outputs = [edge for potential in potentials if potential.is_output for edge in potential.results]
+        self._unseen.update({**self.unseen(potentials, outputs), **dict.fromkeys(functions, _OF_A_MODULE)})
+        self._unlisted.update(dict.fromkeys(unlisted))
+
+    def message(self, potentials: Sequence[Potential[Any]], lacks_output: bool) -> str:
         """What to tell of what could not be seen; empty if nothing is to be told.
 
         Args:
             potentials: all potentials.
             lacks_output: whether there is a loss, and nothing was found where it begins.
-            unlisted: what has weights that the loss reaches past every layer.
-            functions: names of each `torch.autograd.Function` that it reaches so and that is given weights.
         """
-        outputs = [edge for potential in potentials if potential.is_output for edge in potential.results]
         has_more = any(potential.enters_nonlinearity for potential in potentials)
         return unseen_message(
-            {**self.unseen(potentials, outputs), **dict.fromkeys(functions, _OF_A_MODULE)},
+            self._unseen,
             sees_output_alone=bool(potentials) and not has_more and len(self.weights) > 1,
             lacks_output=lacks_output,
-            unlisted=unlisted,
+            unlisted=[*self._unlisted],
         )
 
     def unseen(self, potentials: Sequence[Potential[Any]], outputs: Iterable[Edge]) -> dict[str, str]:
@@ -157,8 +165,8 @@ class Witness:
         below_outputs = nodes_below([node for node, _ in starts])
         nodes = {node for node in below_outputs if is_foreign_function(node)}
         if nodes:
-            nodes -= _accounted_for(potentials)
-        for node in nodes:
+            self._accounted |= _accounted_for(potentials)
+        for node in nodes - self._accounted:
             place = self._places.get(node)
             function = function_of(node)
             found[f"{function.__qualname__} in {place or 'the network'}"] = _OF_A_MODULE

@@ -104,14 +104,16 @@ class WrittenActivations(Generic[Kept]):
             self._ledger.drop(potential)
 
     def _is_activation(self, given: Origin, output: Any) -> bool:
-        """Whether a result follows from a tensor value by value, and not linearly."""
+        """Whether a result follows from a tensor value by value, not linearly, and through no bias of its neurons."""
         if not isinstance(output, Tensor) or (shape_of(given) or output.shape) != output.shape:
             return False
-        origin, way = self._origins.find(output), LINEAR
+        origin, way, is_biased = self._origins.find(output), LINEAR, False
         while origin is not None and origin is not given:
+            # What bends on the way back lies behind whatever was added before.
+            is_biased = (is_biased and origin.step == LINEAR) or origin.is_biased
             way = max(way, origin.step)
             origin = origin.parent
-        return origin is given and way != LINEAR
+        return origin is given and way != LINEAR and not is_biased
 
     def _replace(
         self,

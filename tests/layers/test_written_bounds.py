@@ -15,6 +15,12 @@ def bounded(squares: Tensor) -> Tensor:
     return squares.sqrt()
 
 
+def moved(squares: Tensor) -> Tensor:
+    """As a state is scaled in MuZero."""
+    squares[squares < 1e-16] += 1e-16
+    return squares.sqrt()
+
+
 def filled(squares: Tensor) -> Tensor:
     return squares.masked_fill(squares < 1e-16, 1e-16).sqrt()
 
@@ -43,7 +49,7 @@ class Spread(nn.Module):
         return self.last(self.root((h * h).mean(1) - means * means))
 
 
-@pytest.mark.parametrize("root", [bounded, filled, chosen, zero_at_the_bound])
+@pytest.mark.parametrize("root", [bounded, moved, filled, chosen, zero_at_the_bound])
 def test_a_bound_under_a_root_is_no_layer(root):
     torch.manual_seed(0)
     network = Spread(root).double()

@@ -52,6 +52,35 @@ def twice(network: Any, batch: Any):
     return mse_loss(y, batch[1]), {"first": one(first), "norm": one(normed), "head": one(y)}
 
 
+class BiasedReLU(nn.Module):
+    """Adds the neurons' biases before its nonlinearity, as StyleGAN2 does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.linspace(-0.8, 0.9, HIDDEN))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(x + self.bias.view(1, -1), 0.2) * 2**0.5
+
+
+class BiasedReLUInPlace(BiasedReLU):
+    def forward(self, x: Tensor) -> Tensor:
+        x += self.bias
+        return F.leaky_relu(x, 0.2).mul_(2**0.5)
+
+
+class BiasedQuickGELU(BiasedReLU):
+    def forward(self, x: Tensor) -> Tensor:
+        x = 0.9 * x - self.bias
+        return x * torch.sigmoid(1.702 * x)
+
+
+def biased(potential: Callable[[Any, Tensor], Tensor], formula: Formula, network: Any, batch: Any):
+    z = potential(network.act, affine(network.first, batch[0]))
+    y = affine(network.head, formula(network.act, z))
+    return mse_loss(y, batch[1]), {"first": one(z), "head": one(y)}
+
+
 class ProjectedGELU(nn.Module):
     """An activation with a linear map of its own."""
 
@@ -218,6 +247,19 @@ ACTIVATION_CASES = [
     *(_by_module(name, make, formula) for name, (make, formula) in MODULES.items()),
     *(_by_function(name, function, formula) for name, (function, formula) in FUNCTIONS.items()),
     _case("one activation module for two layers", Twice, twice),
+    *(
+        _case(
+            f"activation module that adds a bias{name}",
+            lambda act=act: Activated(act()),
+            partial(biased, lambda act, x: x + act.bias, lambda _, z: 2**0.5 * (z * (z > 0) + 0.2 * z * (z <= 0))),
+        )
+        for name, act in (("", BiasedReLU), (" in place", BiasedReLUInPlace))
+    ),
+    _case(
+        "activation module that adds a bias, written out",
+        lambda: Activated(BiasedQuickGELU()),
+        partial(biased, lambda act, x: 0.9 * x - act.bias, quick_gelu),
+    ),
     _case("linear map and GELU", partial(Projected, ProjectedGELU), partial(projected, gelu)),
     _case("linear map and a GELU written out", partial(Projected, ApproximateGELU), partial(projected, quick_gelu)),
     _case(
