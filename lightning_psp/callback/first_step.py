@@ -59,7 +59,7 @@ def describe_first_step(step: Step, layers: Sequence[str], lam: float, module: n
 
 
 def _beginning(step: Step, number: int, lam: float, is_auto: bool) -> str:
-    layers = "1 layer" if number == 1 else f"{number} layers"
+    layers = counted_layers(number)
     if lam == 0.0:
         return f"PSPCallback watches {layers} and penalises none, for λ = 0."
     digits = ".3g" if is_auto else "g"
@@ -68,6 +68,11 @@ def _beginning(step: Step, number: int, lam: float, is_auto: bool) -> str:
     if is_auto:
         beginning += f" (auto: its gradient has {SHARE:g} of the norm of the loss's, measured every {EVERY} steps)"
     return f"{beginning}."
+
+
+def counted_layers(number: int) -> str:
+    """A number of layers, for a reader."""
+    return "1 layer" if number == 1 else f"{number} layers"
 
 
 def _mean(means: dict[str, float]) -> float:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from lightning_psp.callback.first_step import describe_first_step, share_of_loss
+from lightning_psp.callback.first_step import counted_layers, describe_first_step, share_of_loss
 from lightning_psp.callback.settings import Settings
 from lightning_psp.callback.step import Additions, Seen, Step
 from lightning_psp.functional.totals import Total
@@ -110,19 +110,17 @@ class Reports:
             self._tell_of_nothing(seen, lam)
 
     def _tell_of_nothing(self, seen: Seen, lam: float) -> None:
-        if seen.chosen and not any(map(self._settings.layer_factor, seen.chosen)):
-            self._say(
-                "nothing",
-                f"PSPCallback watches {len(seen.chosen)} layers and penalises none, for `layer_lam` gives each of them"
-                " the factor 0.",
-                is_warning=False,
-            )
-        elif lam > 0 and not seen.penalised:
-            self._say(
-                "nothing",
-                "A backward pass reached no potential between trained parameters and its loss: no penalty was added to"
-                " it.",
-            )
+        if lam > 0 and not seen.penalised:
+            if seen.chosen and not any(map(self._settings.layer_factor, seen.chosen)):
+                number = counted_layers(len(seen.chosen))
+                message = f"PSPCallback watches {number} and penalises none, for `layer_lam` gives each the factor 0."
+                self._say("nothing", message, is_warning=False)
+            else:
+                self._say(
+                    "nothing",
+                    "A backward pass reached no potential between trained parameters and its loss: no penalty was added"
+                    " to it.",
+                )
         if self._settings.has_entropy_term and not seen.with_entropy:
             self._say(
                 "nothing",
@@ -210,8 +208,8 @@ class Reports:
         if seen.chosen and seen.lam == 0.0 and not (self.has_told_of_first_step or lacks_lam):
             self._say(
                 "no λ yet",
-                f"PSPCallback watches {len(seen.chosen)} layers and has penalised none, for the schedule's factor on λ"
-                " was 0 up to now.",
+                f"PSPCallback watches {counted_layers(len(seen.chosen))} and has penalised none, for the schedule's"
+                " factor on λ was 0 up to now.",
                 is_warning=False,
             )
         adds_gradients = seen.lam != 0.0 or self._settings.has_entropy_term

@@ -129,9 +129,7 @@ def test_a_schedule_that_has_not_begun_says_that_nothing_is_penalised_yet(caplog
 
 def test_factors_of_zero_say_that_they_penalise_nothing(caplog):
     messages, _ = fitted(made(Classifier), PSPCallback(lam=0.25, layer_lam={"*": 0}), caplog, max_epochs=2)
-    assert messages == [
-        "PSPCallback watches 3 layers and penalises none, for `layer_lam` gives each of them the factor 0."
-    ]
+    assert messages == ["PSPCallback watches 3 layers and penalises none, for `layer_lam` gives each the factor 0."]
 
 
 def test_a_strength_that_was_found_is_rounded(caplog):
