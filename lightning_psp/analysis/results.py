@@ -81,10 +81,17 @@ def shown(result: Any) -> str:
 
 def _short(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"tensor({value.tolist()})" if value.numel() <= 10 else f"tensor of {[*value.shape]}"
+        return f"tensor({_rounded(value.tolist())})" if value.numel() <= 10 else f"tensor of {[*value.shape]}"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key!r}: {_short(each)}" for key, each in value.items()) + "}"
     return repr(value)
+
+
+def _rounded(value: Any) -> str:
+    """Numbers in nested lists, with as many digits as a reader can use."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_rounded, value))}]"
+    return repr(float(f"{value:.6g}") if isinstance(value, float) else value)
 
 
 @contextmanager

@@ -30,9 +30,9 @@ class Other(Result):
 
 
 def test_large_tensors_are_shown_by_their_shapes():
-    spectrum = HessianSpectrum(torch.tensor([2.0, 0.5]), torch.zeros(2), {"weight": torch.zeros(2, 3, 4)}, 7)
+    spectrum = HessianSpectrum(torch.tensor([2.0, 1 / 3]), torch.zeros(2), {"weight": torch.zeros(2, 3, 4)}, 7)
     assert repr(spectrum) == (
-        "HessianSpectrum(values=tensor([2.0, 0.5]), residuals=tensor([0.0, 0.0]),"
+        "HessianSpectrum(values=tensor([2.0, 0.333333]), residuals=tensor([0.0, 0.0]),"
         " vectors={'weight': tensor of [2, 3, 4]}, products=7)"
     )
 
