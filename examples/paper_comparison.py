@@ -50,8 +50,8 @@ CIFAR10 = """\
 python examples/reproduce_cifar10.py --data FOLDER
 ```
 
-The first table is for the whole set. Where it has no run, those after it have what was trained on a part of the
-training images, for which the paper has no number.
+The first table is for the whole set. Those after it have what was trained on a part of the training images, for which
+the paper has no number.
 """
 SECOND_PAPER = """\
 ## Second paper: gradual pruning

@@ -258,13 +258,14 @@ class Watch:
         """
         if self._is_running:  # with manual optimisation
             self._capture.settle([self._capture.edge_of(loss)])
-            self._bear_witness(has_ended=False)
         if self._injector.is_armed:  # the pass before has failed, which its caller has caught
             self._injector.take_sums()
             self._injector.disarm(has_failed=True)
             self._passes.pop()
         terms = self._injector.arm(loss, self._taps(), self.lam, scale)
         self._passes.append((_size(loss, scale), terms))
+        if self._is_running:
+            self._bear_witness(has_ended=False)
         with_entropy = () if terms.entropy is None else tuple(terms.entropy.layers)
         is_outside = not (self._is_running or self._module.automatic_optimization)
         return Additions(tuple(terms.penalty), with_entropy, terms.missed, is_outside, self.saw_empty_batch)
@@ -310,9 +311,8 @@ class Watch:
             self._classes = None
 
     def _run_evaluation_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self._trainer.sanity_checking:
-            return step(*args, **kwargs)
-        return self._run(step, args, kwargs, is_training=False)
+        is_left_out = self._trainer.sanity_checking
+        return step(*args, **kwargs) if is_left_out else self._run(step, args, kwargs, is_training=False)
 
     def _run_teardown(self, teardown: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.close()  # where the callback heard of no end
@@ -361,7 +361,7 @@ class Watch:
 
     def _bear_witness(self, *, has_ended: bool = True) -> None:
         layers = len(self._passes), has_ended, frozenset(potential.layer for potential in self._capture.potentials)
-        if layers not in self._witnessed:
+        if layers not in self._witnessed and not any(terms.missed for _, terms in self._passes):  # told of already
             self._witnessed.add(layers)
             self._unseen = self._unseen or self._capture.unseen_message(has_ended=has_ended)
 
