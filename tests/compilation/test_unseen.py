@@ -7,22 +7,11 @@ from torch.nn import functional
 
 from lightning_psp import PSPCallback
 from tests.support.compiled import COMPILED, LAM, Model, Network, batches, network, network_by_method, step
+from tests.support.networks import Cube
 from tests.support.small import quiet_trainer
 
 pytestmark = COMPILED
 WAYS = pytest.mark.parametrize("way", [network, network_by_method, pytest.param(step, marks=pytest.mark.slow)])
-
-
-class Cube(torch.autograd.Function):
-    @staticmethod
-    def forward(context, x):
-        context.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(context, gradient):
-        (x,) = context.saved_tensors
-        return 3 * x**2 * gradient
 
 
 class Unseen(Network):

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from lightning_psp import PSPCallback
 from tests.support.gan import Gan
+from tests.support.networks import Cube
 from tests.support.small import Classifier, loader, quiet_trainer
 
 
@@ -23,21 +24,9 @@ def told(module, **arguments):
     return [text for text in texts if "layer" in text], layers
 
 
-class CubeFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, z):
-        ctx.save_for_backward(z)
-        return z**3
-
-    @staticmethod
-    def backward(ctx, gradient):
-        (z,) = ctx.saved_tensors
-        return 3 * z.square() * gradient
-
-
 class VisibleCube(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
-        return CubeFunction.apply(z)
+        return Cube.apply(z)
 
 
 class Manual(Classifier):
@@ -58,7 +47,7 @@ class Manual(Classifier):
 
 
 @pytest.mark.parametrize("passes", [1, 2])
-@pytest.mark.parametrize(("function", "named"), [(torch.exp, "exp"), (CubeFunction.apply, "CubeFunction")])
+@pytest.mark.parametrize(("function", "named"), [(torch.exp, "exp"), (Cube.apply, "Cube")])
 def test_a_function_that_is_no_layer_is_named(function, named, passes):
     (message,), layers = told(Manual(function, passes))
     assert message.startswith("No layer was found for")
