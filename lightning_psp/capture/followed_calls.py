@@ -132,11 +132,11 @@ class FollowedCalls(Generic[Kept]):
 
     def _weigh(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result, has_weights = self._provenance.weigh(func, args, kwargs)
-        origin = self._origins.find(result) if has_weights and isinstance(result, Tensor) else None
-        is_named = origin is not None and origin.path is not None
-        if is_named and not self._frames.suppressed and self._ledger.counts():
-            assert origin is not None
-            assert origin.path is not None
+        origin = self._origins.find(result) if isinstance(result, Tensor) else None
+        if origin is None or self._frames.suppressed or not self._ledger.counts():
+            return result
+        self._witness.note_depth(origin.weighings)  # of weights that functions of parameters make, too
+        if has_weights and origin.path is not None:
             self._witness.weights.add(origin.path)
             if not self._ledger.in_call:
                 # A weight that is used outside of every module is a call of the network.

@@ -109,7 +109,10 @@ class LossCalls(Generic[Kept]):
         result = self._run_other(func, args, kwargs)
         z = args[0] if args else kwargs.get("input")
         if isinstance(z, Tensor) and self._is_of_network(z):
-            self._origins.of(result).normalises = self._origins.of(z).values
+            origin = self._origins.of(z)
+            self._origins.of(result).normalises = origin.values
+            if not self._ledger.in_call and self._ledger.counts():
+                self._outputs.normalisers[self._graph.edge(result)] = origin.weighings
         return result
 
     def _run_loss(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any], label: str) -> Any:
@@ -137,6 +140,8 @@ class LossCalls(Generic[Kept]):
         if root.entering is not None and root.entering is not z:  # logarithms of probabilities
             return self._enter_loss(root.entering, label)
         top = self._origins.top(root)
+        if top.reference() is None and not top.values.potentials:
+            top = self._origins.top(origin)  # of which something was overwritten since
         values, whole = top.values, top.reference()
         if not values.potentials:
             if whole is None or not self._ledger.is_potential(whole):

@@ -107,6 +107,8 @@ class OutputFinder(Generic[Kept]):
         ] = []  # what entered those of the network, with the edges to their results
         # What entered those softmaxes of the network of which it takes the logarithm, with the edges to that.
         self.logarithms: list[tuple[Softmax, Target[Kept]]] = []
+        # To logarithms of sums of exponentials in a loss, and how many weights have come before.
+        self.normalisers: dict[Edge, int] = {}
         # Of which what enters a loss's own sigmoid is a part or a multiple, in every backward pass so far.
         self.wholes: list[Origin] = []
         self.inside: dict[Edge, list[Way]] = {}  # the ways inside compiled functions, from one of their results
@@ -192,6 +194,20 @@ class OutputFinder(Generic[Kept]):
         entering = [Target(potential.results, None, None, [potential], "") for potential in logits]
         softmaxes = [target for softmax, target in self.logarithms if not softmax.weighs]
         return _walk(losses, [*entering, *softmaxes], self.inside)
+
+    def is_of_likelihoods(self, potential: Potential[Kept], logits: Iterable[Potential[Kept]]) -> bool:
+        """Whether what enters a sigmoid of a loss is made of likelihoods, without a further weight.
+
+        Args:
+            potential: what enters it.
+            logits: the potentials that enter a loss's own softmax.
+        """
+        entering: list[Target[Kept]] = [Target(other.results, None, other.origin, [], "") for other in logits]
+        softmaxes = [*entering, *self.log_softmaxes]
+        weighings = {edge: _weighings(target) for target in softmaxes for edge in target.edges}
+        return bool(
+            _below(Target(potential.results, None, potential.origin, [], ""), {**weighings, **self.normalisers})
+        )
 
     def returns(self, edges: Iterable[Edge]) -> bool:
         """Whether a call of the network returned one of some tensors."""

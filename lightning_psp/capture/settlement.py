@@ -190,6 +190,7 @@ class Settlement(Generic[Kept]):
         self._outputs.wholes.extend(origin for potential in entering for origin in _and_wholes(potential.origin))
         self._drop_parts_of_outputs(self.overwritten)  # of which the logits take over what was made
         logits = [potential for potential in self._ledger.potentials if potential.enters_loss]
+        own = [potential for potential in own if not self._outputs.is_of_likelihoods(potential, logits)]
         found, between = self._outputs.find(losses, [*logits, *own])
         # A likelihood takes sigmoids of the difference to the target, and others of what the network gave as it is.
         inner = [potential for potential in own if self._is_reached_beside(potential, found)]

@@ -75,6 +75,7 @@ class Witness:
         self._unseen: dict[str, str] = {}  # what no potential accounts for, and what may be named for it
         self._unlisted: dict[str, None] = {}  # what has weights that a loss reaches past every layer
         self.weights: set[str] = set()  # names of those that were used
+        self._depth = 0  # how many weights have come one after another, those without a name too
 
     def note_suspect(self, function: TorchFunction, place: str, argument: Origin, result: Origin, edge: Edge) -> None:
         """Notes a call of a suspicious function; see :class:`Suspect`."""
@@ -92,6 +93,10 @@ class Witness:
     def note_weights(self, names: Iterable[str]) -> None:
         """Notes the names of weights that were used."""
         self.weights.update(names)
+
+    def note_depth(self, number: int) -> None:
+        """Notes how many weights have come one after another before a tensor that one of them made."""
+        self._depth = max(self._depth, number)
 
     def note_unseen(self, place: str, remedy: str, edges: Sequence[Edge], kin: Sequence[Origin]) -> None:
         """Notes a call inside a compiled function that no potential in there accounts for.
@@ -143,7 +148,7 @@ class Witness:
         has_more = any(potential.enters_nonlinearity for potential in potentials)
         return unseen_message(
             self._unseen,
-            sees_output_alone=bool(potentials) and not has_more and len(self.weights) > 1,
+            sees_output_alone=bool(potentials) and not has_more and max(len(self.weights), self._depth) > 1,
             lacks_output=lacks_output,
             unlisted=[*self._unlisted],
         )

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_psp import PSPCallback
-from tests.support.layers.case import LayerCase, expected, mse_loss, one
-from tests.support.layers.cases_logits import mlp
+from tests.support.layers.case import LayerCase, cross_entropy, expected, mse_loss, one
+from tests.support.layers.cases_logits import CLASSES, labelled, mlp
 from tests.support.layers.cases_masks import forbidden, masked, of_the_others
 from tests.support.layers.cases_outputs import Trunk, case, trunk
 from tests.support.layers.watched import (
@@ -75,6 +75,26 @@ def squares_of_twice_the_output(network: Any, batch: Any):
     return (4 * y**2).mean(), {"first": one(first), "head": one(y)}
 
 
+class Angles(Trunk):
+    """Moves angles, of which its logits are functions past the graph, and computes a loss of multiples of these."""
+
+    def __init__(self) -> None:
+        super().__init__(CLASSES)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        z = super().forward(x)
+        with torch.no_grad():
+            z.atan_().add_(F.one_hot(labels, CLASSES) / 2).cos_()
+        return F.cross_entropy(4 * z, labels)
+
+
+def of_angles(network: Any, batch: Any):
+    first, _, y = trunk(network, batch[0])
+    cosines = torch.cos(torch.atan(y) + F.one_hot(batch[1], CLASSES) / 2)
+    z = cosines.detach() + y - y.detach()
+    return cross_entropy(4 * z, batch[1]), {"first": one(first), "?logits": one(z)}
+
+
 MASKED = LayerCase(
     "masked_fill_", mlp, forbidden, masked(lambda z, mask: z.masked_fill_(mask, -1e9)), of_the_others, outputs=("2",)
 )
@@ -85,6 +105,12 @@ cases = pytest.mark.parametrize(
         pytest.param(case("sigmoid_", Trunk, by_a_sigmoid, sigmoid_of_the_output), id="sigmoid_"),
         pytest.param(case("tanh of a part", Trunk, in_part, tanh_of_a_part), id="tanh of a part"),
         pytest.param(MASKED, id="masked_fill_"),
+        pytest.param(
+            LayerCase(
+                "past the graph", Angles, labelled, lambda network, batch: network(*batch), of_angles, alone=None
+            ),
+            id="past the graph",
+        ),
         pytest.param(
             case(
                 "mul_ in a loss module",

@@ -207,6 +207,24 @@ def test_a_network_of_several_layers_with_only_its_output_found_is_said(act):
     assert any("output" in text for text in messages)
 
 
+class OfFunctionsOfParameters(nn.Module):
+    """Bounds what weights give that are functions of its parameters, as a quantised network does."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (nn.Parameter(torch.randn(*s)) for s in ((HIDDEN, FEATURES), (OUTPUTS, HIDDEN)))
+
+    def forward(self, x):
+        hidden = functional.linear(x, torch.tanh(self.first)).clamp(0, 1)
+        return functional.linear(hidden, torch.tanh(self.second))
+
+
+def test_layers_that_functions_of_parameters_make_are_several_too():
+    layers, messages = trained(OfFunctionsOfParameters)
+    assert layers == {"network"}
+    assert any("only the output" in text for text in messages)
+
+
 class OverwrittenView(nn.Module):
     """Its last activation overwrites a view, which a linear map makes of tokens."""
 

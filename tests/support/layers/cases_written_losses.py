@@ -215,6 +215,37 @@ MASKED: dict[str, tuple[Callable[[Tensor, Tensor], Any], Callable[..., Tensor], 
     "of logarithms": (lambda losses, mask: losses.mul_(mask), F.nll_loss, (nn.LogSoftmax(-1),)),
 }
 
+
+def by_exponentials(z: Tensor, y: Tensor) -> Tensor:
+    return of_label(z.flatten(0, 1), y.flatten()).view_as(y) - torch.stack([row.logsumexp(-1) for row in z])
+
+
+def by_distribution(z: Tensor, y: Tensor) -> Tensor:
+    return torch.distributions.Categorical(logits=z).log_prob(y)
+
+
+# Logarithms of likelihoods of tokens.
+LIKELIHOODS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[nn.Module, ...]]] = {
+    "log_softmax": (lambda z, y: z.log_softmax(-1).gather(-1, y[..., None])[..., 0], ()),
+    "logsumexp": (by_exponentials, ()),
+    "a distribution": (by_distribution, ()),
+    "cross_entropy": (lambda z, y: -F.cross_entropy(z.transpose(1, 2), y, reduction="none"), ()),
+    "a network that ends in them": (lambda z, y: z.gather(-1, y[..., None])[..., 0], (nn.LogSoftmax(-1),)),
+}
+
+
+def likelier(likelihoods: Callable[[Tensor, Tensor], Tensor], network: Any, batch: Any) -> Tensor:
+    """A preference of the first half of each sentence to the second, by how likely these are."""
+    x, y = batch
+    chosen, other = (likelihoods(network(x[:, part]), y[:, part]).sum(-1) for part in (slice(2), slice(2, None)))
+    return -F.logsigmoid(0.1 * (chosen - other)).mean()
+
+
+def of_likelier(z: Tensor, y: Tensor) -> Tensor:
+    found = z.gather(-1, y[..., None])[..., 0] - torch.logsumexp(z, -1)
+    return softplus(-0.1 * (found[:, :2] - found[:, 2:]).sum(-1)).mean()
+
+
 VECTORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "x @ v": lambda x, v: x @ v,
     "mv": torch.mv,
@@ -275,6 +306,18 @@ WRITTEN_LOSS_CASES = [
             alone=None,
         )
         for gives_scores in (True, False)
+    ),
+    *(
+        LayerCase(
+            f"a preference of the likelier, by {name}",
+            lambda further=further: nn.Sequential(*mlp(), *further),
+            tokens,
+            partial(likelier, likelihoods),
+            of_logits(of_likelier),
+            outputs=("2",),
+            reductions=("mean", "sum"),
+        )
+        for name, (likelihoods, further) in LIKELIHOODS.items()
     ),
     LayerCase(
         "a loss inside, and a bounded function of another part of the output",
