@@ -120,7 +120,11 @@ class FollowedCalls(Generic[Kept]):
         overwritten = self._origins.find(args[0]) if args else None
         is_taken = overwritten is not None and is_seen and self._written.overwrite(overwritten, label, join)
         if overwritten is not None and not is_taken:
-            stays = is_masking(func, args) or self._pointwise.gives_multiple(func, role, args, kwargs)
+            stays = (
+                is_masking(func, args)
+                or self._pointwise.gives_multiple(func, role, args, kwargs)
+                or self._pointwise.whole_of_placed(func, role, args, kwargs) is not None
+            )
             self._settlement.save_overwritten(overwritten, args[0], stays)
         result = func(*args, **kwargs)
         written = args[0] if result is None and args else result  # of an assignment to a part

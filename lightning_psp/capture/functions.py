@@ -36,7 +36,7 @@ class Role(Enum):
     - ARITHMETIC: a sum, difference, product or quotient of two.
     - POINTWISE: a function of each value by itself, or of the values at the same place in several tensors.
     - ATTENTION: sums of some values that are weighed by others, with features in the last dimension.
-    - JOINING: several tensors as one.
+    - JOINING: several tensors as one, or one in the place of parts of another.
     - BROADCAST: each of several tensors, repeated.
     - CONSTANT: nothing that depends on the values that it is given.
     """
@@ -91,7 +91,10 @@ _NAMES: dict[Role, str] = {
         " square tan masked_fill where digamma erfcx erfinv fmax fmin i0 i0e i1 i1e lgamma log_ndtr logit ndtr ndtri"
     ),
     Role.ATTENTION: "multi_head_attention_forward scaled_dot_product_attention",
-    Role.JOINING: "cat concat concatenate stack hstack vstack",
+    Role.JOINING: (
+        "cat concat concatenate stack hstack vstack diagonal_scatter index_copy index_put masked_scatter scatter"
+        " select_scatter slice_scatter"
+    ),
     Role.BROADCAST: "broadcast_tensors",
     Role.CONSTANT: (
         "bernoulli empty_like full_like new_empty new_full new_ones new_tensor new_zeros ones_like rand_like"

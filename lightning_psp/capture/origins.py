@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -194,12 +194,29 @@ class Origins:
     @staticmethod
     def stands_for(origin: Origin) -> Origin:
         """The tensor of which this one is a view, a part, a multiple or a nonlinear function, value by value."""
-        while True:
+        return deque(Origins._ways_back(origin), maxlen=1)[0]
+
+    @staticmethod
+    def _ways_back(origin: Origin) -> Iterator[Origin]:
+        before: Origin | None = origin
+        while before is not None:
+            yield before
+            origin = before
             before = origin.potential.origin if origin.potential is not None else None
             before = before or origin.whole or (origin.parent if origin.is_bent else None)
-            if before is None or before is origin:
-                return origin
-            origin = before
+            before = None if before is origin else before
+
+    @staticmethod
+    def whole_of_all(made: Iterable[Origin]) -> Origin | None:
+        """The tensor of which several are parts, or what nonlinearities made of parts; together they stand for it."""
+        wholes = [Origins.stands_for(origin) for origin in made if origin.is_made]
+        return wholes[0] if len(wholes) > 1 and all(whole is wholes[0] for whole in wholes) else None
+
+    @staticmethod
+    def whole_of_placed(made: Sequence[Origin]) -> Origin | None:
+        """The same where others are put in the place of parts of the first, which they may be made of."""
+        is_own = all(any(before is made[0] for before in Origins._ways_back(other)) for other in made[1:])
+        return made[0] if len(made) > 1 and is_own else Origins.whole_of_all(made)
 
     @staticmethod
     def line(origin: Origin) -> Iterator[Origin]:

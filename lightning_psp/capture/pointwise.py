@@ -222,6 +222,14 @@ class Pointwise:
         made, number_of_data, has_weights = self._sort(args if not kwargs else (*args, *kwargs.values()))
         return len(made) == 1 and not has_weights and not (func in SUMS and number_of_data)
 
+    def whole_of_placed(
+        self, func: TorchFunction, role: Role | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Origin | None:
+        """The tensor that a call overwrites with functions of its own values, or a tensor of which all are parts."""
+        if func is not Tensor.__setitem__ and role is not Role.JOINING:
+            return None
+        return self._origins.whole_of_placed(self._sort(args if not kwargs else (*args, *kwargs.values()))[0])
+
     def overwrite(
         self, role: Role | None, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Join | None, Note]:
@@ -238,9 +246,11 @@ class Pointwise:
         origin = self._origins.find(tensor)
         made, _, has_weights = self._sort(args if not kwargs else (*args, *kwargs.values()))
         is_made, weighings = bool(made) or has_weights, max((before.weighings for before in made), default=0)
+        whole = self.whole_of_placed(func, role, args, kwargs)
 
         def note(result: Tensor) -> None:
             derived = self._origins.renew(result)
+            derived.whole = whole
             if role is Role.HANDING and origin is not None:
                 self._origins.share(derived, origin)
             derived.is_made, derived.weighings = is_made, weighings

@@ -185,11 +185,10 @@ class Provenance:
         result = func(*args, **kwargs)
         self.note_other((args, kwargs), result, names_weights=False)
         made = [origin for tensor in tensors_in((args, kwargs)) if (origin := self._origins.find(tensor)) is not None]
-        wholes = [self._origins.stands_for(origin) for origin in made if origin.is_made]
-        # Parts of one tensor, and what nonlinearities made of them, stand for it together.
-        if len(wholes) > 1 and all(whole is wholes[0] for whole in wholes):
-            self._origins.of(result).whole = wholes[0]
-            whole = wholes[0].reference()
+        origin = self._origins.whole_of_all(made)
+        if origin is not None:
+            self._origins.of(result).whole = origin
+            whole = origin.reference()
             if whole is not None:
                 self._origins.hold_base(result, whole)
         return result

@@ -253,17 +253,24 @@ class Settlement(Generic[Kept]):
         Args:
             unknown: of which it is not known yet whether they are output layers.
         """
-        outputs = {
-            id(potential.origin): potential
+        marked = [
+            potential
             for potential in self._ledger.potentials
             if potential.is_output and (potential.enters_loss or potential not in unknown)
-        }
+        ]
+        outputs = {id(potential.origin): potential for potential in marked}
+        # What they stand for may have been overwritten with them.
+        for potential in marked:
+            for whole in _and_wholes(potential.origin):
+                outputs.setdefault(id(whole), potential)
         for potential in [*self._ledger.potentials]:
             origin = None if potential.origin is None else potential.origin.whole
             while origin is not None and id(origin) not in outputs:
                 origin = origin.whole
             if origin is not None and outputs[id(origin)] is not potential:
                 outputs[id(origin)].results.extend(potential.results)
+                if potential.origin is not None:
+                    potential.origin.is_returned = True
                 self._ledger.drop(potential)
 
     def _drop_metrics(self, losses: Sequence[Edge]) -> None:

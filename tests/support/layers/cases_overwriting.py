@@ -97,6 +97,58 @@ def multiple_at_the_end(changed: Callable[[Tensor, Tensor], Tensor], network: An
     return mse_loss(changed(y, network.values), batch[1]), {"first": one(first), "head": one(y)}
 
 
+class PutBack(Trunk):
+    """Puts a function of a part of what it returns in the place of that part."""
+
+    def __init__(self, put: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.put = put
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.put(super().forward(x))
+
+
+def put_back(changed: Callable[[Tensor], Tensor], network: Any, batch: Any):
+    first, _, y = trunk(network, batch[0])
+    return mse_loss(torch.cat([changed(y[:, :1]), y[:, 1:]], 1), batch[1]), {"first": one(first), "head": one(y)}
+
+
+def to_a_slice(y: Tensor) -> Tensor:
+    y[:, :1] = torch.tanh(y[:, :1])
+    return y
+
+
+def to_entries(y: Tensor) -> Tensor:
+    entries = torch.arange(len(y)), torch.zeros(len(y), dtype=torch.long)
+    y[entries] = written_out(y[entries])
+    return y
+
+
+def to_a_copy(y: Tensor) -> Tensor:
+    copy = y.clone()
+    copy[:, :1] = torch.tanh(y[:, :1])
+    return copy
+
+
+def written_out(x: Tensor) -> Tensor:
+    """Which the cosine of a sum of angles is like."""
+    return 0.8 * x - 0.6 * torch.sqrt(1 + x**2)
+
+
+def first_column(y: Tensor) -> Tensor:
+    return torch.zeros(len(y), 1, dtype=torch.long)
+
+
+PLACINGS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "assignment to a slice": (to_a_slice, torch.tanh),
+    "assignment to entries": (to_entries, written_out),
+    "assignment to a copy": (to_a_copy, torch.tanh),
+    "scatter": (lambda y: y.scatter(1, first_column(y), torch.tanh(y[:, :1])), torch.tanh),
+    "scatter_": (lambda y: y.clone().scatter_(1, first_column(y), torch.tanh(y[:, :1])), torch.tanh),
+    "index_copy": (lambda y: y.index_copy(1, torch.tensor([0]), written_out(y[:, :1])), written_out),
+}
+
+
 CHANGES: dict[str, tuple[Change, Callable[[Tensor, Tensor], Tensor], str]] = {
     "sum": (lambda x, values: x.add_(values), lambda x, values: x + values, "relu"),
     "product with data": (lambda x, values: x.mul_(values), lambda x, values: x * values, "hidden"),
@@ -157,5 +209,9 @@ OVERWRITING_CASES = [
             outputs=("head",),
         )
         for name, (change, changed) in MULTIPLES.items()
+    ),
+    *(
+        LayerCase(f"a part put back at the end, {name}", partial(PutBack, put), batch, mse, partial(put_back, changed))
+        for name, (put, changed) in PLACINGS.items()
     ),
 ]
