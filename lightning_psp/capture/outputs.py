@@ -40,10 +40,13 @@ class Way(NamedTuple):
     Args:
         edge: where it leads.
         is_of_terms: whether it goes by sums, means and factors alone.
+        is_beside: whether it is taken where logits are met whose loss is a part of the same compiled function: it goes
+            past that loss.
     """
 
     edge: Edge
     is_of_terms: bool
+    is_beside: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,7 +241,7 @@ def ways_to(edges: Collection[Edge], start: Edge) -> list[Way]:
     seen: set[Way] = set()
     pending = [Way(start, True)]
     for way in pending:
-        (node, _), is_of_terms = way
+        (node, _), is_of_terms, _ = way
         if node is not None and way.edge != start and way.edge in edges:
             found[way] = None
         elif node is not None and way not in seen:
@@ -286,13 +289,13 @@ def _walk(
             for number in met:
                 is_hidden = behind is not None and behind.is_weighed and givers.get(number, behind.call) < behind.call
                 (hidden if is_hidden else found)[number] = None
-            continue
-        if is_term and behind is None:
+        elif is_term and behind is None:
             behind = terms.get(edge)
         if edge in inside and (edge, is_term, behind) not in seen_inside:
             seen_inside.add((edge, is_term, behind))
-            pending.extend((way.edge, is_term and way.is_of_terms, behind) for way in inside[edge])
-        if (node, is_term, behind) not in seen:
+            ways = [way for way in inside[edge] if way.is_beside == bool(met)]
+            pending.extend((way.edge, is_term and way.is_of_terms, behind) for way in ways)
+        if not met and (node, is_term, behind) not in seen:
             seen.add((node, is_term, behind))
             goes_on = is_term and _is_of_terms(node)
             if behind is not None and is_map(node):

@@ -15,7 +15,8 @@ from torch import Tensor, fx, nn
 from lightning_psp.capture.graph import Edge, reach_from
 from lightning_psp.capture.mode import Capture
 from lightning_psp.capture.module_calls import RETURNED
-from lightning_psp.capture.origin import Potential, tensors_in
+from lightning_psp.capture.origin import ACTIVATED, Origin, Potential, Source, tensors_in
+from lightning_psp.capture.shadow import ShadowNode
 from lightning_psp.compilation.description import Description, Result, Seen, function_of_node
 from lightning_psp.compilation.region import Region
 from lightning_psp.compilation.rewriting import Place, Rewriting
@@ -24,6 +25,7 @@ from lightning_psp.torch_private.compiler import without_values
 from lightning_psp.torch_private.tensors import version_of
 
 _MODULE_STACK = "nn_module_stack"
+_EXAMPLE = "example_value"
 _CUSTOM = "autograd_function_apply"  # which runs a `torch.autograd.Function`
 # A call of a module: the number of the module with that of the call, and where the module was found. Both differ
 # between two calls only if the module was found in the same place.
@@ -36,7 +38,7 @@ def find_potentials(
     *,
     make_capture: Callable[[Callable[[Tensor, Potential[Seen], bool], Seen]], Capture[Seen]],
     network: nn.Module,
-    name_of_parameter: Callable[[Any], str | None],
+    known: Callable[[Any], Origin | None],
     prefix: str,
     reduction: Reduction | None,
 ) -> Region:
@@ -48,7 +50,7 @@ def find_potentials(
         make_capture: given what is called with each potential, makes a capture with the rules of the one under which
             the graph was traced, that starts at the same place in the network.
         network: the network.
-        name_of_parameter: gives the name of a parameter of it.
+        known: gives what is known of an input, if anything is.
         prefix: path of the module in whose forward the graph is made.
         reduction: reduction of the penalty; None if the values of potentials are asked for.
 
@@ -58,7 +60,7 @@ def find_potentials(
     is_dynamic = any(not isinstance(example, Tensor) for example in examples)
     rewriting = Rewriting(graph, reduction, is_dynamic)
     region = Region(prefix, rewriting.number_of_results, rewriting.coefficients)
-    _Analysis(graph, make_capture, network).find(region, rewriting, examples, name_of_parameter)
+    _Analysis(graph, make_capture, network).find(region, rewriting, examples, known)
     rewriting.finish()
     return region
 
@@ -79,13 +81,14 @@ class _Analysis(fx.Interpreter):
         self._node = self._nodes[0]  # that is being run
         self._givers: dict[int, list[fx.Node]] = {}  # by the identity of the tensor
         self._edges_of_inputs: dict[int, Edge] = {}
+        self._sources_of_inputs: dict[int, Source] = {}
 
     def find(
         self,
         region: Region,
         rewriting: Rewriting,
         examples: Sequence[Any],
-        name_of_parameter: Callable[[Any], str | None],
+        known: Callable[[Any], Origin | None],
     ) -> None:
         """Runs the graph on tensors like the examples, and describes what that shows; see :func:`find_potentials`."""
         has_grad = torch.is_grad_enabled()
@@ -96,26 +99,33 @@ class _Analysis(fx.Interpreter):
             without_values(),
             self._static,
         ):
-            self._find(region, rewriting, examples, name_of_parameter)
+            self._find(region, rewriting, examples, known)
 
     def _find(
         self,
         region: Region,
         rewriting: Rewriting,
         examples: Sequence[Any],
-        name_of_parameter: Callable[[Any], str | None],
+        known: Callable[[Any], Origin | None],
     ) -> None:
         with self._static.suspended():
             inputs = [_without_values(example) for example in examples]
         before = [version_of(tensor) if isinstance(tensor, Tensor) else 0 for tensor in inputs]
         for index, (tensor, example) in enumerate(zip(inputs, examples, strict=True)):
-            if isinstance(tensor, nn.Parameter):
-                origin = self._records.origins.of(tensor)
-                origin.weight = name_of_parameter(example)
-                origin.is_weight = origin.weight is not None
-            elif isinstance(tensor, Tensor):
-                self._edges_of_inputs[index] = (tensor.grad_fn, tensor.output_nr)
-                self._records.origins.of(tensor).is_made = tensor.requires_grad
+            if not isinstance(tensor, Tensor):
+                continue
+            origin, outside = self._records.origins.of(tensor), known(example)
+            if outside is not None:
+                origin.is_weight, origin.weight = outside.is_weight, outside.weight
+                # Whether an input is a state itself shows in each run.
+                origin.made_of = min(outside.made_of, ACTIVATED)
+            if not isinstance(tensor, nn.Parameter):
+                origin.is_made = tensor.requires_grad or (outside is not None and outside.is_made)
+                if origin.is_made and not tensor.requires_grad:
+                    origin.node = ShadowNode("input", [])
+                if origin.is_made and not origin.is_weight:
+                    origin.source = self._sources_of_inputs[index] = Source(None)
+                self._edges_of_inputs[index] = self._records.graph.edge(tensor)
         outputs = self.run(*inputs)
         self._enter_modules([])
         numbers = [tensor for tensor in outputs if isinstance(tensor, Tensor) and tensor.ndim == 0]
@@ -136,6 +146,8 @@ class _Analysis(fx.Interpreter):
             results=[Result(place, tensor, self._records.graph.edge(tensor)) for place, tensor in overwritten + given],
             givers=self._givers,
             placeholders=[node for node in self._nodes if node.op == "placeholder"],
+            edges_of_inputs=self._edges_of_inputs,
+            sources_of_inputs=self._sources_of_inputs,
             dependence=self._dependence,
             origins=self._records.origins,
             edge_of=self._records.graph.edge,
@@ -153,7 +165,8 @@ class _Analysis(fx.Interpreter):
         self._node = n
         if n.op.startswith("call"):
             self._enter_modules(_modules_around(n))
-        result = super().run_node(n)
+        number = _number_read_by(n)
+        result = super().run_node(n) if number is None else number
         if getattr(n.target, "__name__", "") == _CUSTOM:
             self._note_custom(n, result)
         # Of several tensors, further nodes give each.
@@ -230,6 +243,12 @@ class _Analysis(fx.Interpreter):
         above = reached.nodes_of_parameters
         inputs = [index for index, edge in self._edges_of_inputs.items() if edge in reached.edges]
         return above is None or tensor.grad_fn in above, inputs
+
+
+def _number_read_by(node: fx.Node) -> Any:
+    """What a node read when it was traced, where it reads a number: tensors without values do not tell it."""
+    read = node.meta.get(_EXAMPLE) if node.op == "call_method" and node.target == "item" else None
+    return getattr(getattr(read, "node", None), "hint", None)
 
 
 def _modules_around(node: fx.Node) -> list[_Entry]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
@@ -16,7 +16,7 @@ from lightning_psp.capture.origin import Origin, Potential, Source
 from lightning_psp.capture.origins import Origins
 from lightning_psp.capture.outputs import OutputFinder, Target, made_of, ways_to
 from lightning_psp.capture.witness import Witness
-from lightning_psp.compilation.region import Mention, Neurons, Region, ResultOrigin, Returned, UnseenCall
+from lightning_psp.compilation.region import Mention, Neurons, Region, ResultOrigin, Returned, UnseenCall, WayInside
 from lightning_psp.compilation.rewriting import Place, Point, Rewriting
 from lightning_psp.torch_private.tensors import is_view, version_of
 
@@ -58,6 +58,8 @@ class Description:
         results: what is left of the run.
         givers: by the identity of a tensor, the nodes of the graph that gave it.
         placeholders: the inputs of the graph.
+        edges_of_inputs: to those that are no parameters, by number.
+        sources_of_inputs: the neurons of which those are that weights made, by number.
         dependence: gives of a tensor whether a trained parameter is among what it is made of, and which other inputs of
             the graph are.
         origins: what is known of tensors.
@@ -75,6 +77,8 @@ class Description:
         results: Sequence[Result],
         givers: Mapping[int, list[fx.Node]],
         placeholders: list[fx.Node],
+        edges_of_inputs: Mapping[int, Edge],
+        sources_of_inputs: Mapping[int, Source],
         dependence: Callable[[Tensor], tuple[bool, list[int]]],
         origins: Origins,
         edge_of: Callable[[Tensor], Edge],
@@ -93,6 +97,8 @@ class Description:
         self._activations = activations
         self._outer = outer
         self._has_loss = has_loss
+        self._inputs = {edge: Place(True, number) for number, edge in edges_of_inputs.items() if edge[0] is not None}
+        self._sources_of_inputs = {id(source): number for number, source in sources_of_inputs.items()}
         self._below = [(result.place, edges_below(result.edge)) for result in results if result.edge[0] is not None]
         self._numbers: dict[int, int] = {}  # of potentials, by their identity
         self._sources: dict[int, int] = {}
@@ -127,9 +133,8 @@ class Description:
             for other in self._origins.with_values_of(result.tensor):
                 by_edge.setdefault(self._edge_of(other), result.place)
         for edge, place in results.items():
-            ends = {end: other for end, other in by_edge.items() if other != place}
-            ways = ways_to(ends, edge)
-            self._region.ways.extend((place, ends[way.edge], way.is_of_terms) for way in ways)
+            self._add_ways(edge, place, {end: other for end, other in by_edge.items() if other != place})
+        self._add_ways_beside(results, by_edge, potentials, outputs)
         self._describe_results()
         for point, potential in zip(self._region.points, potentials, strict=False):
             top = self._origins.stands_for(cast(Origin, potential.origin))
@@ -138,6 +143,28 @@ class Description:
                 continue
             if top.is_returned or id(tensor) in self._candidates:
                 point.returned = next(iter(self._mention(tensor).points), None)
+
+    def _add_ways(self, edge: Edge, place: Place, ends: Mapping[Edge, Place], losses: Collection[Edge] = ()) -> None:
+        """Adds the ways from a result to some ends, where losses are given to those beside these."""
+        for way in ways_to({*ends, *losses}, edge):
+            if way.edge not in losses:
+                self._region.ways.append(WayInside(place, ends[way.edge], way.is_of_terms, bool(losses)))
+
+    def _add_ways_beside(
+        self,
+        results: Mapping[Edge, Place],
+        by_edge: Mapping[Edge, Place],
+        potentials: Sequence[Potential[Seen]],
+        outputs: OutputFinder[Seen],
+    ) -> None:
+        """Adds the ways from a result that is made of logits to what the loss is made of beside these."""
+        points = zip(self._region.points, potentials, strict=False)
+        losses = {edge for point, potential in points if point.is_output for edge in potential.results}
+        losses |= {edge for target in outputs.inputs_of_losses for edge in target.edges}
+        for edge, place in results.items() if losses else ():
+            if edge not in losses:
+                ends = {**self._inputs, **by_edge}
+                self._add_ways(edge, place, {end: ends[end] for end in ends if ends[end] != place}, losses)
 
     def _add_point(self, potential: Potential[Seen], is_candidate: bool) -> None:
         seen = potential.kept
@@ -184,7 +211,7 @@ class Description:
             ]
 
     def _describe_results(self) -> None:
-        used = {end for _, end, _ in self._region.ways}
+        used = {way.end for way in self._region.ways}
         for place, tensor, _ in self._results:
             origin = self._origins.find(tensor)
             if origin is None:
@@ -241,7 +268,8 @@ class Description:
             place = source.turn[1] if is_counted and source.turn is not None else source.place
             evaluation = self._evaluations.setdefault(id(source.evaluation), len(self._evaluations))
             self._sources[id(source)] = len(self._region.sources)
-            self._region.sources.append(Neurons(source.path, place, is_counted, evaluation, source.is_around))
+            number = self._sources_of_inputs.get(id(source))
+            self._region.sources.append(Neurons(source.path, place, is_counted, evaluation, source.is_around, number))
         return self._sources[id(source)]
 
     def _results_of(self, found: Sequence[Any]) -> list[Place]:

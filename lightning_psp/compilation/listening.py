@@ -93,7 +93,7 @@ def _with_potentials(compile_graph: Callable[..., Any]) -> Callable[..., Any]:
                 inputs,
                 make_capture=capture.duplicate,
                 network=capture.root,
-                name_of_parameter=capture.records.frames.name_of_parameter,
+                known=capture.records.origins.known,
                 prefix=capture.records.frames.innermost_path(),
                 reduction=capture.reduction,
             )

@@ -34,6 +34,7 @@ class Neurons:
         is_counted: whether runs of the graph have to tell which of the places of this name it is.
         evaluation: the same number for all that one call of a module returned.
         is_around: whether that module computed them of what modules and parameters inside it gave.
+        input: the number of the input whose neurons they are, where runs of the graph know a name for these.
     """
 
     path: str | None
@@ -41,6 +42,7 @@ class Neurons:
     is_counted: bool
     evaluation: int
     is_around: bool
+    input: int | None
 
     @property
     def name(self) -> str:
@@ -93,6 +95,22 @@ class UnseenCall(NamedTuple):
     kin: list[Place]
 
 
+class WayInside(NamedTuple):
+    """A way back in the graph, as :class:`~lightning_psp.capture.outputs.Way`, from one of its results.
+
+    Args:
+        start: the result.
+        end: another result that it is made of, or an input.
+        is_of_terms: whether it goes by sums, means and factors alone.
+        is_beside: whether it goes past what enters losses in the graph.
+    """
+
+    start: Place
+    end: Place
+    is_of_terms: bool
+    is_beside: bool
+
+
 @dataclass
 class Region:
     """A compiled graph, as a capture needs to know it."""
@@ -107,5 +125,4 @@ class Region:
     inputs_of_losses: list[Returned] = field(default_factory=list)
     unseen: list[UnseenCall] = field(default_factory=list)
     weights: list[str] = field(default_factory=list)  # names of those that are used
-    # From one result to another that it is made of, and whether by sums, means and factors alone.
-    ways: list[tuple[Place, Place, bool]] = field(default_factory=list)
+    ways: list[WayInside] = field(default_factory=list)

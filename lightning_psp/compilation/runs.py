@@ -57,6 +57,8 @@ class Run:
         # Before an input that the graph has overwritten is known as something else.
         places = {place for point in region.points for place in (point.input, point.whole) if place is not None}
         self._given = {place: self._origins.of(inputs[place.number]) for place in places}
+        of_inputs = {neurons.input for neurons in region.sources if neurons.input is not None}
+        self._sources_of_inputs = {number: self._origins.of(inputs[number]).source for number in of_inputs}
         self._evaluations: dict[int, object] = {}
         known = [self._origins.find(value) for value in inputs if isinstance(value, Tensor)]
         self._weighings = max((origin.weighings for origin in known if origin is not None), default=0)
@@ -96,9 +98,9 @@ class Run:
         for returned, places, is_trained in region.calls:
             targets = [self._target(found) for found in returned]
             self._seen.calls.append(Call(targets, self._edges(places), is_trained))
-        for start, end, is_of_terms in region.ways:
-            start_edge, end_edge = self._edges([start, end])
-            self._seen.inside.setdefault(start_edge, []).append(Way(end_edge, is_of_terms))
+        for way in region.ways:
+            start, end = self._edges([way.start, way.end])
+            self._seen.inside.setdefault(start, []).append(Way(end, way.is_of_terms, way.is_beside))
         self._seen.inputs_of_losses.extend(self._target(found) for found in region.inputs_of_losses)
         if not self._ledger.in_call:
             for found in region.origins:
@@ -131,6 +133,9 @@ class Run:
         found = self._neurons.get(number)
         if found is None:
             neurons = self._region.sources[number]
+            given = None if neurons.input is None else self._sources_of_inputs[neurons.input]
+            if given is not None and given.name is not None:
+                return given
             evaluation = self._evaluations.setdefault(neurons.evaluation, object())
             path = None if neurons.path is None else self._rebased(neurons.path)
             found = self._neurons[number] = Source(path, evaluation)
@@ -145,6 +150,8 @@ class Run:
 
     def _tell_point(self, point: Point) -> None:
         z = self._tensor(point.outputs[0]) if self._gives_values else torch.empty(1)
+        if point.input is not None and z is self._tensor(point.input):  # which is known as something else
+            z = z.view_as(z)
         origin = self._origins.of(z)
         origin.measured = self._measured(point)
         origin.unit_dim, origin.is_made = point.unit_dim, True

@@ -48,6 +48,26 @@ def graph_break(net, x):
     return x
 
 
+def gates_around_a_break(net, x):
+    x = torch.relu(x)
+    torch._dynamo.graph_break()
+    return torch.tanh(x * torch.sigmoid(net.further(x)))
+
+
+def gates_before_a_break(net, x):
+    first, second = x.chunk(2, dim=-1)
+    torch._dynamo.graph_break()
+    return net.further(torch.cat([torch.sigmoid(first), torch.tanh(second)], dim=-1))
+
+
+def weights_before_a_break(net, x):
+    weight = net.further.weight * 0.5
+    torch._dynamo.graph_break()
+    weight = weight + functional.softplus(weight)
+    torch._dynamo.graph_break()
+    return functional.silu(x @ weight)
+
+
 def value_read(net, x):
     x = functional.silu(x)
     return x if x.sum().item() < 1e9 else x + 1.0
@@ -142,6 +162,20 @@ class OutputsInTurn(Manual):
         self.manual_backward(functional.cross_entropy(outputs[1]["side"], labels))
 
 
+class OwnLoss(Auxiliary):
+    """Returns its loss, of logits and of a regression, and what that is made of."""
+
+    def __init__(self, returns_logits=True):
+        super().__init__()
+        self.returns_logits = returns_logits
+
+    def forward(self, x):
+        logits, others, _ = super().forward(x)
+        loss = logits.logsumexp(1).mean() + functional.cross_entropy(logits, logits.argmax(1))
+        loss = loss + (others["side"] - 1.0).square().mean()
+        return (loss, logits, others["side"]) if self.returns_logits else (loss, others["side"])
+
+
 class Frozen(Model):
     """The front has constants for potentials; with `inputs`, these carry gradient all the same."""
 
@@ -168,8 +202,10 @@ class TrainedBefore(Model):
         return functional.cross_entropy(self(self.before(batch[0])), batch[1])
 
 
+BETWEEN = (graph_break, gates_around_a_break, gates_before_a_break, weights_before_a_break)
+BETWEEN += (value_read, dead, without_gradient, detached, read_twice, views)
 NETWORKS = {
-    **{f.__name__: changed(f) for f in (graph_break, value_read, dead, without_gradient, detached, read_twice, views)},
+    **{f.__name__: changed(f) for f in BETWEEN},
     "broken blocks": broken_blocks,
     "shared block": shared_block,
     "log-probabilities": uses(functional.nll_loss, lambda: Probabilities(nn.LogSoftmax(1))),
@@ -179,6 +215,8 @@ NETWORKS = {
     "first output": lambda: OneOutput([0]),
     "both outputs": lambda: OneOutput([0, 1]),
     "outputs in turn": OutputsInTurn,
+    "own loss": uses(lambda outputs, labels: outputs[0], OwnLoss),
+    "own loss without logits": uses(lambda outputs, labels: outputs[0], lambda: OwnLoss(returns_logits=False)),
     "frozen": Frozen,
     "frozen behind inputs with gradient": lambda: Frozen(inputs=True),
     "trained before": TrainedBefore,
@@ -223,3 +261,13 @@ def sines():
 def test_activations(activation, way):
     trained = compare(sines, way, lambda: PSPCallback(lam=LAM, activations=[activation]))
     assert "psp_z2_train/network.embed" in trained.values
+
+
+def normalised():
+    module = changed(lambda net, x: net.norm(x))()
+    module.network.norm = nn.BatchNorm1d(HIDDEN)
+    return module
+
+
+def test_numbers_that_may_change_are_no_reason_to_break_the_graph():
+    compare(normalised, lambda module: network(module, dynamic=True, fullgraph=True))

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from lightning_psp import PSPCallback
 from tests.support.compiled import (
     COMPILED,
+    HIDDEN,
     LAM,
     Manual,
     Model,
@@ -112,13 +114,34 @@ def test_steps(name, way):
     compare(LOSSES[name], way)
 
 
-@pytest.mark.parametrize("loss", ["hinge", "by hand", pytest.param("scaled", marks=pytest.mark.slow)])
+class TwoHeads(Network):
+    """Returns logits and a regression."""
+
+    def __init__(self):
+        super().__init__()
+        self.side = nn.Linear(HIDDEN, HIDDEN)
+
+    def forward(self, x):
+        return super().forward(x), self.side(torch.relu(self.embed(x)))
+
+
+def loss_of_two_heads(outputs, labels):
+    return functional.cross_entropy(outputs[0], labels) + (outputs[1] - 1.0).square().mean()
+
+
+LOSSES_ALONE = {
+    **{name: LOSSES[name] for name in ("hinge", "by hand", "scaled")},
+    "two heads": uses(loss_of_two_heads, TwoHeads),
+}
+
+
+@pytest.mark.parametrize("loss", ["hinge", "by hand", "two heads", pytest.param("scaled", marks=pytest.mark.slow)])
 def test_a_loss_compiled_on_its_own(loss):
     def compile_both(module):
         network(module)
         module.loss = torch.compile(module.loss, backend="aot_eager")
 
-    assert compare(LOSSES[loss], compile_both).graphs == 2
+    assert compare(LOSSES_ALONE[loss], compile_both).graphs == 2
 
 
 @pytest.mark.parametrize("way", [step, pytest.param(whole_module, marks=pytest.mark.slow)])
