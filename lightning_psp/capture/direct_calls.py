@@ -35,14 +35,18 @@ class DirectCalls(Generic[Run]):
             calls: number of calls inside of that one that hooks were told of, too.
             start: makes what is kept of a run of a module's `forward`; None for a module that does not count.
         """
-        for frame in _from(sys._getframe(1)):
-            if frame.f_code is CODE_OF_A_CALL:
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            code = frame.f_code
+            if code is CODE_OF_A_CALL:
                 if not calls:
                     return
                 calls -= 1
-            run = self._run_in(frame, start) if frame.f_code.co_name == "forward" else None
-            if run is not None:
-                yield run
+            elif code.co_name == "forward":
+                run = self._run_in(frame, start)
+                if run is not None:
+                    yield run
+            frame = frame.f_back
 
     def _run_in(self, frame: FrameType, start: Callable[[nn.Module], Run | None]) -> Run | None:
         if frame.f_back is None or frame.f_back.f_code.co_filename == FILE_OF_CALLS:

@@ -6,6 +6,7 @@ Such functions still make layers: activations are written out in them, and weigh
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Generic
 
 from torch import Tensor
@@ -76,7 +77,7 @@ class FollowedCalls(Generic[Kept]):
         self._origins = origins
         self._graph = graph
         self._note_logarithm = note_logarithm
-        self._roles = {**overwriting(), **roles()}
+        self._roles = _roles()
 
     def handlers(self) -> dict[TorchFunction, Handler]:
         """The functions in question, and what to do with a call of them."""
@@ -148,3 +149,8 @@ class FollowedCalls(Generic[Kept]):
                 target = self._settlement.target_of(edge, result, origin.path, False)
                 self._outputs.calls.append(Call([target], [edge], True))
         return result
+
+
+@cache
+def _roles() -> dict[TorchFunction, Role | None]:
+    return {**overwriting(), **roles()}

@@ -112,6 +112,7 @@ class Frames:
         self._known: dict[nn.Module, Known] = {}
         self._foreign: weakref.WeakKeyDictionary[nn.Module, Known] = weakref.WeakKeyDictionary()
         self._parameters: dict[int, OwnParameter] = {}
+        self._metrics: set[type[nn.Module]] = set()  # the classes of metrics among the modules
         self._has_metrics = False
         self._has_all = False  # whether the parameters were looked for in this step
         self._parts: Parts | None = None  # that were found in this step
@@ -237,8 +238,8 @@ class Frames:
         self._has_all = False
         parts = self._parts = Parts(self._root)
         refuse_scripted(parts.paths)
-        of_metrics = {cls for cls in set(map(type, parts.paths)) if issubclass(cls, _METRICS)}
-        metrics = [path for module, path in parts.paths.items() if path and type(module) in of_metrics]
+        self._metrics = {cls for cls in set(map(type, parts.paths)) if issubclass(cls, _METRICS)}
+        metrics = [path for module, path in parts.paths.items() if path and type(module) in self._metrics]
         self._has_metrics = bool(metrics)
         neurons = _paths_of_neurons(parts)
         self._known = {
@@ -246,7 +247,7 @@ class Frames:
                 module,
                 _cleaned(neurons[module]),
                 parts,
-                any(path == metric or is_within(path, metric) for metric in metrics),
+                bool(metrics) and any(path == metric or is_within(path, metric) for metric in metrics),
             )
             for module, path in parts.paths.items()
         }
@@ -256,11 +257,11 @@ class Frames:
         if cls not in self._kinds:
             self._kinds[cls] = self._kind_of(cls)
         kind = self._kinds[cls]
-        if kind is Kind.CANDIDATE and (module is self._root or not _may_be_activation(module)):
+        if kind is Kind.CANDIDATE and (module is self._root or not _may_be_activation(module, parts)):
             kind = None
         # Buffers called `weight` alone make a frozen normalisation, and more often a loss with weights of classes.
         is_network = path is not None and (module in parts.parameterised or path == "")
-        is_network = is_network and not isinstance(module, _METRICS)
+        is_network = is_network and cls not in self._metrics
         return Known(path, module in parts.weighted, kind, is_network, is_of_metric)
 
     def _kind_of(self, cls: type[nn.Module]) -> Kind | None:
@@ -275,7 +276,7 @@ class Frames:
 
 def _paths_of_neurons(parts: Parts) -> Mapping[nn.Module, str]:
     """The path of each module; of modules of one class that share all of their parameters, that of the first."""
-    counts = Counter(id(parameter) for module in parts.paths for _, parameter in _parameters(module, recurse=False))
+    counts = Counter(id(parameter) for own in parts.own.values() for parameter in own)
     shared = {parameter for parameter, count in counts.items() if count > 1}
     if not shared:
         return parts.paths
@@ -292,9 +293,9 @@ def _paths_of_neurons(parts: Parts) -> Mapping[nn.Module, str]:
     return found
 
 
-def _parameters(module: nn.Module, recurse: bool = True) -> Iterator[tuple[str, nn.Parameter]]:
+def _parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     # A module may have a method of its own under that name, with other arguments and for some parameters alone.
-    return nn.Module.named_parameters(module, recurse=recurse)
+    return nn.Module.named_parameters(module)
 
 
 def refuse_scripted(modules: Mapping[nn.Module, str]) -> None:
@@ -323,13 +324,13 @@ def take_back(source: Source) -> None:
         source.place = source.turn = None
 
 
-def _may_be_activation(module: nn.Module) -> bool:
-    slopes = [slope for _, slope in _parameters(module, recurse=False)]
+def _may_be_activation(module: nn.Module, parts: Parts) -> bool:
+    slopes = parts.own.get(module, [])
     return (
         len(slopes) <= _MOST_SLOPES
+        and parts.parameterised.isdisjoint(module.children())
         and not any(isinstance(slope, UninitializedParameter) for slope in slopes)
         and all(sum(size > 1 for size in slope.shape) <= 1 for slope in slopes)
-        and all(next(_parameters(child), None) is None for child in module.children())
     )
 
 

@@ -232,6 +232,7 @@ def _overwrites(method: str) -> bool:
     return method.endswith("_") and not method.startswith("_") and method not in _NOT_OVERWRITING
 
 
+@cache
 def name_of(function: TorchFunction) -> str:
     """What a reader calls a function, whether it is a method, an operator or overwrites its argument."""
     name = getattr(function, "__name__", "").partition(".")[0].strip("_").removeprefix("special_")

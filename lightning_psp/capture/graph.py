@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -80,16 +80,12 @@ def reach_from(edge: Edge) -> ReachedGraph:
             trained.append(node)
         else:
             has_other_leaves = True
-    _refuse_reentrant_checkpoints(kinds)
+    refuse_reentrant_checkpoints(kinds)
     return ReachedGraph(edges, _above(trained, seen) if has_other_leaves else None)
 
 
-def check_checkpoints(tensors: Iterable[Tensor]) -> None:
-    """Raises the error of :func:`reach` alone."""
-    _refuse_reentrant_checkpoints(set(map(type, nodes_below(tensor.grad_fn for tensor in tensors))))
-
-
-def _refuse_reentrant_checkpoints(kinds: Iterable[type[Node]]) -> None:
+def refuse_reentrant_checkpoints(kinds: Iterable[type[Node]]) -> None:
+    """Raises the error of :func:`reach` if nodes of one of these kinds are of such a checkpoint."""
     if any(kind.__name__ == "CheckpointFunctionBackward" for kind in kinds):
         raise NotImplementedError(
             "The loss depends on a reentrant activation checkpoint that is not torch's own or was called outside"
@@ -98,9 +94,8 @@ def _refuse_reentrant_checkpoints(kinds: Iterable[type[Node]]) -> None:
         )
 
 
-def nodes_of_parameters(tensors: Iterable[Tensor]) -> set[Node] | None:
-    """The nodes below some tensors that depend on a trained parameter; None where all do, or none does."""
-    nodes = nodes_below(tensor.grad_fn for tensor in tensors)
+def nodes_of_parameters(nodes: Collection[Node]) -> set[Node] | None:
+    """Those that depend on a trained parameter of nodes, all below them included; None where all do, or none does."""
     leaves = [node for node in nodes if not node.next_functions]
     trained = [node for node in leaves if isinstance(getattr(node, "variable", None), nn.Parameter)]
     return None if len(trained) in (0, len(leaves)) else _above(trained, set(nodes))

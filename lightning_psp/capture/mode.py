@@ -351,7 +351,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
     def _give_outputs(self) -> None:
         if self.on_outputs is not None:
             self.settle()
-            self.on_outputs()
+            with taken_off(self):
+                self.on_outputs()
             self._has_news = False
 
     def unseen_message(self, *, has_ended: bool = True) -> str:

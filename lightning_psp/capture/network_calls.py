@@ -90,20 +90,26 @@ class NetworkCalls(Generic[Kept]):
             self.is_redirected = False
             frame.known = known._replace(path=None)
             frame.path = None
-        elif not self._ledger.in_call and known.is_network and not is_left_out:
+        elif not self._origins.in_call and known.is_network and not is_left_out:
             frame.starts_call = True
             self._ledger.begin_call()
-        if known.kind is Kind.PARAMETRIZATION or is_left_out:
+        kind = known.kind
+        if kind is Kind.PARAMETRIZATION or is_left_out:
             frame.suppresses = True
             self._frames.begin_suppression()
-        elif known.kind is Kind.NAMED:
+        elif kind is Kind.NAMED:
             frame.potential = self._enter_named_activation(module, frame, inputs)
             frame.suppresses = True
             self._frames.begin_suppression()
-        elif known.kind is Kind.CANDIDATE and not self._frames.suppressed:
-            self._written.enter(frame, inputs)
+        elif kind is Kind.CANDIDATE:
+            if not self._frames.suppressed:
+                self._written.enter(frame, inputs)
         elif (
-            self.leaves_affine_alone and known.kind is None and known.path is not None and not self._checkpoints.regions
+            kind is None
+            and known.has_weights
+            and self.leaves_affine_alone
+            and known.path is not None
+            and not self._checkpoints.regions
         ):
             frame.unit_dim = unit_dim_of(module, inputs)
             if frame.unit_dim is not None:
@@ -141,7 +147,7 @@ class NetworkCalls(Generic[Kept]):
             for tensor in tensors_in(output):  # several where it keeps a state
                 frame.potential.results.append(self._graph.edge(tensor))
                 self._origins.record_result(tensor, frame.potential.origin, frame.potential)
-        if path and frame.unit_dim is None and isinstance(output, Tensor):
+        if path and kind is not Kind.ACTIVATION and frame.unit_dim is None and isinstance(output, Tensor):
             self._witness.note_module(output, path)
         is_activation = kind is Kind.NAMED or kind is Kind.ACTIVATION
         if frame.given is not None:

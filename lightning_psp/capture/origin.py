@@ -88,48 +88,26 @@ class Potential(Generic[Kept]):
         is_output: whether it is the output layer's.
     """
 
-    __slots__ = (
-        "edge",
-        "entering",
-        "enters_loss",
-        "enters_nonlinearity",
-        "evaluation",
-        "is_differentiated",
-        "is_of_metric",
-        "is_output",
-        "kept",
-        "label",
-        "layer",
-        "measured",
-        "number_of_calls",
-        "origin",
-        "part",
-        "results",
-        "unit_dim",
-        "units",
-    )
-
-    kept: Kept | None
+    part = 0  # which of the parts of its passage it is; known when outputs are
+    units = 0
+    enters_loss = False  # whether a loss's own softmax or sigmoid takes it
+    kept: Kept | None = None
+    edge: Edge | None = None  # to the potential, where a loss takes it
+    entering: Any = None  # the node of the graph that gave the tensor
+    measured: Measured | None = None
+    is_differentiated = False  # whether a gradient that passed it may be part of a loss
+    is_of_metric = False  # whether a network that a metric holds made it
+    label = ""  # of a nonlinearity outside the network
+    number_of_calls = 0  # of the network before that
+    origin: Origin | None = None  # of the tensor
 
     def __init__(self, layer: str, evaluation: object, unit_dim: int, is_output: bool) -> None:
         self.layer = layer
         self.evaluation = evaluation
-        self.part = 0  # which of the parts of its passage it is; known when outputs are
         self.unit_dim = unit_dim
-        self.units = 0
         self.is_output = is_output
         self.enters_nonlinearity = not is_output  # whether a nonlinearity of the network reads it
-        self.enters_loss = False  # whether a loss's own softmax or sigmoid takes it
-        self.kept = None
         self.results: list[Edge] = []  # to what the nonlinearity gave
-        self.edge: Edge | None = None  # to the potential, where a loss takes it
-        self.entering: Any = None  # the node of the graph that gave the tensor
-        self.measured: Measured | None = None
-        self.is_differentiated = False  # whether a gradient that passed it may be part of a loss
-        self.is_of_metric = False  # whether a network that a metric holds made it
-        self.label = ""  # of a nonlinearity outside the network
-        self.number_of_calls = 0  # of the network before that
-        self.origin: Origin | None = None  # of the tensor
 
 
 def arrange(potentials: list[Potential[Any]]) -> None:

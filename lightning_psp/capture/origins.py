@@ -111,11 +111,11 @@ class Origins:
         )
 
     def exchange(self, tensor: Tensor, other: Tensor) -> None:
-        """Makes two tensors change places; what is known of `tensor` is known of `other` then."""
+        """Makes a tensor that can be replaced and a new one change places; what is known of the former goes along."""
         origin = self.of(tensor)
         del self._origins[id(tensor)]
         del origin.reference  # tensors with weak references cannot change places
-        swap(tensor, other)
+        swap(tensor, other, are_plain=True)
         origin.reference = weakref.ref(other, partial(self._forget, id(other)))
         self._origins[id(other)] = origin
 
@@ -129,13 +129,16 @@ class Origins:
 
     def record_affine(self, path: str, unit_dim: int, argument: Any, result: Tensor) -> None:
         """Notes that the module at `path` made `result` of a tensor by its weights."""
-        origin, known = self.renew(result), self.find(argument)
+        known = self.find(argument)
+        origin = self.renew(result)
         origin.is_made, origin.unit_dim, origin.source = True, unit_dim, Source(path)
-        self.note_weighings(origin, 1 + (known.weighings if known is not None and known.is_made else 0))
+        self.note_weighings(origin, 1 + known.weighings if known is not None and known.is_made else 1)
 
     def note_weighings(self, origin: Origin, number: int) -> None:
         """Notes how many weights have come one after another where a tensor arises."""
-        origin.weighings, self.most_weighings = number, max(number, self.most_weighings)
+        origin.weighings = number
+        if number > self.most_weighings:
+            self.most_weighings = number
 
     def record_module(self, path: str, call: object, tensors: Iterable[Tensor]) -> None:
         """Notes that the module at `path`, which has weights, returned tensors in one call."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -319,6 +320,7 @@ def _guarded_by_mask(
     return tensor if numbers[0] == threshold or (numbers[0] == 0 and tensor.is_guarded) else None
 
 
+@cache
 def _is_quotient(func: TorchFunction) -> bool:
     return "div" in getattr(func, "__name__", "")
 

@@ -51,9 +51,10 @@ class Suspect(NamedTuple):
 
 def is_suspicious(function: TorchFunction, args: tuple[Any, ...]) -> bool:
     """Whether activations are made of a function of these arguments."""
-    if name_of(function) in ("max", "min") and any(isinstance(value, Tensor) and value.ndim == 0 for value in args):
-        return False  # a bound, as of `clamp`
-    return function in SUSPICIOUS or function in OF_NORMS or _is_square(function, args)
+    if not (function in SUSPICIOUS or function in OF_NORMS or _is_square(function, args)):
+        return False
+    is_bound = name_of(function) in ("max", "min") and any(isinstance(it, Tensor) and it.ndim == 0 for it in args)
+    return not is_bound  # as of `clamp`
 
 
 def _is_square(function: TorchFunction, args: tuple[Any, ...]) -> bool:
@@ -168,7 +169,7 @@ class Witness:
             if not is_known and not below.isdisjoint(edges):
                 found[call] = remedy
         below_outputs = nodes_below([node for node, _ in starts])
-        nodes = {node for node in below_outputs if is_foreign_function(node)}
+        nodes = {node for node in below_outputs if _is_custom(node) and is_foreign_function(node)}
         if nodes:
             self._accounted |= _accounted_for(potentials)
         for node in nodes - self._accounted:

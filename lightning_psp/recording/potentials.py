@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from lightning_psp.capture.frames import refuse_scripted
-from lightning_psp.capture.graph import check_checkpoints, nodes_of_parameters
+from lightning_psp.capture.graph import nodes_below, nodes_of_parameters, refuse_reentrant_checkpoints
 from lightning_psp.capture.mode import Capture
 from lightning_psp.capture.nonlinearities import find_nonlinearities
 from lightning_psp.capture.origin import Potential
@@ -122,6 +123,7 @@ def recording(
     """:func:`record_potentials`, which has `tell` called with what could not be seen."""
     _check_class(module)
     recorded = Potentials()
+    kinds: set[type[Node]] = set()  # of the nodes of their graph
 
     def keep(z: Tensor, potential: Potential[_Recorded], in_place: bool) -> _Recorded:
         return _Recorded(z.clone() if in_place else z)
@@ -137,11 +139,11 @@ def recording(
         reduction=None,
         traced=announce_graph,
     )
-    capture.on_outputs = lambda: _collect(capture, selection, recorded)
+    capture.on_outputs = lambda: _collect(capture, selection, recorded, kinds)
     try:
         with told_of_graphs(capture), capture:
             yield recorded
-        check_checkpoints(recorded.values())
+        refuse_reentrant_checkpoints(kinds)
         if not capture.potentials and capture.records.ledger.has_skipped:
             raise ValueError(
                 "No potential was recorded: the network was called without gradient in a block that was entered with"
@@ -192,7 +194,9 @@ class _Recorded:
         return self._version is None or version_of(self.value) == self._version
 
 
-def _collect(capture: Capture[_Recorded], selection: LayerSelection, recorded: Potentials) -> None:
+def _collect(
+    capture: Capture[_Recorded], selection: LayerSelection, recorded: Potentials, kinds: set[type[Node]]
+) -> None:
     if capture.split_weight is not None:
         raise NotImplementedError(
             f"Parameter {capture.split_weight!r} is split over processes (tensor parallelism): each sees a part of a"
@@ -220,7 +224,10 @@ def _collect(capture: Capture[_Recorded], selection: LayerSelection, recorded: P
     recorded.outputs.clear()
     recorded.constants.clear()
     names = {layer for layer, _ in passes}
-    trained = nodes_of_parameters(z for tensors in passes.values() for z, _ in tensors)
+    nodes = nodes_below(z.grad_fn for tensors in passes.values() for z, _ in tensors)
+    trained = nodes_of_parameters(nodes)
+    kinds.clear()
+    kinds.update(map(type, nodes))
     for (layer, part), tensors in passes.items():
         for tensor, unit_dim, number_of_passes, is_trained in _concatenated(tensors, trained):
             name, number = layer, 0

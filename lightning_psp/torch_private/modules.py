@@ -182,6 +182,7 @@ class Parts:
         paths: each module, once, with the first path that leads to it, in the order of `named_modules`.
         parameterised: those with parameters of their own or inside of them.
         weighted: these, and those with buffers called ``weight`` of their own or inside of them.
+        own: of each module with parameters of its own these, each once.
 
     Example:
         >>> parts = Parts(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
@@ -195,6 +196,7 @@ class Parts:
         self.paths: dict[nn.Module, str] = {}
         self.parameterised: set[nn.Module] = set()
         self.weighted: set[nn.Module] = set()
+        self.own: dict[nn.Module, list[nn.Parameter]] = {}
         self._has_tables = all(hasattr(root, name) for name in _TABLES)
         if self._has_tables:
             self._walk(root, "")
@@ -203,6 +205,8 @@ class Parts:
             self.paths[module] = path
             if next(module.parameters(), None) is not None:
                 self.parameterised.add(module)
+            if own := [*module.parameters(recurse=False)]:
+                self.own[module] = own
             if "weight" in [name.rpartition(".")[2] for name, _ in module.named_buffers()]:
                 self.weighted.add(module)
         self.weighted |= self.parameterised
@@ -225,11 +229,10 @@ class Parts:
         # Layers that are frozen for good, such as batch norms in detectors, have their weights in buffers.
         buffers = module._buffers
         is_weighted = "weight" in buffers and buffers["weight"] is not None
-        is_parameterised = False
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                is_parameterised = True
-                break
+        own = [parameter for parameter in module._parameters.values() if parameter is not None]
+        if own:
+            self.own[module] = own if len(own) == 1 else [*dict.fromkeys(own)]
+        is_parameterised = bool(own)
         for name, part in module._modules.items():
             if part is not None:
                 if part not in self.paths:

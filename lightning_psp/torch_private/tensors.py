@@ -63,10 +63,15 @@ def is_memory_held_elsewhere(tensor: Tensor) -> bool:
     return bool(_storage_use_count(handle._cdata) != 2)
 
 
-def swap(tensor: Tensor, other: Tensor) -> None:
+def swap(tensor: Tensor, other: Tensor, *, are_plain: bool = False) -> None:
     """Has two tensors exchange values and graph, as `torch.utils.swap_tensors` does.
 
     Its checks are made only where one of them can fail, and where this version of torch has no exchange without them.
+
+    Args:
+        tensor: one of them.
+        other: the other one.
+        are_plain: whether it is known that no check can fail.
 
     Example:
         >>> import torch
@@ -75,7 +80,7 @@ def swap(tensor: Tensor, other: Tensor) -> None:
         >>> one, two
         (tensor([0.]), tensor([1., 1.]))
     """
-    if _swap_tensor_impl is not None and _is_plain(tensor) and _is_plain(other):
+    if _swap_tensor_impl is not None and (are_plain or (_is_plain(tensor) and _is_plain(other))):
         _swap_tensor_impl(tensor, other)
     else:
         swap_tensors(tensor, other)
