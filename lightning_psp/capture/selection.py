@@ -56,7 +56,8 @@ class LayerSelection:
         """Whether the layer of this name is chosen."""
         if is_output and not self.output:
             return False
-        return matches(layer, tuple(self.include)) and not matches(layer, tuple(self.exclude))
+        is_excluded = bool(self.exclude) and matches(layer, tuple(self.exclude))
+        return not is_excluded and matches(layer, tuple(self.include))
 
     def check(self, layers: Collection[str], further_patterns: Iterable[str] = ()) -> None:
         """Raises an error that lists `layers` if a pattern matches none of them, or if none is there.

@@ -18,6 +18,7 @@ class Arriving:
 
     def __init__(self, correction: float | Tensor = 1.0) -> None:
         self.value: float | Tensor = correction
+        self._casts: dict[tuple[torch.dtype, torch.device], Tensor] = {}  # of a value on an accelerator
         self._correction = correction
         self._coefficients: list[Tensor] = []
         self._factors: list[float] = []
@@ -35,8 +36,18 @@ class Arriving:
             total = total * self._correction.to(total.device)
         # A tensor on an accelerator is not read, for the step would have to wait for it.
         self.value = read_on_processor(total)
+        self._casts = {}
         # Saved for the backward pass, they may be changed only behind autograd's back.
         coefficients = [coefficient.data for coefficient in self._coefficients]
         with torch.no_grad():
             fill_with_products_(coefficients, 0.0 if self._has_arrived else self.value, self._factors)
         self._has_arrived = True
+
+    def value_for(self, gradient: Tensor) -> float | Tensor:
+        """Its value; as a tensor in the type of a gradient that goes on from there, and cast once for all of a type."""
+        if not isinstance(self.value, Tensor):
+            return self.value
+        kind = gradient.dtype, gradient.device
+        if kind not in self._casts:
+            self._casts[kind] = self.value.to(gradient)
+        return self._casts[kind]

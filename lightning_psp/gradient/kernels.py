@@ -31,7 +31,8 @@ def square_sum(potential: Tensor) -> Tensor:
         >>> square_sum(torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
         tensor(14.)
     """
-    potential = potential.detach()
+    if potential.requires_grad:
+        potential = potential.detach()
     flat = _flatten(potential)
     if flat is None:
         return potential.to(accumulation_dtype(potential.dtype)).square().sum()
@@ -57,13 +58,15 @@ def _accumulated(potential: Tensor) -> Tensor:
 
 def _flatten(potential: Tensor) -> Tensor | None:
     """A vector view of the values in memory order, or None where they do not lie side by side."""
+    if potential.is_contiguous():
+        return potential.view(-1)
     dims = memory_order(potential)
     return None if dims is None else potential.permute(dims).view(-1)
 
 
 def can_be_overwritten(tensor: Tensor) -> bool:
     """Whether nothing else holds the memory of this tensor, and each of its values has its own place there."""
-    return not is_memory_held_elsewhere(tensor) and memory_order(tensor) is not None
+    return not is_memory_held_elsewhere(tensor) and (tensor.is_contiguous() or memory_order(tensor) is not None)
 
 
 def add_potential(gradient: Tensor, potential: Tensor, alpha: float, out: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -181,7 +181,7 @@ class Tap:
             if self._has_terms:  # of an earlier pass through the same graph
                 return gradients
             self._has_terms = True
-            return self._change(gradients, lambda gradient: self._add_terms(gradient, arriving.value))
+            return self._change(gradients, lambda gradient: self._add_terms(gradient, arriving))
 
         self._handle = node.register_prehook(add_terms)
 
@@ -220,8 +220,8 @@ class Tap:
         handle: RemovableHandle = node.register_prehook(lambda gradients: self._change(gradients, add))
         return handle.remove
 
-    def _add_terms(self, gradient: Tensor, arrived: float | Tensor) -> Tensor:
-        penalty = self._penalty
+    def _add_terms(self, gradient: Tensor, arriving: Arriving) -> Tensor:
+        penalty, arrived = self._penalty, arriving.value_for(gradient)
         if penalty is not None and penalty[1] is not None:
             gradient = self._add_direction(gradient, penalty[1], penalty[0], arrived)
             penalty = None
@@ -230,7 +230,7 @@ class Tap:
         value = self._take_value()
         if self._slopes is not None:
             assert self.states is not None
-            gradient = self.states.add_gradient(gradient, value, self._slopes, arrived)
+            gradient = self.states.add_gradient(gradient, value, self._slopes, arriving.value)
         # Last, for it may write over the value.
         return gradient if penalty is None else self._add_value(gradient, value, penalty[0], arrived)
 
@@ -240,7 +240,7 @@ class Tap:
         if isinstance(arrived, Tensor):
             if self._square_sum is None:
                 self._square_sum = square_sum(value)
-            return torch.addcmul(gradient, value, arrived.to(gradient), value=alpha, out=out)
+            return torch.addcmul(gradient, value, arrived, value=alpha, out=out)
         result, self._square_sum = add_potential(gradient, value, alpha * arrived, out)
         return result
 
@@ -271,7 +271,7 @@ class Tap:
     def _add_direction(self, gradient: Tensor, direction: Tensor, alpha: float, arrived: float | Tensor) -> Tensor:
         step = direction.to(self._dtype).expand(self.batch_size, *direction.shape)
         if isinstance(arrived, Tensor):
-            return torch.addcmul(gradient, step, arrived.to(gradient), value=alpha)
+            return torch.addcmul(gradient, step, arrived, value=alpha)
         return torch.add(gradient, step, alpha=alpha * arrived)
 
     def release(self) -> None:

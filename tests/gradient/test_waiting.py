@@ -112,6 +112,19 @@ def test_three_kernels_are_added_for_each_layer(kind):
     assert sum(others.values()) <= MOST_OTHERS, others
 
 
+def test_what_arrives_is_cast_once_for_all_layers_of_a_type():
+    class InHalfPrecision(Deep):
+        def forward(self, images):
+            return super().forward(images.bfloat16()).float()
+
+    network = InHalfPrecision().bfloat16()
+    without = steps_of(network, *batch(), number=3)[-1].called
+    added = steps_of(network, *batch(), PSPCallback(), number=3)[-1].called
+    added.subtract(without)
+    assert added["aten::addcmul"] == network.layers
+    assert 1 <= added["aten::_to_copy"] <= MOST_OTHERS
+
+
 @pytest.mark.parametrize("name", sorted(READING))
 def test_what_reads_is_noticed(name):
     class Reads(Convolutions):
