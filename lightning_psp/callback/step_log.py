@@ -12,6 +12,7 @@ from lightning_psp.callback.step import Step
 from lightning_psp.functional.totals import Total
 from lightning_psp.lightnings.lightning_private import (
     accumulates,
+    callback_values,
     number_of_row,
     put_stand_in,
     remove_stand_in,
@@ -59,7 +60,7 @@ def log_step(trainer: Trainer, module: LightningModule, values: dict[str, Total]
     numbers = {key: value for key, value in values.items() if not isinstance(value, Tensor)}
     if numbers:
         tensors.update(zip(numbers, torch.tensor([*numbers.values()], dtype=torch.float64).unbind(), strict=True))
-    trainer.callback_metrics.update(tensors)
+    callback_values(trainer).update(tensors)
     if not is_logging_step(trainer):
         return
     if module.automatic_optimization and accumulates(trainer):

@@ -21,7 +21,7 @@ from lightning_psp.capture.nonlinearities import Nonlinearities
 from lightning_psp.capture.origin import Potential
 from lightning_psp.compilation.listening import announce_graph, told_of_graphs
 from lightning_psp.functional.reductions import RULES
-from lightning_psp.functional.totals import Total, add_up, add_up_weighted, read_on_processor
+from lightning_psp.functional.totals import Total, add_up, add_up_weighted, magnitude, read_on_processor
 from lightning_psp.gradient.batch_means import BatchMeans
 from lightning_psp.gradient.class_states import BatchClasses, ClassStates
 from lightning_psp.gradient.compiled_tap import AnyTap, CompiledTap
@@ -397,4 +397,4 @@ class _WatchedStep:
 def _size(loss: Tensor, scale: LossScale) -> Total:
     """The size of the user's loss, which was multiplied by a scale; several losses are added up."""
     total = loss.detach() if loss.ndim == 0 else loss.detach().sum()
-    return read_on_processor(total.abs()) / (scale.number * scale.correction)
+    return magnitude(read_on_processor(total)) / (scale.number * scale.correction)

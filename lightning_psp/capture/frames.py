@@ -60,6 +60,9 @@ class Known(NamedTuple):
     is_of_metric: bool
 
 
+_OUTSIDE = Known("", True, None, False, False)
+
+
 class Frame:
     """A call of a module whose forward is running.
 
@@ -127,7 +130,7 @@ class Frames:
         # Copies, for who counts places in them is another one.
         self.resumed = [Frame(frame.module, frame.known) for frame in running]
         self.running = list(self.resumed)
-        self.outside = Frame(self._root, Known("", True, None, False, False))  # of every module
+        self.outside = Frame(self._root, _OUTSIDE)  # of every module
         self._direct.clear()
         self.suppressed = 0  # how many of them are activations that the user names, or make a weight
         self._has_all = False

@@ -127,7 +127,8 @@ class Settlement(Generic[Kept]):
         if is_beside_others and source is not None and source.is_around:
             target = replace(target, may_be_term=True)  # a module that only hands it on does not make it a prediction
         # A loss that the network writes out may be made of it before it got the shape in which it is returned.
-        return replace(target, others=[self._graph.edge(other) for other in self._origins.with_values_of(tensor)])
+        others = [self._graph.edge(other) for other in self._origins.with_values_of(tensor)]
+        return replace(target, others=others) if others else target
 
     def target(self, tensor: Tensor, path: str | None) -> Target[Kept] | None:
         """What a tensor stands for, if it may be an output layer.

@@ -20,6 +20,11 @@ def read_on_processor(total: Tensor) -> Total:
     return total.item() if total.is_cpu else total
 
 
+def magnitude(total: Total) -> Total:
+    """Its absolute value."""
+    return total.abs() if isinstance(total, Tensor) else abs(total)
+
+
 def add_up(totals: list[Total]) -> Total:
     """The sum, as a number where all are."""
     if len(totals) == 1:

@@ -16,7 +16,7 @@ Writer: TypeAlias = Callable[..., None]
 
 BATCHES_THAT_STEPPED = "_batches_that_stepped"
 SHOULD_ACCUMULATE = "_should_accumulate"
-CONNECTOR, WRITE = "_logger_connector", "log_metrics"
+CONNECTOR, WRITE, CALLBACK_VALUES = "_logger_connector", "log_metrics", "_callback_metrics"
 
 
 def number_of_row(trainer: Trainer) -> int:
@@ -38,6 +38,15 @@ def accumulates(trainer: Trainer) -> bool:
         return tell()
     is_full = (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0
     return not (is_full or trainer.is_last_batch)
+
+
+def callback_values(trainer: Trainer) -> dict[str, Any]:
+    """The values of `trainer.callback_metrics`, for others to be added, without a search for new ones of the user's.
+
+    Without the name, with that search, which takes longer than the sums of a small model's potentials.
+    """
+    values: dict[str, Any] | None = getattr(getattr(trainer, CONNECTOR, None), CALLBACK_VALUES, None)
+    return trainer.callback_metrics if values is None else values
 
 
 def row_writer(trainer: Trainer) -> Writer | None:
