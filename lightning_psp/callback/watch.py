@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_psp.callback.entropy_measure import EntropyMeasure
 from lightning_psp.callback.histograms import sample
 from lightning_psp.callback.layer_metrics import LayerSums
+from lightning_psp.lightnings.log_calls import leave_log_unwatched
 from lightning_psp.callback.settings import Settings
 from lightning_psp.callback.step import Additions, Step, StepLayers
 from lightning_psp.callback.trainer_state import refuse_split_units
@@ -21,7 +22,7 @@ from lightning_psp.capture.nonlinearities import Nonlinearities
 from lightning_psp.capture.origin import Potential
 from lightning_psp.compilation.listening import announce_graph, told_of_graphs
 from lightning_psp.functional.reductions import RULES
-from lightning_psp.functional.totals import Total, add_up, add_up_weighted, magnitude, read_on_processor
+from lightning_psp.functional.totals import Total, add_up, add_up_weighted, read_on_processor
 from lightning_psp.gradient.batch_means import BatchMeans
 from lightning_psp.gradient.class_states import BatchClasses, ClassStates
 from lightning_psp.gradient.compiled_tap import AnyTap, CompiledTap
@@ -116,12 +117,14 @@ class Watch:
             for name in _WRAPPED
         }
         vars(self._strategy).update(self._wrapped)
+        self._watch_log_again = leave_log_unwatched(module)
 
     def close(self) -> None:
         """Gives the strategy its own steps back and lets go of everything."""
         for name, wrapped in self._wrapped.items():
             if vars(self._strategy).get(name) is wrapped:
                 del vars(self._strategy)[name]
+        self._watch_log_again()
         self._release()
 
     def _release(self) -> None:
@@ -263,7 +266,7 @@ class Watch:
             self._injector.disarm(has_failed=True)
             self._passes.pop()
         terms = self._injector.arm(loss, self._taps(), self.lam, scale)
-        self._passes.append((_size(loss, scale), terms))
+        self._passes.append((scale.size_without(loss), terms))
         if self._is_running:
             self._bear_witness(has_ended=False)
         with_entropy = () if terms.entropy is None else tuple(terms.entropy.layers)
@@ -392,9 +395,3 @@ class _WatchedStep:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Strategy, str]]:
         return getattr, self._origin
-
-
-def _size(loss: Tensor, scale: LossScale) -> Total:
-    """The size of the user's loss, which was multiplied by a scale; several losses are added up."""
-    total = loss.detach() if loss.ndim == 0 else loss.detach().sum()
-    return magnitude(read_on_processor(total)) / (scale.number * scale.correction)

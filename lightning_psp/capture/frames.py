@@ -116,7 +116,7 @@ class Frames:
         self._foreign: weakref.WeakKeyDictionary[nn.Module, Known] = weakref.WeakKeyDictionary()
         self._parameters: dict[int, OwnParameter] = {}
         self._metrics: set[type[nn.Module]] = set()  # the classes of metrics among the modules
-        self._has_metrics = False
+        self.has_metrics = False  # whether the network has any
         self._has_all = False  # whether the parameters were looked for in this step
         self._parts: Parts | None = None  # that were found in this step
         self.running: list[Frame] = []
@@ -183,7 +183,7 @@ class Frames:
     @property
     def in_metric(self) -> bool:
         """Whether a network that a metric holds is running."""
-        return self._has_metrics and any(frame.known.is_of_metric for frame in self.running)
+        return self.has_metrics and any(frame.known.is_of_metric for frame in self.running)
 
     def innermost_path(self) -> str:
         """Path of the innermost running module of the network; empty outside of them."""
@@ -243,7 +243,7 @@ class Frames:
         refuse_scripted(parts.paths)
         self._metrics = {cls for cls in set(map(type, parts.paths)) if issubclass(cls, _METRICS)}
         metrics = [path for module, path in parts.paths.items() if path and type(module) in self._metrics]
-        self._has_metrics = bool(metrics)
+        self.has_metrics = bool(metrics)
         neurons = _paths_of_neurons(parts)
         self._known = {
             module: self._describe(

@@ -275,6 +275,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         kwargs = kwargs or {}
         if self._is_inside_affine or func in TELLING or self._is_suspended or in_backward():
             return func(*args, **kwargs)
+        if self._frames.has_metrics and self._ledger.is_in_uncounted_metric():
+            return func(*args, **kwargs)
         self._has_news = True
         has_shadow = not self._ledger.skips_without_grad  # `torch.distributions` enables gradient now and then
         if has_shadow:

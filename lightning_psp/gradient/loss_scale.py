@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from lightning_psp.functional.totals import Total, magnitude, read_on_processor
+
 
 class LossScale(NamedTuple):
     """A number, times a correction of it.
@@ -17,3 +19,8 @@ class LossScale(NamedTuple):
 
     number: float
     correction: float | Tensor = 1.0
+
+    def size_without(self, loss: Tensor) -> Total:
+        """The size of a loss before it was multiplied; several losses are added up."""
+        total = loss.detach() if loss.ndim == 0 else loss.detach().sum()
+        return magnitude(read_on_processor(total)) / (self.number * self.correction)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch.overrides import TorchFunctionMode
@@ -57,3 +57,26 @@ def taken_off(mode: TorchFunctionMode) -> Iterator[None]:
     finally:
         if is_off:
             put_back(mode)
+
+
+@contextmanager
+def innermost_taken_off(kind: type[TorchFunctionMode]) -> Iterator[None]:
+    """While entered, the innermost mode is off this thread's stack, if it is of a kind.
+
+    Where this version of torch does not tell which it is, it stays.
+
+    Example:
+        >>> import torch
+        >>> from torch.overrides import BaseTorchFunctionMode
+        >>> with BaseTorchFunctionMode() as mode:
+        ...     with innermost_taken_off(BaseTorchFunctionMode):
+        ...         print(take_off(mode))
+        ...     print(take_off(mode))
+        ...     put_back(mode)
+        False
+        True
+    """
+    depth = _depth() if _can_be_told else 0
+    mode = _mode_at(depth - 1) if depth else None
+    with taken_off(mode) if isinstance(mode, kind) else nullcontext():
+        yield
