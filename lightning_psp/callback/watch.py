@@ -12,7 +12,6 @@ from torch import Tensor
 from lightning_psp.callback.entropy_measure import EntropyMeasure
 from lightning_psp.callback.histograms import sample
 from lightning_psp.callback.layer_metrics import LayerSums
-from lightning_psp.lightnings.log_calls import leave_log_unwatched
 from lightning_psp.callback.settings import Settings
 from lightning_psp.callback.step import Additions, Step, StepLayers
 from lightning_psp.callback.trainer_state import refuse_split_units
@@ -29,6 +28,7 @@ from lightning_psp.gradient.compiled_tap import AnyTap, CompiledTap
 from lightning_psp.gradient.injection import Injector, Terms
 from lightning_psp.gradient.loss_scale import LossScale
 from lightning_psp.gradient.tap import Tap
+from lightning_psp.lightnings.log_calls import leave_log_unwatched
 from lightning_psp.torch_private.autograd import function_of
 from lightning_psp.torch_private.compiler import keep_saved_tensors, takes_saved_tensors
 
