@@ -112,11 +112,13 @@ class Frames:
         self._named = named
         self._no_activations: set[type[nn.Module]] = set()  # which nonlinearities are given what the module is given
         self._kinds: dict[type[nn.Module], Kind | None] = {}  # of the modules of each class, where they are alike
-        self._known: dict[nn.Module, Known] = {}
-        self._foreign: weakref.WeakKeyDictionary[nn.Module, Known] = weakref.WeakKeyDictionary()
+        # By identity: the hash of a metric changes with what it has counted.
+        self._modules: list[nn.Module] = []  # of the network
+        self._known: dict[int, Known] = {}  # of these
+        self._foreign: dict[int, tuple[weakref.ref[nn.Module], Known]] = {}  # of others
         self._parameters: dict[int, OwnParameter] = {}
         self._metrics: set[type[nn.Module]] = set()  # the classes of metrics among the modules
-        self.has_metrics = False  # whether the network has any
+        self._has_metrics = False
         self._has_all = False  # whether the parameters were looked for in this step
         self._parts: Parts | None = None  # that were found in this step
         self.running: list[Frame] = []
@@ -146,20 +148,26 @@ class Frames:
 
     def modules(self) -> Iterable[nn.Module]:
         """All modules of the network."""
-        if not self._known:
+        if not self._modules:
             self._find_paths()
-        return self._known
+        return self._modules
 
     def frame_of(self, module: nn.Module) -> Frame:
         """A frame for a call of a module."""
-        known = self._known.get(module) or self._foreign.get(module)
+        known = self._known.get(id(module)) or self._known_of_foreign(module)
         if known is None:
             if has_parts(module):
                 self._find_paths()  # a module that was added since
-            known = self._known.get(module)
+            known = self._known.get(id(module))
             if known is None:
-                known = self._foreign[module] = self._describe(module, None, Parts(module), is_of_metric=False)
+                known = self._describe(module, None, Parts(module), is_of_metric=False)
+                forget, key = self._foreign.pop, id(module)
+                self._foreign[key] = weakref.ref(module, lambda _: forget(key, None)), known
         return Frame(module, known)
+
+    def _known_of_foreign(self, module: nn.Module) -> Known | None:
+        found = self._foreign.get(id(module))
+        return found[1] if found is not None and found[0]() is module else None
 
     def name_of_parameter(self, parameter: Any) -> str | None:
         """The name of a parameter of the network; None if it is none of it."""
@@ -174,7 +182,7 @@ class Frames:
 
     def module_at(self, path: str) -> nn.Module | None:
         """The innermost module that has this path."""
-        return next((module for module, known in reversed(self._known.items()) if known.path == path), None)
+        return next((module for module in reversed(self._modules) if self._known[id(module)].path == path), None)
 
     def is_wrapped(self, frame: Frame) -> bool:
         """Whether the module around a module stands for the same one, such as that of `torch.compile`."""
@@ -183,7 +191,7 @@ class Frames:
     @property
     def in_metric(self) -> bool:
         """Whether a network that a metric holds is running."""
-        return self.has_metrics and any(frame.known.is_of_metric for frame in self.running)
+        return self._has_metrics and any(frame.known.is_of_metric for frame in self.running)
 
     def innermost_path(self) -> str:
         """Path of the innermost running module of the network; empty outside of them."""
@@ -228,7 +236,7 @@ class Frames:
         _count(next((frame for frame in reversed(self.running) if frame.path is not None), self.outside), source, name)
 
     def _frame_inside(self, module: nn.Module) -> Frame | None:
-        known = self._known.get(module)
+        known = self._known.get(id(module))
         return None if known is None or known.path is None else Frame(module, known)
 
     def rename_inside(self, frame: Frame, source: Source, label: str) -> None:
@@ -243,10 +251,11 @@ class Frames:
         refuse_scripted(parts.paths)
         self._metrics = {cls for cls in set(map(type, parts.paths)) if issubclass(cls, _METRICS)}
         metrics = [path for module, path in parts.paths.items() if path and type(module) in self._metrics]
-        self.has_metrics = bool(metrics)
+        self._has_metrics = bool(metrics)
         neurons = _paths_of_neurons(parts)
+        self._modules = [*parts.paths]
         self._known = {
-            module: self._describe(
+            id(module): self._describe(
                 module,
                 _cleaned(neurons[module]),
                 parts,

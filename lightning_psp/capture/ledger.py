@@ -116,11 +116,6 @@ class Ledger(Generic[Kept]):
         self.has_skipped = True
         return False
 
-    def is_in_uncounted_metric(self) -> bool:
-        """Whether a metric runs without gradient inside a watch that began with it: nothing there belongs to a loss."""
-        is_uncounted = self.skips_without_grad and not torch.is_grad_enabled()
-        return is_uncounted and self._frames.in_metric
-
     def is_of_no_network(self, z: Tensor) -> bool:
         """Whether a tensor outside of every call of the network comes from no weights, or from a teacher's."""
         if self.in_call:

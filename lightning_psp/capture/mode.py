@@ -186,6 +186,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self._graph.clear()
         running, in_call = self._place
         self._frames.start(running)
+        self._network_calls.aside = None
         self._outputs.start()
         self._losses.start()
         self._ledger.start(in_call)
@@ -274,8 +275,6 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             return self._traced(self._key, func, args, kwargs or {})
         kwargs = kwargs or {}
         if self._is_inside_affine or func in TELLING or self._is_suspended or in_backward():
-            return func(*args, **kwargs)
-        if self._frames.has_metrics and self._ledger.is_in_uncounted_metric():
             return func(*args, **kwargs)
         self._has_news = True
         has_shadow = not self._ledger.skips_without_grad  # `torch.distributions` enables gradient now and then

@@ -63,6 +63,7 @@ class NetworkCalls(Generic[Kept]):
     ) -> None:
         self.is_suspended = False  # whether nothing is seen
         self.is_redirected = False  # whether the first call of the network stands for a step of training instead
+        self.aside: Frame | None = None  # a running metric inside which nothing is followed
         self._ledger = ledger
         self._frames = frames
         self._origins = origins
@@ -84,6 +85,15 @@ class NetworkCalls(Generic[Kept]):
             return
         frame = self._frames.frame_of(module)
         known = frame.known
+        if self.aside is not None:
+            self._frames.running.append(frame)
+            return
+        if known.is_of_metric and self._only_counts(module):
+            self.aside = frame
+            self._frames.begin_suppression()
+            self._step_aside()
+            self._frames.running.append(frame)
+            return
         # With gradient, a network that a metric holds may be a part of the loss.
         is_left_out = known.is_of_metric and not torch.is_grad_enabled()
         if self.is_redirected and known.path == "":
@@ -116,6 +126,10 @@ class NetworkCalls(Generic[Kept]):
                 self._step_aside()
         self._frames.running.append(frame)
 
+    def _only_counts(self, module: nn.Module) -> bool:
+        """Whether a module is a metric that can be no part of a loss, in a step that has one."""
+        return self._ledger.skips_without_grad and getattr(module, "is_differentiable", None) is False
+
     def _enter_named_activation(
         self, module: nn.Module, frame: Frame, inputs: tuple[Any, ...]
     ) -> Potential[Kept] | None:
@@ -134,6 +148,12 @@ class NetworkCalls(Generic[Kept]):
         if not self._frames.running or self._frames.running[-1].module is not module:
             return  # entered before the watch began
         frame = self._frames.running.pop()
+        if self.aside is not None:
+            if frame is self.aside:
+                self.aside = None
+                self._frames.end_suppression()
+                self._step_back()
+            return
         known = frame.known
         kind, path = known.kind, frame.path
         if frame.unit_dim is not None:

@@ -115,7 +115,7 @@ def fit(
     if options.channels_last:
         network = network.to(memory_format=torch.channels_last)
         inputs = inputs.to(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
-    module = Classifier(network)
+    module = Classifier(network, options.logged)
     if arm == "naive":
         module.penalise_by_hooks()
     if options.compile:
@@ -348,6 +348,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--logged", type=int, default=0, help="number of values that each step logs")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network; without the naive arm")
     parser.add_argument("--python", action="store_true", help="the callback's own time in a step on tiny data")
     parser.add_argument("--record", action="store_true", help="the time of record_potentials on tiny data")

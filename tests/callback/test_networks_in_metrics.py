@@ -1,4 +1,4 @@
-"""The network that a metric holds, as LPIPS and FID do, is no layer of the network that is trained."""
+"""Metrics, and the networks that some hold as LPIPS and FID do, are no part of the network that is trained."""
 
 import copy
 
@@ -7,11 +7,14 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 from torch.nn import functional
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from lightning_psp import PSPCallback, psp_penalty, record_potentials
+from lightning_psp.capture.frames import Frames
+from lightning_psp.capture.mode import Capture
 from tests.support.small import loader, quiet_trainer
 
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
 LAM = 0.3
 LAYERS = {"network.0", "network.2"}
 HELD = {"distance.features.0", "distance.features.2"}
@@ -138,3 +141,90 @@ def test_a_metric_by_itself_is_a_network():
         metric(torch.randn(2, 3).requires_grad_(), torch.randn(2, 3))
     assert recorded_layers(potentials) == {"features.0", "features.2"}
     assert len(potentials) == 4  # passes on what is trained, and on data
+
+
+class MeasuresFeatures(LightningModule):
+    """Returns features beside the prediction, of which a metric alone takes the size; the loss takes none of them."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.first, self.features, self.head = nn.Linear(6, 5), nn.Linear(5, 2), nn.Linear(5, 3)
+        self.size = size
+
+    def forward(self, x):
+        hidden = torch.tanh(self.first(x))
+        return self.head(hidden), self.features(hidden)
+
+    def training_step(self, batch, batch_index):
+        y, features = self(batch[0])
+        self.size(features)
+        return functional.mse_loss(y, targets(batch[1], y))
+
+    def validation_step(self, batch, batch_index):
+        self.log("loss", self.training_step(batch, batch_index))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Counts(MeanMetric):
+    """Is no part of a loss, and says so."""
+
+    is_differentiable = False
+
+
+def test_what_a_metric_takes_is_no_output_in_later_batches_either():
+    """The hash of a metric changes with what it has counted."""
+    layers = [layers_of(trained(MeasuresFeatures(MeanMetric()).double(), limit_val_batches=n), "val") for n in (1, 2)]
+    assert layers == [{"first", "head"}] * 2
+
+
+def test_a_metric_outside_the_network_is_known_once(monkeypatch):
+    numbers = []
+    start = Frames.start
+
+    def note(self, *args):
+        start(self, *args)
+        numbers.append(len(self._foreign))
+
+    monkeypatch.setattr(Frames, "start", note)
+    module = MeasuresFeatures(nn.Identity())
+    vars(module)["_modules"].pop("size")
+    vars(module)["size"] = MeanMetric()
+    quiet_trainer(PSPCallback(lam=LAM), max_epochs=4).fit(module.double(), loader(1))
+    assert max(numbers) <= 2  # a loss module of torchmetrics' own may be another
+
+
+@pytest.mark.parametrize("metric", [MeanMetric, Counts])
+def test_no_watch_is_told_of_what_a_metric_that_only_counts_does(metric, monkeypatch):
+    told = []
+    watched = Capture.__torch_function__
+
+    def note(self, function, *args, **options):
+        told.append(function)
+        return watched(self, function, *args, **options)
+
+    monkeypatch.setattr(Capture, "__torch_function__", note)
+    found = []
+    for size in (nn.Identity(), metric()):
+        torch.manual_seed(0)
+        module = MeasuresFeatures(size).double()
+        told.clear()
+        trainer = quiet_trainer(PSPCallback(lam=LAM), max_epochs=1, enable_model_summary=False)
+        trainer.fit(module, loader(2))
+        found.append((len(told), [*module.parameters()], layers_of(trainer.callback_metrics, "train")))
+    (without, plain, layers), (number, counted, layers_beside) = found
+    assert (number == without) == (metric is Counts)
+    assert all(map(torch.equal, plain, counted))
+    assert layers_beside == layers
+
+
+def test_a_network_in_a_metric_that_only_counts_is_no_layer():
+    class Inception(Distance):
+        is_differentiable = False
+
+    torch.manual_seed(0)
+    module = Model("logged").double()
+    module.distance = Inception().double()
+    metrics = trained(module)
+    assert layers_of(metrics, "train") == layers_of(metrics, "val") == LAYERS
