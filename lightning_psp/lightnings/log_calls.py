@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lightning_psp.capture.mode import Capture
+from lightning_psp.lightnings.any_callback import LIGHTNINGS
 from lightning_psp.torch_private.function_modes import innermost_taken_off
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _is_traced = torch.compiler.is_dynamo_compiling
 _watches: Counter[type] = Counter()  # for how many the `log` of a Lightning's class runs unwatched
+_unwatched_logs: dict[type, Any] = {}  # what was put in its place
 
 
 def leave_log_unwatched(module: LightningModule) -> Callable[[], None]:
@@ -32,9 +34,12 @@ def leave_log_unwatched(module: LightningModule) -> Callable[[], None]:
     Returns:
         Ends it.
     """
-    owner = next(cls for cls in type(module).__mro__ if cls.__name__ == "LightningModule" and "log" in vars(cls))
+    classes = (cls for cls in type(module).__mro__ if cls.__module__.startswith(LIGHTNINGS))
+    owner: Any = next((cls for cls in classes if "log" in vars(cls)), None)
+    if owner is None:
+        return lambda: None
     if not _watches[owner]:
-        owner.log = _unwatched(vars(owner)["log"])  # type: ignore[attr-defined]
+        owner.log = _unwatched_logs[owner] = _unwatched(vars(owner)["log"])
     _watches[owner] += 1
     has_ended = False
 
@@ -43,8 +48,9 @@ def leave_log_unwatched(module: LightningModule) -> Callable[[], None]:
         if not has_ended:
             has_ended = True
             _watches[owner] -= 1
-            if not _watches[owner]:
-                owner.log = vars(owner)["log"].__wrapped__  # type: ignore[attr-defined]
+            # What another package has put around it meanwhile stays, with it.
+            if not _watches[owner] and vars(owner)["log"] is _unwatched_logs[owner]:
+                owner.log = _unwatched_logs.pop(owner).__wrapped__
 
     return end
 

@@ -134,3 +134,25 @@ def test_a_callback_that_leaves_its_trainer_leaves_the_class():
 
     fit(Logs(1), Leaves(), batches=4)
     assert vars(lightning.LightningModule)["log"] is before
+
+
+def test_what_others_put_around_it_meanwhile_stays(monkeypatch):
+    monkeypatch.setattr(lightning.LightningModule, "log", vars(lightning.LightningModule)["log"])  # put back at the end
+    logged = []
+
+    class Patches(lightning.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_index):
+            if batch_index == 0:
+                inner = vars(lightning.LightningModule)["log"]
+
+                def log(module, *args, **options):
+                    logged.append(args)
+                    inner(module, *args, **options)
+
+                lightning.LightningModule.log = log
+
+    fit(Logs(1), Patches())
+    number = len(logged)
+    assert number
+    fit(Logs(1))
+    assert len(logged) == 2 * number
