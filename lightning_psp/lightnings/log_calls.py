@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,6 +55,7 @@ def leave_log_unwatched(module: LightningModule) -> Callable[[], None]:
     return end
 
 
+@cache  # code that is compiled with one is compiled anew for another
 def _unwatched(log: Callable[..., None]) -> Callable[..., None]:
     @wraps(log)
     def log_unwatched(self: LightningModule, *args: Any, **kwargs: Any) -> None:

@@ -156,3 +156,16 @@ def test_what_others_put_around_it_meanwhile_stays(monkeypatch):
     assert number
     fit(Logs(1))
     assert len(logged) == 2 * number
+
+
+def test_it_is_the_same_in_every_fit():
+    """Code that is compiled with it would be compiled anew for another one."""
+    seen = set()
+
+    class Looks(lightning.Callback):
+        def on_train_batch_start(self, *args):
+            seen.add(vars(lightning.LightningModule)["log"])
+
+    fit(Logs(1), Looks())
+    fit(Logs(1), Looks())
+    assert len(seen) == 1
