@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from torch import nn
 from torch.nn.modules import activation as activation_modules
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
+from torch.utils.weak import WeakIdKeyDictionary
 from torchmetrics import Metric, MetricCollection
 
 from lightning_psp.capture.direct_calls import DirectCalls
@@ -115,7 +115,7 @@ class Frames:
         # By identity: the hash of a metric changes with what it has counted.
         self._modules: list[nn.Module] = []  # of the network
         self._known: dict[int, Known] = {}  # of these
-        self._foreign: dict[int, tuple[weakref.ref[nn.Module], Known]] = {}  # of others
+        self._foreign: MutableMapping[nn.Module, Known] = WeakIdKeyDictionary()  # of others
         self._parameters: dict[int, OwnParameter] = {}
         self._metrics: set[type[nn.Module]] = set()  # the classes of metrics among the modules
         self._has_metrics = False
@@ -154,20 +154,14 @@ class Frames:
 
     def frame_of(self, module: nn.Module) -> Frame:
         """A frame for a call of a module."""
-        known = self._known.get(id(module)) or self._known_of_foreign(module)
+        known = self._known.get(id(module)) or self._foreign.get(module)
         if known is None:
             if has_parts(module):
                 self._find_paths()  # a module that was added since
             known = self._known.get(id(module))
             if known is None:
-                known = self._describe(module, None, Parts(module), is_of_metric=False)
-                forget, key = self._foreign.pop, id(module)
-                self._foreign[key] = weakref.ref(module, lambda _: forget(key, None)), known
+                known = self._foreign[module] = self._describe(module, None, Parts(module), is_of_metric=False)
         return Frame(module, known)
-
-    def _known_of_foreign(self, module: nn.Module) -> Known | None:
-        found = self._foreign.get(id(module))
-        return found[1] if found is not None and found[0]() is module else None
 
     def name_of_parameter(self, parameter: Any) -> str | None:
         """The name of a parameter of the network; None if it is none of it."""
