@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from weakref import KeyedRef, WeakKeyDictionary, WeakSet
 
 import torch
+from torch.utils.weak import WeakIdKeyDictionary, WeakIdRef
 
 from lightning_psp.torch_private.compiler import keep_code
 
@@ -34,7 +35,13 @@ def keep_from_compiler(package: str) -> None:
     Args:
         package: the package whose functions these are; of its modules, those that are imported already.
     """
-    for kind in (WeakSet, WeakKeyDictionary, KeyedRef):  # which hooks of this package use
+    for kind in (
+        WeakSet,
+        WeakKeyDictionary,
+        KeyedRef,
+        WeakIdKeyDictionary,
+        WeakIdRef,
+    ):  # which hooks of this package use
         for function in vars(kind).values():
             _keep_from_compiler(function)
     modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == package]
