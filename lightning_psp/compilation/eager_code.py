@@ -35,13 +35,8 @@ def keep_from_compiler(package: str) -> None:
     Args:
         package: the package whose functions these are; of its modules, those that are imported already.
     """
-    for kind in (
-        WeakSet,
-        WeakKeyDictionary,
-        KeyedRef,
-        WeakIdKeyDictionary,
-        WeakIdRef,
-    ):  # which hooks of this package use
+    # Which hooks of this package use.
+    for kind in (WeakSet, WeakKeyDictionary, KeyedRef, WeakIdKeyDictionary, WeakIdRef):
         for function in vars(kind).values():
             _keep_from_compiler(function)
     modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == package]
