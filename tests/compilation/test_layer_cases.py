@@ -66,6 +66,8 @@ OVERWRITTEN_IN_PART = {
         for way in ("assignment to a slice", "assignment to entries", "assignment to a copy", "scatter_")
     ),
 }
+# Whose losses inside a compiled network show another output beside, or instead of, what they are computed of.
+OTHER_OUTPUTS = {"losses inside, two of one map", "a preference of the likelier, by a network that ends in them"}
 
 
 def cases(always_slow=False):
@@ -82,7 +84,7 @@ def outcome(case, of_infinity):
         return pytest.raises(Exception, match="cannot be looked into")
     if case.name in WITHOUT_OUTPUT:
         return pytest.raises(UserWarning, match="No output layer was found")
-    if case.name in OVERWRITTEN_IN_PART:
+    if case.name in OVERWRITTEN_IN_PART | OTHER_OUTPUTS:
         return pytest.raises(AssertionError)
     return of_infinity if case.name in OVERWRITTEN else nullcontext()
 
