@@ -43,7 +43,7 @@ def accumulates(trainer: Trainer) -> bool:
 def callback_values(trainer: Trainer) -> dict[str, Any]:
     """The values of `trainer.callback_metrics`, for others to be added, without a search for new ones of the user's.
 
-    Without the name, with that search, which takes longer than the sums of a small model's potentials.
+    Without the name, with that search.
     """
     values: dict[str, Any] | None = getattr(getattr(trainer, CONNECTOR, None), CALLBACK_VALUES, None)
     return trainer.callback_metrics if values is None else values

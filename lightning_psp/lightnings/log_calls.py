@@ -24,9 +24,8 @@ _unwatched_logs: dict[type, Any] = {}  # what was put in its place
 def leave_log_unwatched(module: LightningModule) -> Callable[[], None]:
     """Has the `log` that Lightning's class gives a module run without being told of functions.
 
-    Each value that is logged takes about twenty calls of functions, which cost a small model's step more than the
-    potentials do. The class is changed once for all steps: to change it in each would have Python forget what it knows
-    of the class.
+    Each value that is logged takes many calls of functions. The class is changed once for all steps: to change it in
+    each would have Python forget what it knows of the class.
 
     Args:
         module: the user's module, which stays as it is.
