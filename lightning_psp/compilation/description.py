@@ -158,8 +158,11 @@ class Description:
         outputs: OutputFinder[Seen],
     ) -> None:
         """Adds the ways from a result that is made of logits to what the loss is made of beside these."""
-        points = zip(self._region.points, potentials, strict=False)
-        losses = {edge for point, potential in points if point.is_output for edge in potential.results}
+        stands_for = [self._origins.stands_for(cast(Origin, potential.origin)) for potential in potentials]
+        points = list(zip(self._region.points, potentials, stands_for, strict=False))
+        logits = {id(top) for point, _, top in points if point.is_output}
+        # Another nonlinearity of the same logits, such as the sigmoid of a further loss, leads to nothing beside them.
+        losses = {edge for _, potential, top in points if id(top) in logits for edge in potential.results}
         losses |= {edge for target in outputs.inputs_of_losses for edge in target.edges}
         for edge, place in results.items() if losses else ():
             if edge not in losses:
