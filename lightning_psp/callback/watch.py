@@ -29,6 +29,7 @@ from lightning_psp.gradient.injection import Injector, Terms
 from lightning_psp.gradient.loss_scale import LossScale
 from lightning_psp.gradient.tap import Tap
 from lightning_psp.lightnings.log_calls import leave_log_unwatched
+from lightning_psp.lightnings.trained_networks import TrainedNetworks
 from lightning_psp.torch_private.autograd import function_of
 from lightning_psp.torch_private.compiler import keep_saved_tensors, takes_saved_tensors
 
@@ -104,6 +105,7 @@ class Watch:
             reduction=settings.reduction,
             traced=announce_graph,
             on_drop=measure.discard,
+            is_trained=TrainedNetworks(module),
         )
         self._capture.backward_calls.on_backward = self._check_backward
         self._strategy = trainer.strategy

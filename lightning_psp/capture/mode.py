@@ -23,7 +23,7 @@ from lightning_psp.capture.graph import Edge
 from lightning_psp.capture.ledger import Ledger
 from lightning_psp.capture.loss_calls import LossCalls, saving_functions
 from lightning_psp.capture.module_calls import told_of_module_calls
-from lightning_psp.capture.network_calls import NetworkCalls
+from lightning_psp.capture.network_calls import NetworkCalls, has_trained_parameter
 from lightning_psp.capture.nonlinearities import Nonlinearities
 from lightning_psp.capture.origin import Keepable, Kept, Potential
 from lightning_psp.capture.origins import Origins
@@ -61,6 +61,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         on_drop: called with what was kept and turns out to be no potential of its own.
         traced: called in place of a function while `torch.compile` traces it, as `traced(key, function, args, kwargs)`;
             code that was traced serves another capture only if its key is the same.
+        is_trained: whether a network that is called is one that is trained.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         reduction: Reduction | None,
         traced: Callable[[str, TorchFunction, tuple[Any, ...], dict[str, Any]], Any],
         on_drop: Callable[[Potential[Kept]], None] | None = None,
+        is_trained: Callable[[nn.Module], bool] = has_trained_parameter,
     ) -> None:
         super().__init__()
         self.on_outputs: Callable[[], None] | None = None  # called when the output layer of a call is known
@@ -121,6 +123,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         self._fused = FusedCalls(
             nonlinearities, ledger=self._ledger, frames=self._frames, origins=self._origins, graph=self._graph
         )
+        self.fused = self._fused.left_out  # the modules with kernels that show no potentials
         self._losses = LossCalls(
             nonlinearities,
             ledger=self._ledger,
@@ -142,6 +145,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             written=written,
             witness=self._witness,
             checkpoints=self._checkpoints,
+            is_trained=is_trained,
             leaves_affine_alone=not nonlinearities.named,
             step_aside=self._step_aside,
             step_back=self._step_back,
@@ -317,11 +321,6 @@ class Capture(TorchFunctionMode, Generic[Kept]):
         """A parameter of which this process has computed with a part, as other processes did with the rest."""
         return self._provenance.split_weight
 
-    @property
-    def fused(self) -> dict[str, None]:
-        """The modules with kernels that show no potentials, which the selection leaves out."""
-        return self._fused.left_out
-
     def settle(self, losses: Sequence[Edge] | None = None, *, may_be_none: bool = False) -> None:
         """Finds the output layers among the potentials, and lets go of those of a loss.
 
@@ -391,6 +390,7 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             takes_foreign=self._takes_foreign,
             reduction=None,
             traced=self._traced,
+            is_trained=self._network_calls.is_trained,
         )
         # In a graph, modules are left when a node of another one runs.
         other._network_calls.leaves_affine_alone = other._frames.follows_code = False

@@ -23,6 +23,11 @@ from lightning_psp.capture.written_activations import WrittenActivations
 from lightning_psp.torch_private.autograd import in_backward
 
 
+def has_trained_parameter(network: nn.Module) -> bool:
+    """Whether a network has a parameter that asks for a gradient."""
+    return any(parameter.requires_grad for parameter in network.parameters())
+
+
 class NetworkCalls(Generic[Kept]):
     """Notes which modules are running, and what they return.
 
@@ -37,6 +42,7 @@ class NetworkCalls(Generic[Kept]):
         written: takes modules for activations that are written out.
         witness: is told of what modules returned.
         checkpoints: the checkpointed functions that are running.
+        is_trained: whether a network that is called is one that is trained.
         leaves_affine_alone: whether nothing that torch's modules with weights call is a nonlinearity.
         step_aside: called before a module of torch runs inside which nothing is followed.
         step_back: called after it.
@@ -56,6 +62,7 @@ class NetworkCalls(Generic[Kept]):
         written: WrittenActivations[Kept],
         witness: Witness,
         checkpoints: Checkpoints,
+        is_trained: Callable[[nn.Module], bool],
         leaves_affine_alone: bool,
         step_aside: Callable[[], None],
         step_back: Callable[[], None],
@@ -74,6 +81,7 @@ class NetworkCalls(Generic[Kept]):
         self._written = written
         self._witness = witness
         self._checkpoints = checkpoints
+        self.is_trained = is_trained
         self.leaves_affine_alone = leaves_affine_alone
         self._step_aside = step_aside
         self._step_back = step_back
@@ -202,9 +210,9 @@ class NetworkCalls(Generic[Kept]):
         if self._ledger.counts():  # else a teacher
             is_one = len(tensors) < 2
             found = [self._settlement.returned(it, frame.path, is_beside_others=not is_one) for it in tensors]
-            is_trained = any(parameter.requires_grad for parameter in frame.module.parameters())
             edges = [edge for tensor in tensors if (edge := self._graph.edge(tensor))[0] is not None]
-            self._outputs.calls.append(Call([target for target in found if target is not None], edges, is_trained))
+            targets = [target for target in found if target is not None]
+            self._outputs.calls.append(Call(targets, edges, self.is_trained(frame.module)))
         self._losses.end_call()
         self._origins.end_call()
         if frame.known.has_weights:

@@ -81,7 +81,7 @@ class Call(Generic[Kept]):
     Args:
         targets: the tensors.
         edges: to all that was returned.
-        is_trained: whether the module has a parameter that is not frozen.
+        is_trained: whether the module is trained, and not frozen.
     """
 
     targets: list[Target[Kept]]

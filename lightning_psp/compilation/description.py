@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor, fx
 
-from lightning_psp.capture.functions import TorchFunction, name_of, overwriting
+from lightning_psp.capture.functions import TorchFunction
 from lightning_psp.capture.graph import Edge, edges_below
 from lightning_psp.capture.nonlinearities import Activation
 from lightning_psp.capture.origin import Origin, Potential, Source
@@ -17,7 +16,7 @@ from lightning_psp.capture.origins import Origins
 from lightning_psp.capture.outputs import OutputFinder, Target, made_of, ways_to
 from lightning_psp.capture.witness import Witness
 from lightning_psp.compilation.region import Mention, Neurons, Region, ResultOrigin, Returned, UnseenCall, WayInside
-from lightning_psp.compilation.rewriting import Place, Point, Rewriting
+from lightning_psp.compilation.rewriting import Place, Point, Rewriting, out_of_place
 from lightning_psp.torch_private.tensors import is_view, version_of
 
 
@@ -212,6 +211,11 @@ class Description:
                 for target in outputs.inputs_of_losses
                 if self._is_there(target)
             ]
+            self._region.log_softmaxes = [
+                self._returned(target)
+                for target in outputs.log_softmaxes
+                if not given.isdisjoint(target.edges) and self._is_there(target)
+            ]
 
     def _describe_results(self) -> None:
         used = {way.end for way in self._region.ways}
@@ -376,23 +380,13 @@ class Description:
         if not seen.in_place or user is None or point.coefficient is None:
             return
         function = function_of_node(seen.user)
-        activation = self._activations.get(function)
-        if function is operator.setitem:
-            activation = Activation("setitem", None, _assigned)
-        elif activation is None and function in overwriting():
-            activation = Activation(name_of(function), None, getattr(Tensor, name_of(function), None))
+        activation = out_of_place(function, self._activations)
         if activation is None:
             raise NotImplementedError(
                 f"Layer {layer!r}, of a module class in the argument `activations`, overwrites its potentials"
                 " inside a compiled function. Let it work out of place."
             )
         self._rewriting.work_out_of_place(seen.user, function, activation)
-
-
-def _assigned(tensor: Tensor, index: Any, value: Any) -> Tensor:
-    result = tensor.clone()
-    result[index] = value
-    return result
 
 
 def function_of_node(node: fx.Node) -> Any:

@@ -123,6 +123,7 @@ class Region:
     origins: list[ResultOrigin] = field(default_factory=list)
     calls: list[tuple[list[Returned], list[Place], bool]] = field(default_factory=list)
     inputs_of_losses: list[Returned] = field(default_factory=list)
+    log_softmaxes: list[Returned] = field(default_factory=list)  # what entered those that are results
     unseen: list[UnseenCall] = field(default_factory=list)
     weights: list[str] = field(default_factory=list)  # names of those that are used
     ways: list[WayInside] = field(default_factory=list)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
 
+from lightning_psp.capture.functions import TorchFunction, name_of, overwriting
 from lightning_psp.capture.nonlinearities import Activation
 from lightning_psp.functional.penalty import count_units
 from lightning_psp.functional.precision import accumulation_dtype
@@ -80,6 +83,28 @@ def copy_graph(module: fx.GraphModule) -> fx.GraphModule:
         made.__dict__.setdefault(name, value)
     made.meta = module.meta
     return made
+
+
+def out_of_place(function: Any, activations: Mapping[TorchFunction, Activation]) -> Activation | None:
+    """How a function that overwrites its argument is called so that it does not; None where it cannot be.
+
+    Args:
+        function: the function.
+        activations: the nonlinearities.
+    """
+    if function is operator.setitem:
+        return Activation("setitem", None, _assigned)
+    if function in activations:
+        return activations[function]
+    if function in overwriting():
+        return Activation(name_of(function), None, getattr(Tensor, name_of(function), None))
+    return None
+
+
+def _assigned(tensor: Tensor, index: Any, value: Any) -> Tensor:
+    result = tensor.clone()
+    result[index] = value
+    return result
 
 
 class Rewriting:

@@ -102,6 +102,7 @@ class Run:
             start, end = self._edges([way.start, way.end])
             self._seen.inside.setdefault(start, []).append(Way(end, way.is_of_terms, way.is_beside))
         self._seen.inputs_of_losses.extend(self._target(found) for found in region.inputs_of_losses)
+        self._seen.log_softmaxes.extend(self._target(found) for found in region.log_softmaxes)
         if not self._ledger.in_call:
             for found in region.origins:
                 tensor = self._tensor(found.place)

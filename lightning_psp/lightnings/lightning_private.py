@@ -9,13 +9,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
+    from lightning.pytorch import LightningModule, Trainer
+    from torch import nn
 
 # Writes metrics to all loggers, with a step or with that of the row that is due.
 Writer: TypeAlias = Callable[..., None]
 
 BATCHES_THAT_STEPPED = "_batches_that_stepped"
 SHOULD_ACCUMULATE = "_should_accumulate"
+STATE_OF_PARAMETERS = "_param_requires_grad_state"
 CONNECTOR, WRITE, CALLBACK_VALUES = "_logger_connector", "log_metrics", "_callback_metrics"
 
 
@@ -38,6 +40,15 @@ def accumulates(trainer: Trainer) -> bool:
         return tell()
     is_full = (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0
     return not (is_full or trainer.is_last_batch)
+
+
+def toggled_off(module: LightningModule) -> set[nn.Parameter]:
+    """The parameters that `toggle_optimizer` has kept from asking for a gradient for a while.
+
+    Without the name, none.
+    """
+    before: dict[nn.Parameter, bool] = getattr(module, STATE_OF_PARAMETERS, {})
+    return {parameter for parameter, asked in before.items() if asked}
 
 
 def callback_values(trainer: Trainer) -> dict[str, Any]:
