@@ -143,6 +143,9 @@ class LossCalls(Generic[Kept]):
         if top.reference() is None and not top.values.potentials:
             top = self._origins.top(origin)  # of which something was overwritten since
         values, whole = top.values, top.reference()
+        if top.passes and not values.potentials:
+            passes = [tensor for one in top.passes if (tensor := one.reference()) is not None]
+            return [potential for one in passes for potential in self._enter_loss(one, label)]
         if not values.potentials:
             if whole is None or not self._ledger.is_potential(whole):
                 values, whole = origin.values, z

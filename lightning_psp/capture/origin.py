@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -178,6 +178,7 @@ class Origin:
     depth = 0
     step = LINEAR  # that leads from the parent to it
     whole: Origin | None = None  # of which it is a view, a part or a multiple
+    passes: Sequence[Origin] = ()  # of one layer, of which it is the concatenation
     potential: Potential[Any] | None = None  # whose nonlinearity gave this tensor
     softmax: Softmax | None = None  # of which this tensor is the result or its logarithm
     sums: Values | None = None  # of which it is the sum

@@ -30,7 +30,7 @@ class Origins:
         self._origins: dict[int, Origin] = {}
         self._serial = 0
         self.most_weighings = 0  # that have come one after another before any tensor
-        self._bases: dict[int, Tensor] = {}  # what a tensor that is still there is a view of
+        self._bases: dict[int, Any] = {}  # what a tensor that is still there is a view of, or joined of
         # Of which the last copies and multiples were taken: of layers, or outside the network, and of other tensors.
         self._held: deque[Tensor] = deque(maxlen=4)
         self._held_inside: deque[Tensor] = deque(maxlen=2)
@@ -278,6 +278,12 @@ class Origins:
     def hold_base(self, view: Tensor, base: Tensor) -> None:
         """Keeps a tensor as long as a view or a part of it is there."""
         self._bases[id(view)] = base
+
+    def note_passes(self, joined: Tensor, tensors: Iterable[Tensor]) -> None:
+        """Notes that a tensor is the concatenation of passes of one layer, with constants beside them."""
+        passes = [tensor for tensor in tensors if (origin := self.find(tensor)) is not None and origin.is_made]
+        self.of(joined).passes = [self.of(tensor) for tensor in passes]
+        self._bases[id(joined)] = passes
 
     def hold_root(self, result: Tensor, origin: Origin) -> None:
         """Keeps what a tensor is a nonlinear function of, which may be the output layer's, as long as that is there."""

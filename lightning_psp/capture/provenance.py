@@ -11,6 +11,7 @@ Every function call of a forward pass passes by here. What is known of a tensor 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -184,13 +185,16 @@ class Provenance:
     def _join(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
         self.note_other((args, kwargs), result, names_weights=False)
-        made = [origin for tensor in tensors_in((args, kwargs)) if (origin := self._origins.find(tensor)) is not None]
+        given = list(tensors_in((args, kwargs)))
+        made = [origin for tensor in given if (origin := self._origins.find(tensor)) is not None]
         origin = self._origins.whole_of_all(made)
         if origin is not None:
             self._origins.of(result).whole = origin
             whole = origin.reference()
             if whole is not None:
                 self._origins.hold_base(result, whole)
+        elif not self._origins.in_call and _is_of_one_layer(made):
+            self._origins.note_passes(result, given)
         return result
 
     def _broadcast(self, func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -239,6 +243,12 @@ class Provenance:
     def _first(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Origin | None:
         tensor = args[0] if args else kwargs.get("input")
         return self._origins.known(tensor) if isinstance(tensor, Tensor) else None
+
+
+def _is_of_one_layer(joined: Sequence[Origin]) -> bool:
+    """Whether all that weights made among tensors that are joined is of the same neurons."""
+    paths = {None if origin.is_weight else origin.path for origin in joined if origin.is_made or origin.is_weight}
+    return len(paths) == 1 and None not in paths
 
 
 def _named_after(weight: str) -> str:

@@ -7,6 +7,7 @@ from tests.support.layers.cases_distributions import DISTRIBUTION_CASES
 from tests.support.layers.cases_experts import EXPERT_CASES
 from tests.support.layers.cases_frozen import FROZEN_CASES
 from tests.support.layers.cases_inner_losses import INNER_LOSS_CASES
+from tests.support.layers.cases_joined import JOINED_CASES
 from tests.support.layers.cases_logits import LOGIT_CASES
 from tests.support.layers.cases_masks import MASK_CASES
 from tests.support.layers.cases_names import NAME_CASES
@@ -29,6 +30,7 @@ CASES: list[LayerCase] = [
     *WRITTEN_LOSS_CASES,
     *FROZEN_CASES,
     *LOGIT_CASES,
+    *JOINED_CASES,
     *MASK_CASES,
     *OVERWRITING_CASES,
     *ACTIVATION_CASES,
