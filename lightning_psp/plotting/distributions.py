@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lightning_psp.plotting.style import (
     check_kind,
@@ -27,11 +30,15 @@ _SHARE_SHOWN = 0.9995
 _LEAST_SHOWN = 1e-5  # density, as a share of the largest one
 _LEAST_BINS = 40
 _FEW = 100.0  # times the lowest density
-_HISTOGRAMS = "histograms, dicts with `counts` (such as `torch.histc(z, 200, -limit, limit)`), `limit` and `beyond`,"
+_BY_LAYER = "a dict of tensors or histograms by label and layer"
+_BINS = 4000  # of values that are counted here
+_HISTOGRAMS = (
+    "tensors or histograms, dicts with `counts` (such as `torch.histc(z, 200, -limit, limit)`), `limit` and `beyond`,"
+)
 
 
 def plot_distributions(
-    techniques: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    techniques: Mapping[str, Mapping[str, Tensor | Mapping[str, Any]]],
     ax: Axes | Sequence[Axes] | None = None,
     *,
     values: str = "weight",
@@ -42,9 +49,10 @@ def plot_distributions(
     the bins, all bins, and says how many that are.
 
     Args:
-        techniques: for each label in the legend and each layer its histogram, a mapping with ``counts``, the numbers of
-            values in equal bins from ``-limit`` to ``limit``, and ``beyond``, how many lie outside; the one to point
-            out last. All have the same layers and, for a layer, the same bins.
+        techniques: for each label in the legend and each layer its values, a tensor of any shape such as those of
+            :func:`~lightning_psp.record_potentials`, or their histogram, a mapping with ``limit``, ``counts``, the
+            numbers of values in equal bins from ``-limit`` to ``limit``, and ``beyond``, how many lie outside; the one
+            to point out last. All have the same layers and, for a layer, histograms with the same bins.
         ax: axes to draw into, one for each layer; by default a new figure of pyplot.
         values: what is counted, for the horizontal axes.
 
@@ -52,25 +60,23 @@ def plot_distributions(
         The figure, and the axes in the order of the layers.
 
     Raises:
-        TypeError: if `techniques` are no histograms by label and layer.
-        ValueError: if there is nothing to draw, a histogram lacks something, bins have no width, techniques have
-            different layers, or there are not as many axes as layers.
+        TypeError: if `techniques` are neither tensors nor histograms by label and layer.
+        ValueError: if there is nothing to draw, values are not finite, a histogram lacks something, bins have no width,
+            techniques have different layers, or there are not as many axes as layers.
 
     Example:
         >>> import torch
-        >>> def histogram(z, limit=4.0):
-        ...     counts = torch.histc(z, 200, -limit, limit).long()
-        ...     return {"limit": limit, "counts": counts.tolist(), "beyond": z.numel() - int(counts.sum())}
         >>> z = torch.randn(10_000)
-        >>> figure, (axes,) = plot_distributions({"none": {"fc1": histogram(z)}, "PSP": {"fc1": histogram(z / 2)}})
+        >>> figure, (axes,) = plot_distributions({"none": {"fc1": z}, "PSP": {"fc1": z / 2}}, values="potential")
         >>> axes.get_title()
         'fc1'
     """
-    check_kind("techniques", techniques, Mapping, "a dict of histograms by label and layer")
+    check_kind("techniques", techniques, Mapping, _BY_LAYER)
     for each in techniques.values():
-        check_kind("techniques", each, Mapping, "a dict of histograms by label and layer")
-        for histogram in each.values():
-            check_kind("techniques", histogram, Mapping, _HISTOGRAMS)
+        check_kind("techniques", each, Mapping, _BY_LAYER)
+        for found in each.values():
+            check_kind("techniques", found, (Tensor, Mapping), _HISTOGRAMS)
+    techniques = _counted(techniques)
     _check_complete(techniques)
     layers = list(next(iter(techniques.values()), {}))
     if not layers:
@@ -111,6 +117,35 @@ def plot_distributions(
     else:
         panels[0].legend(frameon=False, handlelength=3)
     return figure, tuple(panels)
+
+
+def _counted(
+    techniques: Mapping[str, Mapping[str, Tensor | Mapping[str, Any]]],
+) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """The same with histograms of the tensors, of equal bins for all of a layer, which hold all values."""
+    limits: dict[str, float] = {}
+    for label, each in techniques.items():
+        for layer, found in each.items():
+            if isinstance(found, Tensor) and found.numel() > 0:
+                largest = found.detach().abs().max().item()
+                if not math.isfinite(largest):
+                    raise ValueError(
+                        f"Expected argument `techniques` to have finite values but got {largest} among those of"
+                        f" {layer!r} for {label!r}."
+                    )
+                limits[layer] = max(limits.get(layer, 0.0), largest)
+    return {
+        label: {
+            layer: _histogram(found, limits.get(layer) or 1.0) if isinstance(found, Tensor) else found
+            for layer, found in each.items()
+        }
+        for label, each in techniques.items()
+    }
+
+
+def _histogram(values: Tensor, limit: float) -> dict[str, Any]:
+    counts = torch.histc(values.detach().double().cpu(), _BINS, -limit, limit).long()
+    return {"limit": limit, "counts": counts.tolist(), "beyond": 0}
 
 
 def _check_complete(techniques: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:

@@ -84,8 +84,8 @@ def given_axes(ax: Axes | Sequence[Axes], number: int, shown: str) -> list[Axes]
     return axes
 
 
-def check_kind(name: str, value: Any, kind: type, meaning: str) -> None:
-    """Raises a TypeError that says what an argument means, unless it is of a kind."""
+def check_kind(name: str, value: Any, kind: type | tuple[type, ...], meaning: str) -> None:
+    """Raises a TypeError that says what an argument means, unless it is of a kind, or of one of several."""
     if not isinstance(value, kind):
         raise TypeError(f"Expected argument `{name}` to be {meaning} but got {type(value).__name__}.")
 

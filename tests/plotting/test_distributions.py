@@ -2,8 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import nn
 
+from lightning_psp import record_potentials
 from lightning_psp.plotting import plot_distributions
 
 EDGES = np.linspace(-1, 1, 401)
@@ -83,6 +87,36 @@ def test_three_techniques_in_given_axes():
         plot_distributions({"none": layers}, axes[0])
 
 
+def test_tensors_are_counted(monkeypatch):
+    network = nn.Sequential(nn.Linear(3, 50), nn.ReLU(), nn.Linear(50, 2))
+    with record_potentials(network) as potentials:
+        network(torch.randn(400, 3))
+    halves = {layer: z / 2 for layer, z in potentials.items()}
+    drawn = {}
+
+    def keep(axes, density, edges, label, **style):
+        drawn.setdefault(label, []).append((density, edges))
+
+    monkeypatch.setattr(Axes, "stairs", keep)
+    plot_distributions({"whole": potentials, "half": halves}, values="potential")
+    for label, given in (("whole", potentials), ("half", halves)):
+        for (density, edges), z in zip(drawn[label], given.values(), strict=True):
+            shown = z[(z >= edges[0]) & (z <= edges[-1])].double()
+            assert (density * np.diff(edges)).sum() == pytest.approx(len(shown) / z.numel(), abs=1e-3)
+            middles = (edges[1:] + edges[:-1]) / 2
+            square = (density * np.diff(edges) * middles**2).sum()
+            assert square == pytest.approx((shown**2).sum().item() / z.numel(), rel=0.02)
+
+
+def test_tensors_of_equal_values_and_of_none():
+    _, (axes,) = plot_distributions({"a": {"fc": torch.zeros(5)}})
+    assert axes.get_xlim()[0] < 0 < axes.get_xlim()[1]
+    with pytest.raises(ValueError, match="to have values of 'fc' for 'a' but got none"):
+        plot_distributions({"a": {"fc": torch.zeros(0)}})
+    with pytest.raises(ValueError, match="finite values but got nan among those of 'fc' for 'b'"):
+        plot_distributions({"a": {"fc": torch.ones(2)}, "b": {"fc": torch.tensor([1.0, float("nan")])}})
+
+
 @pytest.mark.parametrize("nothing", [{}, {"none": {}}])
 def test_nothing_to_draw_is_an_error(nothing):
     with pytest.raises(ValueError, match="at least one layer"):
@@ -106,7 +140,7 @@ def test_bins_have_a_width(limit):
 
 
 def test_other_kinds_are_an_error():
-    with pytest.raises(TypeError, match=r"`techniques` to be a dict of histograms"):
+    with pytest.raises(TypeError, match=r"`techniques` to be a dict of tensors or histograms"):
         plot_distributions([])
     with pytest.raises(TypeError, match=r"by label and layer but got list"):
         plot_distributions({"a": [1.0]})
