@@ -279,14 +279,11 @@ class Origins:
         """Keeps a tensor as long as a view or a part of it is there."""
         self._bases[id(view)] = base
 
-    def note_passes(self, joined: Tensor, tensors: Sequence[Tensor]) -> None:
-        """Notes that a tensor is the concatenation of passes of one layer, some of which may be constants."""
+    def note_passes(self, joined: Tensor, tensors: Iterable[Tensor]) -> None:
+        """Notes that a tensor is the concatenation of passes of one layer, with constants beside them."""
         passes = [tensor for tensor in tensors if (origin := self.find(tensor)) is not None and origin.is_made]
-        found, origins = self.of(joined), [self.of(tensor) for tensor in passes]
-        if not self.in_call:
-            found.passes, self._bases[id(joined)] = origins, passes
-        elif len(passes) == len(tensors) and not any(origin.is_bent for origin in origins):
-            found.source = origins[0].source
+        self.of(joined).passes = [self.of(tensor) for tensor in passes]
+        self._bases[id(joined)] = passes
 
     def hold_root(self, result: Tensor, origin: Origin) -> None:
         """Keeps what a tensor is a nonlinear function of, which may be the output layer's, as long as that is there."""

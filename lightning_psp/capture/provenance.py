@@ -193,7 +193,7 @@ class Provenance:
             whole = origin.reference()
             if whole is not None:
                 self._origins.hold_base(result, whole)
-        elif _is_of_one_layer(made):
+        elif not self._origins.in_call and _is_of_one_layer(made):
             self._origins.note_passes(result, given)
         return result
 

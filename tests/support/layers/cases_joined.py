@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.support.layers.case import LayerCase, affine, cross_entropy, one, passes
-from tests.support.layers.cases_logits import CLASSES, labelled, mlp, mlp_potentials
+from tests.support.layers.cases_logits import labelled, mlp, mlp_potentials
 from tests.support.layers.cases_outputs import BATCH, FEATURES, HIDDEN
 
 JOININGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -74,48 +74,7 @@ def of_heads(network: Any, batch: Any):
     return cross_entropy(y, batch[1]), {"body": one(z), "?logits": one(y)}
 
 
-class Decoder(nn.Module):
-    """Gives logits step by step, and returns those of all steps together."""
-
-    def __init__(self, join: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.cell, self.head, self.join = nn.Linear(FEATURES, FEATURES), nn.Linear(FEATURES, CLASSES), join
-
-    def forward(self, x: Tensor) -> Tensor:
-        found = []
-        for _ in range(3):
-            x = torch.tanh(self.cell(x))
-            found.append(self.head(x)[:, None])
-        return self.join(found, 1)
-
-
-def decoded(network: Any, batch: Any):
-    x, states, found = batch[0], [], []
-    for _ in range(3):
-        states.append(affine(network.cell, x))
-        x = torch.tanh(states[-1])
-        found.append(affine(network.head, x))
-    y = torch.stack(found, 1)
-    return cross_entropy(y, batch[1][:, None].expand(-1, 3)), {"cell": passes(states), "head": one(y)}
-
-
-DECODERS: dict[str, Callable[..., Tensor]] = {
-    "cat": torch.cat,
-    "stack": lambda found, dim: torch.stack([z[:, 0] for z in found], dim),
-}
-
 JOINED_CASES = [
-    *(
-        LayerCase(
-            f"logits of a decoder's steps, {name}",
-            partial(Decoder, join),
-            labelled,
-            lambda network, batch: F.cross_entropy(network(batch[0]).flatten(0, 1), batch[1].repeat_interleave(3)),
-            decoded,
-            reductions=("mean", "sum"),
-        )
-        for name, join in DECODERS.items()
-    ),
     *(
         LayerCase(
             f"logits of two calls, {name}{', and each of them' if is_beside else ''}",
