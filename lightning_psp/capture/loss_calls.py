@@ -15,7 +15,7 @@ from lightning_psp.capture.frames import Frames
 from lightning_psp.capture.functions import Handler, TorchFunction, all_forms_of, name_of
 from lightning_psp.capture.ledger import Ledger
 from lightning_psp.capture.nonlinearities import Activation, Nonlinearities
-from lightning_psp.capture.origin import Kept, Potential, Softmax, Source
+from lightning_psp.capture.origin import Kept, Origin, Potential, Softmax, Source
 from lightning_psp.capture.origins import Origins
 from lightning_psp.capture.outputs import OutputFinder, Target
 from lightning_psp.capture.settlement import Settlement
@@ -136,7 +136,7 @@ class LossCalls(Generic[Kept]):
         origin = self._origins.of(z)
         root = self._origins.root(origin)
         if root.potential is not None:  # logits that a nonlinearity bounds
-            return [self._take(root.potential)]
+            return self._take(root.potential)
         if root.entering is not None and root.entering is not z:  # logarithms of probabilities
             return self._enter_loss(root.entering, label)
         top = self._origins.top(root)
@@ -144,8 +144,7 @@ class LossCalls(Generic[Kept]):
             top = self._origins.top(origin)  # of which something was overwritten since
         values, whole = top.values, top.reference()
         if top.passes and not values.potentials:
-            passes = [tensor for one in top.passes if (tensor := one.reference()) is not None]
-            return [potential for one in passes for potential in self._enter_loss(one, label)]
+            return self._enter_each(top, label)
         if not values.potentials:
             if whole is None or not self._ledger.is_potential(whole):
                 values, whole = origin.values, z
@@ -156,10 +155,21 @@ class LossCalls(Generic[Kept]):
             potential.edge = self._graph.edge(z if whole is None else whole)
         return values.potentials
 
-    def _take(self, potential: Potential[Kept]) -> Potential[Kept]:
+    def _enter_each(self, joined: Origin, label: str) -> list[Potential[Kept]]:
+        passes = [tensor for one in joined.passes if (tensor := one.reference()) is not None]
+        return [potential for one in passes for potential in self._enter_loss(one, label)]
+
+    def _take(self, potential: Potential[Kept]) -> list[Potential[Kept]]:
+        joined = None if potential.origin is None else self._origins.top(potential.origin)
+        if joined is not None and joined.passes:
+            found = self._enter_each(joined, potential.label)
+            for one in found:
+                one.results.extend(potential.results)
+            self._ledger.drop(potential)
+            return found
         whole = self._settlement.whole_potential(potential)
         whole.is_output = whole.enters_loss = True
-        return whole
+        return [whole]
 
     def _is_of_network(self, z: Tensor) -> bool:
         origin = self._origins.find(z)

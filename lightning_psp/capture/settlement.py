@@ -188,7 +188,7 @@ class Settlement(Generic[Kept]):
         behind = self._behind_network()
         entering = [potential for potential in behind if potential.label in _SIGMOIDS]
         own = [potential for potential in entering if _is_computed(potential)]
-        self._outputs.wholes.extend(origin for potential in entering for origin in _and_wholes(potential.origin))
+        self._outputs.wholes.extend(origin for potential in entering for origin in _and_passes(potential.origin))
         self._drop_parts_of_outputs(self.overwritten)  # of which the logits take over what was made
         logits = [potential for potential in self._ledger.potentials if potential.enters_loss]
         own = [potential for potential in own if not self._outputs.is_of_likelihoods(potential, logits)]
@@ -377,7 +377,7 @@ class Settlement(Generic[Kept]):
 
 def _is_computed(potential: Potential[Any]) -> bool:
     """Whether what enters a loss's sigmoid is more than a part or a multiple of what a network returned."""
-    is_returned = any(origin.is_returned for origin in _and_wholes(potential.origin))
+    is_returned = any(origin.is_returned for origin in _and_passes(potential.origin))
     return not is_returned and not _is_normaliser(potential)
 
 
@@ -387,6 +387,13 @@ def _is_normaliser(potential: Potential[Any]) -> bool:
 
 
 def _and_wholes(origin: Origin | None) -> Iterator[Origin]:
+    """A tensor, and those of which it is a view, a part or a multiple, one by one."""
     while origin is not None:
         yield origin
         origin = origin.whole
+
+
+def _and_passes(origin: Origin | None) -> Iterator[Origin]:
+    """The same with the passes that one of them joins, and what these stand for."""
+    for whole in _and_wholes(origin):
+        yield from (whole, *(found for one in whole.passes for found in _and_wholes(one)))

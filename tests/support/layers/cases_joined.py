@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.support.layers.case import LayerCase, affine, cross_entropy, one, passes
+from tests.support.layers.cases_distributions import softplus
 from tests.support.layers.cases_logits import labelled, mlp, mlp_potentials
 from tests.support.layers.cases_outputs import BATCH, FEATURES, HIDDEN
 
@@ -39,6 +40,34 @@ def of_two_calls(join: Callable[[Tensor, Tensor], Tensor], is_beside: bool, netw
     p, q = (z - torch.logsumexp(z, -1, keepdim=True) for z in (left, right))
     z = join(left, right)
     loss = cross_entropy(z, batch[2][: len(z)]) + is_beside * (q.exp() * (q - p)).sum()
+    return loss, {"0": passes([first, second]), "2": passes([left, right])}
+
+
+def criticised(network: nn.Module, batch: Any) -> Tensor:
+    """The loss of a critic that judges generated and real samples in two calls, and all of them together."""
+    return F.softplus(torch.cat([-network(batch[0]), network(batch[1])])).mean()
+
+
+def critic(network: Any, batch: Any):
+    (first, left), (second, right) = (mlp_potentials(network, x) for x in batch[:2])
+    loss = softplus(torch.cat([-left, right])).mean()
+    return loss, {"0": passes([first, second]), "2": passes([left, right])}
+
+
+def of_probabilities(network: nn.Module, batch: Any) -> Tensor:
+    """A loss of the probabilities of two calls, which reads them twice, and one of the logits of the first."""
+    left, right = network(batch[0]), network(batch[1])
+    p = torch.cat([left, right]).sigmoid()
+    targets = batch[2][:, None].expand_as(p).to(p.dtype)
+    loss = F.binary_cross_entropy(p, targets) + F.binary_cross_entropy(p.flip(0), targets)
+    return loss + F.binary_cross_entropy_with_logits(left, targets[: len(left)])
+
+
+def probabilities(network: Any, batch: Any):
+    (first, left), (second, right) = (mlp_potentials(network, x) for x in batch[:2])
+    z, targets = torch.cat([left, right]), batch[2][:, None]
+    loss = (softplus(z) - targets * z).mean() + (softplus(z.flip(0)) - targets * z.flip(0)).mean()
+    loss = loss + (softplus(left) - targets[: len(left)] * left).mean()
     return loss, {"0": passes([first, second]), "2": passes([left, right])}
 
 
@@ -87,6 +116,10 @@ JOINED_CASES = [
         )
         for name, join in JOININGS.items()
         for is_beside in (True, False)
+    ),
+    LayerCase("softplus of two calls", mlp, labelled_twice, criticised, critic, outputs=("2",), alone=None),
+    LayerCase(
+        "probabilities of two calls", mlp, labelled_twice, of_probabilities, probabilities, outputs=("2",), alone=None
     ),
     LayerCase("logits beside a constant", mlp, labelled, beside_a_constant, beside_zero, outputs=("2",)),
     LayerCase(
