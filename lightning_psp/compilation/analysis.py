@@ -235,7 +235,10 @@ class _Analysis(fx.Interpreter):
             )
         has_grad = torch.is_grad_enabled()
         in_call = self._records.ledger.in_call
-        return Seen(z, list(givers), self._node, in_place, version_of(z), in_call, has_grad, *self._dependence(z))
+        source = self._records.origins.of(z).source
+        return Seen(
+            z, source, list(givers), self._node, in_place, version_of(z), in_call, has_grad, *self._dependence(z)
+        )
 
     def _dependence(self, tensor: Tensor) -> tuple[bool, list[int]]:
         """Whether a trained parameter is among what a tensor is made of, and which other inputs of the graph are."""

@@ -24,6 +24,7 @@ class Seen(NamedTuple):
     """A potential when its nonlinearity was about to run."""
 
     z: Tensor
+    source: Source | None  # which the modules that return it may change
     givers: list[fx.Node]  # that gave it
     user: fx.Node  # that reads it
     in_place: bool
@@ -173,7 +174,7 @@ class Description:
         assert seen is not None
         assert potential.origin is not None
         point = Point(
-            source=cast(int, self._source(potential.origin.source)),
+            source=cast(int, self._source(seen.source)),
             in_call=seen.in_call,
             is_output=potential.is_output if self._has_loss else potential.enters_loss,
             unit_dim=potential.unit_dim,

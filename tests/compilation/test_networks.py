@@ -176,6 +176,18 @@ class OwnLoss(Auxiliary):
         return (loss, logits, others["side"]) if self.returns_logits else (loss, others["side"])
 
 
+class LossOfSum(Network):
+    """Returns the logits, which no module alone gives, beside its loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.beside = nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, x):
+        logits = super().forward(x) + self.beside(x)
+        return functional.cross_entropy(logits, logits.argmax(1)), logits
+
+
 class Frozen(Model):
     """The front has constants for potentials; with `inputs`, these carry gradient all the same."""
 
@@ -217,6 +229,7 @@ NETWORKS = {
     "outputs in turn": OutputsInTurn,
     "own loss": uses(lambda outputs, labels: outputs[0], OwnLoss),
     "own loss without logits": uses(lambda outputs, labels: outputs[0], lambda: OwnLoss(returns_logits=False)),
+    "own loss of a sum": uses(lambda outputs, labels: outputs[0], LossOfSum),
     "frozen": Frozen,
     "frozen behind inputs with gradient": lambda: Frozen(inputs=True),
     "trained before": TrainedBefore,
@@ -227,6 +240,7 @@ WAY_OF |= {
     "broken blocks": blocks_by_method,
     "trained before": blocks_by_method,
     "log-probabilities": step,
+    "own loss of a sum": step,
 }
 
 
