@@ -100,11 +100,11 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             self._origins, self._frames, self._checkpoints, selection, keep, lambda: len(self._outputs.calls), on_drop
         )
         self._witness = Witness()
+        self._settlement = Settlement(self._ledger, self._outputs, self._frames, self._origins, self._graph)
         self.records: Records[Kept] = Records(
-            self._frames, self._origins, self._graph, self._ledger, self._outputs, self._witness
+            self._frames, self._origins, self._graph, self._ledger, self._outputs, self._witness, self._settlement
         )
         self.save = self._checkpoints.save  # what is kept of a potential inside a checkpointed function
-        self._settlement = Settlement(self._ledger, self._outputs, self._frames, self._origins, self._graph)
         self._provenance = Provenance(self._origins, tracks_units)
         written = WrittenActivations(
             self._ledger, self._frames, self._origins, self._graph, self._settlement.keep_overwritten

@@ -10,6 +10,7 @@ from lightning_psp.capture.ledger import Ledger
 from lightning_psp.capture.origin import Kept
 from lightning_psp.capture.origins import Origins
 from lightning_psp.capture.outputs import OutputFinder
+from lightning_psp.capture.settlement import Settlement
 from lightning_psp.capture.shadow import Graph
 from lightning_psp.capture.witness import Witness
 
@@ -25,6 +26,7 @@ class Records(Generic[Kept]):
         ledger: the potentials.
         outputs: calls of the network, and losses.
         witness: what may be an activation that nobody sees.
+        settlement: finds of which tensor one stands for that may be the output.
     """
 
     frames: Frames
@@ -33,3 +35,4 @@ class Records(Generic[Kept]):
     ledger: Ledger[Kept]
     outputs: OutputFinder[Kept]
     witness: Witness
+    settlement: Settlement[Kept]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -52,11 +53,13 @@ class Run:
         self._ledger = records.ledger
         self._seen = records.outputs
         self._witness = records.witness
+        self._settlement = records.settlement
         self._prefix = self._frames.innermost_path()
         self._neurons: dict[int, Source] = {}
         # Before an input that the graph has overwritten is known as something else.
         places = {place for point in region.points for place in (point.input, point.whole) if place is not None}
         self._given = {place: self._origins.of(inputs[place.number]) for place in places}
+        self._known = self._targets_outside()
         of_inputs = {neurons.input for neurons in region.sources if neurons.input is not None}
         self._sources_of_inputs = {number: self._origins.of(inputs[number]).source for number in of_inputs}
         self._evaluations: dict[int, object] = {}
@@ -117,6 +120,15 @@ class Run:
             kin = [origin for place in call.kin if (origin := self._origins.find(self._tensor(place))) is not None]
             self._witness.note_unseen(self._rebased(call.place), call.remedy, self._edges(call.results), kin)
 
+    def _targets_outside(self) -> dict[Place, Target[Any]]:
+        """What those inputs stand for outside the graph that may be the output, or of which that may be a part."""
+        region = self._region
+        places = {point.whole for point in region.points if point.is_output and point.whole is not None}
+        returned = [*(found for call in region.calls for found in call[0]), *region.inputs_of_losses]
+        places.update(found.mention.place for found in returned if found.mention.place is not None)
+        targets = {place: self._settlement.target(self._tensor(place), None) for place in places}
+        return {place: target for place, target in targets.items() if target is not None}
+
     def _target(self, returned: Returned) -> Target[Any]:
         mention = returned.mention
         edges = self._edges(returned.edges)
@@ -125,7 +137,10 @@ class Run:
         if mention.points and self._potentials[mention.points[0]] is not None:
             potentials = [found for number in mention.points if (found := self._potentials[number]) is not None]
             return Target(edges, None, None, potentials, path, returned.may_be_term, made_of)
-        tensor = self._tensor_of(mention)
+        known = None if mention.place is None else self._known.get(mention.place)
+        if known is not None and known.tensor is None:
+            return replace(known, edges=edges, path=path, may_be_term=returned.may_be_term, made_of=made_of)
+        tensor = self._tensor_of(mention) if known is None or known.tensor is None else known.tensor
         origin = self._origins.of(tensor)
         origin.giver = path
         return Target(edges, tensor, origin, [], path, returned.may_be_term, made_of)
@@ -162,6 +177,8 @@ class Run:
         if point.is_candidate or (self._ledger.skips_without_grad and not point.has_grad):
             self._potentials.append(None)
             return
+        if point.is_output and self._is_told_whole(point, origin.measured.results):
+            return
         if point.whole is not None and point.whole != point.input:
             origin.whole = self._given[point.whole]
         if point.input is not None:
@@ -173,9 +190,6 @@ class Run:
             if given.made_of == GATED and not point.is_output:  # a state, as outside of compiled code
                 self._potentials.append(None)
                 return
-            top = self._origins.top(given)
-            if point.is_output and top is not given and self._is_told_whole(point, top, origin.measured.results):
-                return
             if origin.values.potentials:  # another nonlinearity has read it
                 known: Potential[Any] = origin.values.potentials[0]
                 known.is_output = known.enters_loss = known.is_output or point.is_output
@@ -186,17 +200,22 @@ class Run:
         potential.enters_loss = point.is_output
         self._potentials.append(potential)
 
-    def _is_told_whole(self, point: Point, top: Origin, results: list[Edge]) -> bool:
-        """Tells of logits that are a part or a multiple of a tensor outside the graph, which stands for them."""
-        whole = top.reference()
-        if not top.values.potentials:
-            if whole is None or not self._ledger.is_potential(whole):
-                return False
-            self._ledger.add(whole, point.label, in_place=False, is_output=True)
-        for potential in top.values.potentials:
+    def _is_told_whole(self, point: Point, results: list[Edge]) -> bool:
+        """Tells of logits that are a part, a multiple or a function of a tensor outside, which stands for them."""
+        known = None if point.whole is None else self._known.get(point.whole)
+        if known is None or point.whole is None or known.tensor is self._tensor(point.whole):
+            return False
+        potentials = [self._settlement.whole_potential(potential) for potential in known.potentials]
+        if known.tensor is not None and known.origin is not None:
+            potentials = known.origin.values.potentials
+            if not potentials:
+                if not self._ledger.is_potential(known.tensor):
+                    return False
+                self._ledger.add(known.tensor, point.label, in_place=False, is_output=True)
+        for potential in potentials:
             potential.is_output = potential.enters_loss = True
             potential.results.extend(results)
-        self._potentials.append(top.values.potentials[0])
+        self._potentials.append(potentials[0])
         return True
 
     def _measured(self, point: Point) -> Measured:

@@ -188,6 +188,28 @@ class LossOfSum(Network):
         return functional.cross_entropy(logits, logits.argmax(1)), logits
 
 
+class LossBehindBreak(Probabilities):
+    """Computes its loss in another graph than what that is of, which is a function of the output layer."""
+
+    def __init__(self, last, loss):
+        super().__init__(last)
+        self.loss = loss
+
+    def forward(self, x):
+        prediction = super().forward(x)
+        torch._dynamo.graph_break()
+        return self.loss(prediction, one_hot(torch.arange(len(x)) % CLASSES)), prediction
+
+
+LOSSES_BEHIND_BREAKS = {
+    "sigmoids": (torch.sigmoid, functional.l1_loss),
+    "a part of sigmoids": (torch.sigmoid, lambda p, y: functional.mse_loss(p[:, 1:], y[:, 1:])),
+    "probabilities": (nn.Softmax(1), functional.smooth_l1_loss),
+    "a multiple": (lambda z: 2.0 * z, functional.mse_loss),
+    "a bounded function": (torch.tanh, functional.cross_entropy),
+}
+
+
 class Frozen(Model):
     """The front has constants for potentials; with `inputs`, these carry gradient all the same."""
 
@@ -230,6 +252,12 @@ NETWORKS = {
     "own loss": uses(lambda outputs, labels: outputs[0], OwnLoss),
     "own loss without logits": uses(lambda outputs, labels: outputs[0], lambda: OwnLoss(returns_logits=False)),
     "own loss of a sum": uses(lambda outputs, labels: outputs[0], LossOfSum),
+    **{
+        f"own loss behind a break, of {name}": uses(
+            lambda outputs, labels: outputs[0], lambda functions=functions: LossBehindBreak(*functions)
+        )
+        for name, functions in LOSSES_BEHIND_BREAKS.items()
+    },
     "frozen": Frozen,
     "frozen behind inputs with gradient": lambda: Frozen(inputs=True),
     "trained before": TrainedBefore,
@@ -245,6 +273,7 @@ WAY_OF |= {
 
 
 SLOW = {"value_read", "without_gradient", "read_twice", "sigmoids", "probabilities", "dictionary", "first output"}
+SLOW |= {f"own loss behind a break, of {name}" for name in ("a part of sigmoids", "probabilities", "a multiple")}
 
 
 @pytest.mark.parametrize(
