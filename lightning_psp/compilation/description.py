@@ -137,12 +137,11 @@ class Description:
         self._add_ways_beside(results, by_edge, potentials, outputs)
         self._describe_results()
         for point, potential in zip(self._region.points, potentials, strict=False):
-            top = self._origins.stands_for(cast(Origin, potential.origin))
-            tensor = top.reference()
-            if tensor is None or top is potential.origin:
-                continue
-            if top.is_returned or id(tensor) in self._candidates:
-                point.returned = next(iter(self._mention(tensor).points), None)
+            origin = cast(Origin, potential.origin)
+            for top in (self._origins.top(origin), self._origins.stands_for(origin)):
+                tensor = top.reference()
+                if tensor is not None and top is not origin and (top.is_returned or id(tensor) in self._candidates):
+                    point.returned = next(iter(self._mention(tensor).points), None)
 
     def _add_ways(self, edge: Edge, place: Place, ends: Mapping[Edge, Place], losses: Collection[Edge] = ()) -> None:
         """Adds the ways from a result to some ends, where losses are given to those beside these."""
@@ -233,6 +232,11 @@ class Description:
                 whole = self._mention(tensor)
             source = None if place.is_input and origin.source is None else self._source(origin.source)
             known = self._known(origin)
+            if origin.potential is not None and not self._has_loss:
+                # The output layer may be what its nonlinearity's input is a part or a multiple of.
+                bounded = self._origins.top(cast(Origin, origin.potential.origin))
+                if bounded is not origin.potential.origin and bounded.reference() is not None and bounded.is_made:
+                    self._mention(cast(Tensor, bounded.reference()))
             mention = known if known.points else self._candidates.get(id(tensor), known)
             self._region.origins.append(
                 ResultOrigin(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_psp.capture.graph import Edge
-from lightning_psp.capture.origin import GATED, Measured, Origin, Potential, Softmax, Source, is_within
+from lightning_psp.capture.origin import GATED, Measured, Potential, Softmax, Source, is_within
 from lightning_psp.capture.outputs import Call, Target, Way
 from lightning_psp.capture.records import Records
 from lightning_psp.compilation.region import Mention, Region, Returned
@@ -91,6 +91,11 @@ class Run:
             origin.is_made, origin.is_weight, origin.is_bent = found.is_made, found.is_weight, found.is_bent
             origin.weighings = self._weighings + found.weighings
             self._mark(self._tensor(found.place), found.mention)
+            if found.mention.is_result:
+                number = region.points[found.mention.points[0]].returned
+                bounded = None if number is None else self._stand_ins[number]
+                if bounded is not None:
+                    self._origins.hold_base(self._tensor(found.place), bounded)
             if found.entering is not None:
                 origin.softmax = Softmax(self._tensor_of(found.entering))
             whole = None if found.whole is None else self._tensor_of(found.whole)

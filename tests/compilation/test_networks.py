@@ -206,7 +206,7 @@ LOSSES_BEHIND_BREAKS = {
     "a part of sigmoids": (torch.sigmoid, lambda p, y: functional.mse_loss(p[:, 1:], y[:, 1:])),
     "probabilities": (nn.Softmax(1), functional.smooth_l1_loss),
     "a multiple": (lambda z: 2.0 * z, functional.mse_loss),
-    "a bounded function": (torch.tanh, functional.cross_entropy),
+    "a bounded function": (lambda z: 3.0 * torch.tanh(z / 3.0), functional.cross_entropy),
 }
 
 
@@ -245,6 +245,7 @@ NETWORKS = {
     "log-probabilities": uses(functional.nll_loss, lambda: Probabilities(nn.LogSoftmax(1))),
     "probabilities": uses(lambda p, y: functional.nll_loss(p.log(), y), lambda: Probabilities(nn.Softmax(1))),
     "sigmoids": uses(lambda p, y: functional.binary_cross_entropy(p, one_hot(y)), lambda: Probabilities(nn.Sigmoid())),
+    "bounded": uses(functional.cross_entropy, lambda: Probabilities(lambda z: 3.0 * torch.tanh(z / 3.0))),
     "dictionary": uses(lambda p, y: functional.cross_entropy(p["x"], y), lambda: Probabilities(lambda z: {"x": z})),
     "first output": lambda: OneOutput([0]),
     "both outputs": lambda: OneOutput([0, 1]),
@@ -269,6 +270,7 @@ WAY_OF |= {
     "trained before": blocks_by_method,
     "log-probabilities": step,
     "own loss of a sum": step,
+    "bounded": network,
 }
 
 
