@@ -79,6 +79,7 @@ class Frame:
         "overwritten",
         "path",
         "potential",
+        "since",
         "starts_call",
         "suppresses",
         "turns",
@@ -96,6 +97,7 @@ class Frame:
         self.overwritten: Potential[Any] | None = None  # that tensor, taken for a potential before it was overwritten
         self.unit_dim: int | None = None  # of what it returns, where nothing inside it is followed
         self.first = 0  # number of potentials before it
+        self.since = 0  # number of tensors before it of which anything was known
         self.turns: dict[str, int] = {}  # how often each name of a place was given
 
 

@@ -92,6 +92,7 @@ class NetworkCalls(Generic[Kept]):
         if self.is_suspended or in_backward():
             return
         frame = self._frames.frame_of(module)
+        frame.since = self._origins.number
         known = frame.known
         if self.aside is not None:
             self._frames.running.append(frame)
@@ -183,10 +184,10 @@ class NetworkCalls(Generic[Kept]):
         if path is None:
             return
         if frame.starts_call:
-            self._end_call(frame, output)
+            self._end_call(frame, inputs, output)
         elif known.has_weights and not is_activation and not self._frames.is_wrapped(frame):
             tensors = (output,) if isinstance(output, Tensor) else tensors_in(output)
-            self._origins.record_module(path, frame, tensors)
+            self._origins.record_module(path, frame, tensors, given=inputs, since=frame.since)
 
     def _leave_affine(self, frame: Frame, unit_dim: int, argument: Any, output: Any) -> None:
         self._step_back()
@@ -203,7 +204,7 @@ class NetworkCalls(Generic[Kept]):
         if self._ledger.counts():
             self._witness.weights.add(path)
 
-    def _end_call(self, frame: Frame, output: Any) -> None:
+    def _end_call(self, frame: Frame, inputs: tuple[Any, ...], output: Any) -> None:
         assert frame.path is not None
         tensors = [tensor for tensor in tensors_in(output) if tensor.dtype.is_floating_point]
         self._ledger.end_call(tensors)
@@ -216,7 +217,7 @@ class NetworkCalls(Generic[Kept]):
         self._losses.end_call()
         self._origins.end_call()
         if frame.known.has_weights:
-            self._origins.record_module(frame.path, frame, tensors)
+            self._origins.record_module(frame.path, frame, tensors, given=inputs, since=frame.since)
         for tensor in tensors:
             if tensor.ndim == 0 and self._ledger.counts():
                 self._outputs.note_scalar(tensor, self._graph.edge(tensor), self._frames.in_metric)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
 
-from lightning_psp.capture.origin import ACTIVATED, ACTIVATING_STEP, Origin, Potential, Source, is_within
+from lightning_psp.capture.origin import ACTIVATED, ACTIVATING_STEP, Origin, Potential, Source, is_within, tensors_in
 from lightning_psp.torch_private.tensors import is_held_elsewhere, is_memory_held_elsewhere, swap
 
 
@@ -28,7 +28,7 @@ class Origins:
         self.in_call = False  # whether the network is running, whose tensors are many and large
         self._name_of_parameter = name_of_parameter
         self._origins: dict[int, Origin] = {}
-        self._serial = 0
+        self.number = 0  # of tensors of which anything was noted
         self.most_weighings = 0  # that have come one after another before any tensor
         self._bases: dict[int, Any] = {}  # what a tensor that is still there is a view of, or joined of
         # Of which the last copies and multiples were taken: of layers, or outside the network, and of other tensors.
@@ -63,8 +63,8 @@ class Origins:
             before.reference = _gone
             self._bases.pop(key, None)
         origin = self._origins[key] = Origin(weakref.ref(tensor, partial(self._forget, key)))
-        self._serial += 1
-        origin.serial = self._serial
+        self.number += 1
+        origin.serial = self.number
         if type(tensor) is not Tensor:
             origin.is_weight, origin.weight = self.weight(tensor)
         return origin
@@ -140,10 +140,23 @@ class Origins:
         if number > self.most_weighings:
             self.most_weighings = number
 
-    def record_module(self, path: str, call: object, tensors: Iterable[Tensor]) -> None:
-        """Notes that the module at `path`, which has weights, returned tensors in one call."""
+    def record_module(
+        self, path: str, call: object, tensors: Iterable[Tensor], *, given: tuple[Any, ...], since: int
+    ) -> None:
+        """Notes that the module at `path`, which has weights, returned tensors in one call.
+
+        Args:
+            path: the module's path.
+            call: the same object for all of them.
+            tensors: what it returned.
+            given: what it was called with.
+            since: number of tensors before the call of which anything was noted.
+        """
         for tensor in tensors:
-            origin = self.of(tensor)
+            known = self.find(tensor)
+            if known.serial <= since if known is not None else any(tensor is it for it in tensors_in(given)):
+                continue  # handed on as it was
+            origin = known or self.of(tensor)
             origin.is_made = True
             source = origin.source
             # Else a module or a parameter inside this one made it.

@@ -54,7 +54,7 @@ class WrittenActivations(Generic[Kept]):
         """
         frame = self._frames.running[-1] if self._frames.running else None
         is_candidates = frame is not None and frame.given is origin
-        is_joined = join is not None and join.origin is origin
+        is_joined = join is not None and join.origin.values is origin.values
         tensor = origin.reference()
         if not (is_candidates or is_joined) or not self._ledger.is_potential(tensor):
             return False
@@ -66,6 +66,8 @@ class WrittenActivations(Generic[Kept]):
 
     def close(self, join: Join, result: Tensor, label: str) -> None:
         """Takes what was computed between two tensors for one activation, whose input is the first."""
+        if not (result.dtype.is_floating_point or result.dtype.is_complex):
+            return  # a mask of several conditions
         inner = [potential for origin in join.between if origin._values for potential in origin.values.potentials]
         z = join.origin.reference()
         known = join.origin.values.potentials

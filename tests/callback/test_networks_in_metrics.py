@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 from torch.nn import functional
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import AUROC, MeanMetric, Metric, MetricCollection
 
 from lightning_psp import PSPCallback, psp_penalty, record_potentials
 from lightning_psp.capture.frames import Frames
@@ -227,4 +227,37 @@ def test_a_network_in_a_metric_that_only_counts_is_no_layer():
     module = Model("logged").double()
     module.distance = Inception().double()
     metrics = trained(module)
+    assert layers_of(metrics, "train") == layers_of(metrics, "val") == LAYERS
+
+
+class LooksAtProbabilities(LightningModule):
+    """Gives probabilities and labels to what takes no part in the loss."""
+
+    def __init__(self, look):
+        super().__init__()
+        self.network = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+        self.look = look
+
+    def training_step(self, batch, batch_index):
+        y = self.network(batch[0])
+        self.look(y.softmax(-1), batch[1])
+        return functional.mse_loss(y, targets(batch[1], y))
+
+    def validation_step(self, batch, batch_index):
+        self.training_step(batch, batch_index)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda p, labels: AUROC("multiclass", num_classes=3).update(p, labels),
+        lambda p, _: ((p > 0.1) * (p < 0.9)).sum(),
+    ],
+    ids=["metric", "conditions"],
+)
+def test_conditions_on_probabilities_are_no_layer(look):
+    metrics = trained(LooksAtProbabilities(look).double())
     assert layers_of(metrics, "train") == layers_of(metrics, "val") == LAYERS

@@ -271,6 +271,22 @@ def assigned(x: Tensor) -> Tensor:
     return x
 
 
+def assigned_in(y: Tensor, x: Tensor) -> Tensor:
+    y[x < 0] = 0.0
+    return y
+
+
+def assigned_to_copy(x: Tensor) -> Tensor:
+    """Overwrites a copy of what it is given, where that is in a range."""
+    y = x.clone()
+    y[(x > -0.6) * (x < 0.7)] = 0.0
+    return y
+
+
+def hard_shrink(_: object, x: Tensor) -> Tensor:
+    return x * ((x <= -0.6) | (x >= 0.7))
+
+
 FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Formula]] = {
     "GELU": (written_out_gelu, gelu),
     "GELU by tanh": (written_out_tanh_gelu, gelu_tanh),
@@ -283,4 +299,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Formula]] = {
     "sigmoid(x) + relu_(x)": (lambda x: torch.sigmoid(x) + F.relu(x, inplace=True), sigmoid_and_relu),
     "sigmoid(x) + relu_(xᵀ)ᵀ": (lambda x: torch.sigmoid(x) + F.relu_(x.mT).mT, sigmoid_and_relu),
     "x[x < 0] = 0": (assigned, lambda act, x: x * (x > 0)),
+    "a copy, y[x < 0] = 0": (lambda x: assigned_in(x.clone(), x), lambda act, x: x * (x > 0)),
+    "a copy, y[(x > a) * (x < b)] = 0": (assigned_to_copy, hard_shrink),
+    "x * ((x > a) * (x < b))": (lambda x: x * ((x > -0.6) * (x < 0.7)), lambda act, x: x - hard_shrink(act, x)),
 }

@@ -6,6 +6,7 @@ from tests.support.layers.cases_called_parts import CALLED_PART_CASES
 from tests.support.layers.cases_distributions import DISTRIBUTION_CASES
 from tests.support.layers.cases_experts import EXPERT_CASES
 from tests.support.layers.cases_frozen import FROZEN_CASES
+from tests.support.layers.cases_handed_on import HANDED_ON_CASES
 from tests.support.layers.cases_inner_losses import INNER_LOSS_CASES
 from tests.support.layers.cases_joined import JOINED_CASES
 from tests.support.layers.cases_logits import LOGIT_CASES
@@ -38,6 +39,7 @@ CASES: list[LayerCase] = [
     *TIED_CASES,
     *EXPERT_CASES,
     *NAME_CASES,
+    *HANDED_ON_CASES,
     *PLACE_CASES,
 ]
 BY_NAME = {case.name: case for case in CASES}
