@@ -231,6 +231,11 @@ class OutputFinder(Generic[Kept]):
         return any(not edges_below(edge).isdisjoint(returned) for edge in potential.results)
 
 
+def is_number(tensor: Tensor) -> bool:
+    """Whether a tensor is a single number, which a loss may be, with or without a dimension: `torch.zeros(1) + …`."""
+    return tensor.ndim == 0 or (tensor.ndim == 1 and tensor.shape[0] == 1)
+
+
 def _held(scalars: Iterable[tuple[weakref.ref[Tensor] | None, Edge]]) -> list[Edge]:
     return [edge for holder, edge in scalars if holder is None or holder() is not None]
 

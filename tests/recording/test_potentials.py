@@ -229,3 +229,25 @@ def test_where_nothing_but_an_input_asks_for_a_gradient_all_layers_count():
     assert not potentials.constants
     expected = (potentials["0"].square().mean() + potentials["2"].square().mean()) / 2
     torch.testing.assert_close(psp_penalty(potentials), expected)
+
+
+class Sums(nn.Module):
+    """Sums terms up in a tensor with one entry, as losses of vocoders do."""
+
+    def forward(self, *differences):
+        total = torch.zeros(1)
+        for difference in differences:
+            total += difference.abs().mean()
+        return total
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_loss_with_one_entry_is_a_loss_as_one_without_a_dimension(grad):
+    """Of the generator's output the critic's is made, and the loss takes it, too."""
+    network = nn.ModuleList([nn.Linear(3, 4), nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1))])
+    for shape in ((), (1,)):
+        with torch.set_grad_enabled(grad), record_potentials(network) as potentials:
+            generated = network[0](torch.randn(5, 3))
+            loss = Sums()(network[1](generated), generated - 1).reshape(shape)
+        assert loss.shape == shape
+        assert potentials.outputs == {"0", "1.2"}
