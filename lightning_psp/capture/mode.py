@@ -27,7 +27,7 @@ from lightning_psp.capture.network_calls import NetworkCalls, has_trained_parame
 from lightning_psp.capture.nonlinearities import Nonlinearities
 from lightning_psp.capture.origin import Keepable, Kept, Potential
 from lightning_psp.capture.origins import Origins
-from lightning_psp.capture.outputs import OutputFinder, is_number
+from lightning_psp.capture.outputs import OutputFinder
 from lightning_psp.capture.pointwise import Pointwise
 from lightning_psp.capture.provenance import Provenance
 from lightning_psp.capture.records import Records
@@ -295,7 +295,8 @@ class Capture(TorchFunctionMode, Generic[Kept]):
             result = self._handlers[number](func, args, kwargs)
         if has_shadow:
             self._graph.end_call(args[0] if result is None and args else result)  # of an assignment to a part
-        if not self._origins.in_call and isinstance(result, Tensor) and is_number(result) and self._ledger.counts():
+        may_be_loss = not self._origins.in_call and isinstance(result, Tensor) and result.ndim < 2
+        if may_be_loss and self._outputs.is_number(result, args) and self._ledger.counts():
             self._outputs.note_scalar(result, self._graph.edge(result), self._frames.in_metric)
         return result
 

@@ -128,6 +128,20 @@ class OutputFinder(Generic[Kept]):
         known = self._of_metrics if is_of_metric else self._scalars
         known.append((None if tensor.grad_fn is None else weakref.ref(tensor), edge))
 
+    def is_number(self, result: Tensor, args: Iterable[Any]) -> bool:
+        """Whether what a function gave is a single number, or a vector of one that was made of such a number.
+
+        A vector of one may as well be of a batch of one sample.
+
+        Args:
+            result: what it gave.
+            args: what it was called with.
+        """
+        if result.shape != (1,):
+            return result.ndim == 0
+        numbers = [holder() for holder, _ in self._scalars if holder is not None]
+        return any(value is number for value in args if isinstance(value, Tensor) for number in numbers)
+
     def note_backward(self, edge: Edge) -> None:
         """Notes a backward pass inside the watch."""
         self._backward.append(edge)
@@ -229,11 +243,6 @@ class OutputFinder(Generic[Kept]):
         """Whether a nonlinearity outside the network takes what is made of a network's results."""
         returned = {edge for call in self.calls for edge in call.edges}
         return any(not edges_below(edge).isdisjoint(returned) for edge in potential.results)
-
-
-def is_number(tensor: Tensor) -> bool:
-    """Whether a tensor is a single number, which a loss may be, with or without a dimension: `torch.zeros(1) + …`."""
-    return tensor.ndim == 0 or (tensor.ndim == 1 and tensor.shape[0] == 1)
 
 
 def _held(scalars: Iterable[tuple[weakref.ref[Tensor] | None, Edge]]) -> list[Edge]:

@@ -251,3 +251,24 @@ def test_a_loss_with_one_entry_is_a_loss_as_one_without_a_dimension(grad):
             loss = Sums()(network[1](generated), generated - 1).reshape(shape)
         assert loss.shape == shape
         assert potentials.outputs == {"0", "1.2"}
+
+
+class TwoOutputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.mean, self.scale = nn.Linear(3, 4), nn.Linear(4, 1), nn.Linear(4, 1)
+
+    def forward(self, x):
+        h = self.body(x).tanh()
+        return self.mean(h), self.scale(h)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_what_is_computed_of_a_batch_of_one_is_no_loss(batch, grad):
+    network = TwoOutputs()
+    with torch.set_grad_enabled(grad), record_potentials(network) as potentials:
+        mean, _ = network(torch.randn(batch, 3))
+        found = mean[:, 0] * torch.tensor(2.0) + 1
+    assert found.shape == (batch,)
+    assert potentials.outputs == {"mean", "scale"}
