@@ -23,7 +23,11 @@ from tests.support.pruning.training import (
     sgd,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:`LightningModule.configure_optimizers` returned `None`")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`LightningModule.configure_optimizers` returned `None`"),
+    # torch's own, where a compiled part reads what the part before a graph break made
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+]
 
 
 class OwnOptimizer(TwoOptimizers):
