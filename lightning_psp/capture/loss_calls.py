@@ -143,8 +143,8 @@ class LossCalls(Generic[Kept]):
         if top.reference() is None and not top.values.potentials:
             top = self._origins.top(origin)  # of which something was overwritten since
         values, whole = top.values, top.reference()
-        if top.passes and not values.potentials:
-            return self._enter_each(top, label)
+        if not values.potentials and (found := self._enter_each(top, label)):
+            return found
         if not values.potentials:
             if whole is None or not self._ledger.is_potential(whole):
                 values, whole = origin.values, z
@@ -156,13 +156,16 @@ class LossCalls(Generic[Kept]):
         return values.potentials
 
     def _enter_each(self, joined: Origin, label: str) -> list[Potential[Kept]]:
+        """Takes the passes of which a tensor is the concatenation for the output layer, unless one was overwritten."""
         passes = [tensor for one in joined.passes if (tensor := one.reference()) is not None]
+        if len(passes) < len(joined.passes):
+            return []
         return [potential for one in passes for potential in self._enter_loss(one, label)]
 
     def _take(self, potential: Potential[Kept]) -> list[Potential[Kept]]:
         joined = None if potential.origin is None else self._origins.top(potential.origin)
-        if joined is not None and joined.passes:
-            found = self._enter_each(joined, potential.label)
+        found = [] if joined is None else self._enter_each(joined, potential.label)
+        if found:
             for one in found:
                 one.results.extend(potential.results)
             self._ledger.drop(potential)
